@@ -1,0 +1,44 @@
+"""A real Qwen2.5 checkpoint on a CPU: two iterations, to see the whole path work before renting anything.
+
+    python launch/run.py --config=experiments/qwen2_5_cpu.py --config.model.path=DIR
+
+DIR is a Hugging Face directory of any small Qwen2.5 (config.json, safetensors, tokenizer.json); 0.5B needs about
+14 GB of memory and 10 minutes on two cores.
+"""
+
+from fipo_jax import config
+
+
+def get_config():
+  c = config.default()
+  c.workdir = "runs/qwen2_5_cpu"
+  c.steps = 2
+  c.model.path = "model"  # override: --config.model.path=DIR
+  c.model.dtype = "bfloat16"
+  c.model.remat = "full"
+  c.model.logprob_chunk_tokens = 64
+  c.data.source = "reasoning_gym"
+  c.data.name = "chain_sum"
+  c.data.options = {"min_terms": 3, "max_terms": 4, "min_digits": 2, "max_digits": 3}
+  c.data.size = 1000
+  c.data.instruction = (
+    "{question}\nThink step by step, then give the result on a last line of the form 'Answer: $Answer'."
+  )
+  c.data.max_prompt_tokens = 128
+  c.reward.verifier = "math_dapo"
+  c.reward.overlong_buffer_tokens = 32
+  c.rollout.samples_per_prompt = 8
+  c.rollout.max_response_tokens = 128
+  c.rollout.slots = 64
+  c.batch.prompts = 8
+  c.batch.minibatch_prompts = 4  # two optimizer steps per rollout
+  c.batch.row_tokens = 256
+  c.batch.micro_rows = 4
+  c.dynamic_sampling.max_draws = 2
+  c.optimizer.warmup_updates = 0
+  c.eval.every = 2
+  c.eval.prompts = 8
+  c.eval.samples_per_prompt = 1
+  c.checkpoint.every = 2
+  c.checkpoint.keep = 1
+  return c

@@ -1,0 +1,21 @@
+"""fipo_jax: Future-KL Influenced Policy Optimization on any JAX mesh.
+
+Data flows one way:
+
+    prompts -> rollout -> rewards -> advantages -> Future-KL -> loss -> update -> checkpoint -> evaluate / report
+    data/      rollout/   rewards/   algorithms/                       train/                    evaluate, report
+
+Where to look:
+
+    loop.py          the whole algorithm on one page: start here
+    types.py         the records that flow, and the letters of their axes
+    config.py        every field: its value, unit and reason
+    algorithms/      advantages, Future-KL, losses: the mathematics
+    models/          Qwen2/2.5 in Flax NNX, attention, log-probs, Hugging Face files
+    rollout/         jitted sampling
+    train/           packing, optimizer, the jitted step, checkpoints
+    data/, rewards/  prompts in, scores out
+    sharding.py      meshes and the one table of logical axes
+
+This file imports nothing.
+"""

@@ -1,0 +1,66 @@
+"""Group-relative advantages, on the host, in float64.
+
+Float64 is not a luxury: in float32 the mean of equal rewards can be off by one unit in the last place, and the small
+epsilon below turns that into a visible advantage with one sign for the whole group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+
+
+def group_relative(rewards_PG, *, std_ddof: int | None = 1, epsilon: float = 1e-6) -> np.ndarray:
+  """How much better each sample is than its group, in deviations of the group.
+
+      A[p, g] = (r[p, g] − mean_g r[p]) / (std_g r[p] + ε)
+
+  A group of equal rewards gets exactly 0. A group of one has no statistics: mean 0 and deviation 1 stand in.
+
+  Args:
+    rewards_PG: [P, G] rewards.
+    std_ddof: 1 divides squares by G − 1, 0 by G; None leaves the deviation (and ε) out.
+    epsilon: ε, in units of reward.
+  Returns: [P, G] float64.
+  Raises:
+    ValueError: rewards are not [P, G], or std_ddof is none of 1, 0, None.
+  Source: arXiv 2603.19835 eq. 1; the +ε and G − 1 are those of the published configuration.
+  """
+  rewards_PG = np.asarray(rewards_PG, np.float64)
+  if rewards_PG.ndim != 2:
+    raise ValueError(f"rewards_PG has shape {rewards_PG.shape}; expected [prompts, samples].")
+  return np.array([_one_group(r, std_ddof, epsilon) for r in rewards_PG]).reshape(rewards_PG.shape)
+
+
+def group_relative_ragged(
+  rewards_B, groups_B: Sequence[Hashable], *, std_ddof: int | None = 1, epsilon: float = 1e-6
+) -> np.ndarray:
+  """The same for groups of different sizes, in any order: samples with equal `groups_B` form a group.
+
+  Args:
+    rewards_B: [B] rewards.
+    groups_B: [B] group keys.
+  Returns: [B] float64. Raises ValueError as `group_relative`, or when the lengths differ.
+  """
+  rewards_B = np.asarray(rewards_B, np.float64)
+  if rewards_B.shape != (len(groups_B),):
+    raise ValueError(f"rewards_B has shape {rewards_B.shape}; expected one per key ({len(groups_B)}).")
+  members: dict[Hashable, list[int]] = {}
+  for i, key in enumerate(groups_B):
+    members.setdefault(key, []).append(i)
+  advantages_B = np.zeros_like(rewards_B)
+  for rows in members.values():
+    advantages_B[rows] = _one_group(rewards_B[rows], std_ddof, epsilon)
+  return advantages_B
+
+
+def _one_group(rewards_G: np.ndarray, std_ddof: int | None, epsilon: float) -> np.ndarray:
+  if std_ddof not in (0, 1, None):
+    raise ValueError(f"std_ddof={std_ddof!r}; use 1, 0, or None for no division.")
+  if rewards_G.size == 1:
+    return rewards_G if std_ddof is None else rewards_G / (1.0 + epsilon)
+  if (rewards_G == rewards_G[:1]).all():
+    return np.zeros_like(rewards_G)
+  centred_G = rewards_G - rewards_G.mean()
+  return centred_G if std_ddof is None else centred_G / (rewards_G.std(ddof=std_ddof) + epsilon)

@@ -1,0 +1,114 @@
+"""What a policy loss says about itself: `Mean`, `Max` and `Min` records over the tokens that were given to it.
+
+All of them cover every response token, those of rejected responses too, and merge across micro-batches and hosts.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from fipo_jax import masked
+from fipo_jax.algorithms import future_kl
+from fipo_jax.types import Max, Mean, Min
+
+NEGATIVE_QUANTILES = {"p75": 0.75, "p995": 0.995, "p999": 0.999}
+POSITIVE_QUANTILES = {"p25": 0.25, "median": 0.5, "p75": 0.75, "p995": 0.995, "p999": 0.999}
+
+
+def token_mean(x_RT, valid_RT) -> Mean:
+  """The mean of x over valid tokens, not yet divided."""
+  return Mean(masked.sum(x_RT, valid_RT), masked.count(valid_RT))
+
+
+def token_max(x_RT, valid_RT) -> Max:
+  return Max(masked.max(x_RT, valid_RT))
+
+
+def token_min(x_RT, valid_RT) -> Min:
+  return Min(masked.min(x_RT, valid_RT))
+
+
+def ratio_quantiles(ratio_RT, advantages_RT, valid_RT) -> dict[str, Mean]:
+  """Quantiles of the ratio over tokens of negative and of positive advantage.
+
+  Quantiles do not add. Merged, these are means of the micro-batches' quantiles weighted by their tokens: exact for a single
+  micro-batch, an approximation for several.
+  """
+  found = {}
+  for side, kept_RT, wanted in (
+    ("negative", valid_RT & (advantages_RT < 0), NEGATIVE_QUANTILES),
+    ("positive", valid_RT & (advantages_RT > 0), POSITIVE_QUANTILES),
+  ):
+    values = masked.quantiles(ratio_RT, kept_RT, tuple(wanted.values()))
+    n = masked.count(kept_RT)
+    found |= {f"{side}_ratio_{q}": Mean(v * n, n) for q, v in zip(wanted, values, strict=True)}
+  return found
+
+
+def policy_metrics(
+  *, loss: Mean, delta_RT, ratio_RT, advantages_RT, clipped_RT, dual_clipped_RT, batch, valid_RT
+) -> dict[str, Mean | Max | Min]:
+  """What every clipped policy loss reports.
+
+  loss: the objective. policy_kl: mean of −delta, nats (k1 estimate of KL(old ‖ new)). clip_fraction, dual_clip_fraction:
+  tokens where the clipped branch is the larger, where the dual clip holds. advantage_mean: per token, so long responses count
+  more. negative_… and positive_…: ratio statistics over tokens of that sign. positive_ratio_tiny: share of tokens with
+  A > 0 and ratio < 1e-3. sampler_gap_…: |old_logp − sampler_logp|, the sampler's mismatch, nats.
+  """
+  negative_RT, positive_RT = valid_RT & (advantages_RT < 0), valid_RT & (advantages_RT > 0)
+  gap_RT = jnp.abs(batch.old_logp - batch.sampler_logp)
+  return {
+    "loss": loss,
+    "policy_kl": token_mean(-delta_RT, valid_RT),
+    "clip_fraction": token_mean(clipped_RT, valid_RT),
+    "dual_clip_fraction": token_mean(dual_clipped_RT, valid_RT),
+    "advantage_mean": token_mean(advantages_RT, valid_RT),
+    "negative_ratio_min": token_min(ratio_RT, negative_RT),
+    "negative_ratio_max": token_max(ratio_RT, negative_RT),
+    "positive_ratio_min": token_min(ratio_RT, positive_RT),
+    "positive_ratio_max": token_max(ratio_RT, positive_RT),
+    "positive_ratio_tiny": token_mean(positive_RT & (ratio_RT < 1e-3), valid_RT),
+    "sampler_gap_mean": token_mean(gap_RT, valid_RT),
+    "sampler_gap_max": token_max(gap_RT, valid_RT),
+  } | ratio_quantiles(ratio_RT, advantages_RT, valid_RT)
+
+
+def weight_metrics(
+  *, F_RT, weight_RT, ratio_RT, advantages_RT, valid_RT, weight_bounds, dual_clip
+) -> dict[str, Mean | Max | Min]:
+  """What FIPO reports beyond `policy_metrics`.
+
+  weight_…: the weight used. Its deviation is √(weight_offset_square − (weight_mean − 1)²), with weight_offset_square the mean
+  of (w − 1)²: near 1 this keeps the digits that mean(w²) − mean(w)² would lose. weight_upper_fraction,
+  weight_lower_fraction: tokens at a bound, after the safety rule; with a lower bound of 1 that includes every untouched
+  token. raw_weight_…: exp(F); in the mean it is held at `future_kl.summable_limit`, so that no sum overflows.
+  future_kl_…: F in nats. negative_ratio_2_3 and so on: share of tokens with A < 0 and ratio in [2, 3), [3, 4), [4, dual_clip).
+  """
+  low, high = weight_bounds
+  upper_RT, lower_RT = weight_RT >= high - 1e-7, weight_RT <= low + 1e-7
+  raw_RT = future_kl.raw_weight(F_RT)
+  summable_RT = jnp.minimum(raw_RT, future_kl.summable_limit(raw_RT.dtype))
+  negative_RT = valid_RT & (advantages_RT < 0)
+
+  def share_between(start, stop):
+    return token_mean(negative_RT & (ratio_RT >= start) & (ratio_RT < stop), valid_RT)
+
+  at_bound = [token_mean(x, valid_RT) for x in (upper_RT, lower_RT)]
+  return {
+    "weight_mean": token_mean(weight_RT, valid_RT),
+    "weight_offset_square": token_mean(jnp.square(weight_RT - 1), valid_RT),
+    "weight_min": token_min(weight_RT, valid_RT),
+    "weight_max": token_max(weight_RT, valid_RT),
+    "weight_bound_fraction": Mean(at_bound[0].total + at_bound[1].total, at_bound[0].count),
+    "weight_upper_fraction": at_bound[0],
+    "weight_lower_fraction": at_bound[1],
+    "raw_weight_mean": token_mean(summable_RT, valid_RT),
+    "raw_weight_min": token_min(raw_RT, valid_RT),
+    "raw_weight_max": token_max(raw_RT, valid_RT),
+    "future_kl_mean": token_mean(F_RT, valid_RT),
+    "future_kl_abs_mean": token_mean(jnp.abs(F_RT), valid_RT),
+    "future_kl_abs_max": token_max(jnp.abs(F_RT), valid_RT),
+    "negative_ratio_2_3": share_between(2, 3),
+    "negative_ratio_3_4": share_between(3, 4),
+    "negative_ratio_4_up": share_between(4, jnp.inf if dual_clip is None else dual_clip),
+  }

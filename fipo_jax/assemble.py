@@ -1,0 +1,245 @@
+"""Config -> Run: everything a run holds, built once, checked before anything expensive, resumed when there is a past."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import ml_collections
+from jax.sharding import Mesh
+
+from fipo_jax import config as config_lib
+from fipo_jax import metrics, sharding
+from fipo_jax.algorithms import OBJECTIVES, make_objective
+from fipo_jax.data import SOURCES, pipeline
+from fipo_jax.data.tokenizer import Tokenizer, characters
+from fipo_jax.models import PRESETS, hf, make_model
+from fipo_jax.models.transformer import Model
+from fipo_jax.rewards import VERIFIERS
+from fipo_jax.rewards.score import Scorer
+from fipo_jax.rollout import ENGINES, Engine
+from fipo_jax.rollout.sampling import Sampling
+from fipo_jax.train import state as state_lib
+from fipo_jax.train import step as step_lib
+from fipo_jax.train.checkpoint import Checkpointer
+from fipo_jax.train.optimizer import make_optimizer, schedule
+from fipo_jax.types import Prompt
+
+# Streams of randomness: folded into key(seed) after the step, so that no two uses share numbers.
+STREAM_ROLLOUT, STREAM_EVAL, STREAM_INIT = 0, 1, 2
+
+
+@dataclasses.dataclass
+class Run:
+  """What a run holds. step: iterations done. host: JSON-able facts that survive in checkpoints."""
+
+  cfg: ml_collections.ConfigDict
+  mesh: Mesh
+  model: Model
+  tokenizer: Tokenizer
+  state: state_lib.TrainState
+  steps: step_lib.Steps
+  engine: Engine
+  stream: pipeline.PromptStream
+  heldout: list[Prompt]
+  scorer: Scorer
+  checkpointer: Checkpointer
+  step: int
+  host: dict[str, Any]
+  timers: metrics.Timers
+
+  def key(self, step: int, stream: int) -> jax.Array:
+    """The random key of one use: fold_in(fold_in(key(seed), step), stream)."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(self.cfg.seed), step), stream)
+
+  def place(self, batch):
+    """Host arrays [M, R, T] -> the mesh."""
+    return sharding.to_mesh(self.mesh, batch, None, "rows", "tokens")
+
+  def sampling(self, *, temperature: float, top_k: int, top_p: float) -> Sampling:
+    return Sampling(
+      temperature=temperature, top_k=top_k, top_p=top_p,
+      max_tokens=self.cfg.rollout.max_response_tokens, stop_ids=tuple(self.tokenizer.stop_ids),
+    )  # fmt: skip
+
+
+def build(cfg: ml_collections.ConfigDict) -> Run:
+  """Builds the run of a validated config, restoring the newest checkpoint of its workdir if there is one.
+
+  Raises ValueError or OSError with one clear line for whatever the user can mend.
+  """
+  check_tables(cfg)
+  metrics.check_writable(cfg.workdir)
+  claim_workdir(cfg)
+  if cfg.compile_cache:
+    jax.config.update("jax_compilation_cache_dir", os.path.expanduser(cfg.compile_cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+  mesh = sharding.make_mesh(cfg.mesh)
+  config_lib.check_mesh(cfg, mesh.shape)
+  tokenizer, model = open_model(cfg)
+  stream, heldout = open_data(cfg, tokenizer)
+  optimizer, rate = open_optimizer(cfg)
+  objective = make_objective(cfg.algorithm.name, **hyperparameters(cfg))
+  abstract = state_lib.abstract(model, optimizer, mesh)
+  steps = step_lib.make_steps(
+    model, objective, optimizer, rate, abstract, mesh,
+    temperature=cfg.rollout.temperature, chunk_tokens=cfg.model.logprob_chunk_tokens,
+  )  # fmt: skip
+  checkpointer = Checkpointer(cfg.workdir, keep=cfg.checkpoint.keep)
+  step = checkpointer.latest() or 0
+  if step:
+    state, host = checkpointer.restore(step, abstract)
+    stream.restore(host["data"])
+  else:
+    state, host = fresh_state(cfg, model, optimizer, abstract, mesh), {"seconds": 0.0, "counters": {}}
+  engine = ENGINES[cfg.rollout.engine](
+    model, mesh, slots=cfg.rollout.slots, max_prompt_tokens=cfg.data.max_prompt_tokens,
+    max_response_tokens=cfg.rollout.max_response_tokens, pad_id=tokenizer.pad_id,
+  )  # fmt: skip
+  scorer = Scorer(
+    workers=cfg.reward.workers, timeout_s=cfg.reward.timeout_s, verifier_file=cfg.reward.file or None,
+    on_error=cfg.reward.on_error, wrong_score=cfg.reward.wrong_score,
+  )  # fmt: skip
+  return Run(
+    cfg, mesh, model, tokenizer, state, steps, engine, stream, heldout, scorer, checkpointer, step, host,
+    metrics.Timers(),
+  )  # fmt: skip
+
+
+def check_tables(cfg) -> None:
+  """Names that must be rows of a table of variants."""
+  config_lib.one_of("algorithm.name", cfg.algorithm.name, tuple(OBJECTIVES))
+  config_lib.one_of("data.source", cfg.data.source, tuple(SOURCES))
+  config_lib.one_of("rollout.engine", cfg.rollout.engine, tuple(ENGINES))
+  if cfg.reward.verifier:
+    config_lib.one_of("reward.verifier", cfg.reward.verifier, tuple(VERIFIERS))
+  if cfg.model.preset:
+    config_lib.one_of("model.preset", cfg.model.preset, tuple(PRESETS))
+
+
+def claim_workdir(cfg) -> None:
+  """Writes config.json into a new workdir; refuses one that belongs to another config."""
+  path = pathlib.Path(cfg.workdir) / "config.json"
+  # Through JSON on both sides, so that tuples and lists compare equal.
+  now = json.loads(cfg.to_json())
+  if path.exists():
+    try:
+      old = json.loads(path.read_text())
+    except ValueError as e:
+      raise ValueError(f"workdir={cfg.workdir!r}: config.json is damaged ({e}); use another workdir.") from e
+    if lines := config_lib.differences(old, now):
+      more = f" (and {len(lines) - 3} more)" if len(lines) > 3 else ""
+      raise ValueError(
+        f"workdir={cfg.workdir!r} holds a run of another config: {'; '.join(lines[:3])}{more}; "
+        "use another workdir, or that config to resume."
+      )
+    return
+  temporary = path.with_suffix(".tmp")
+  temporary.write_text(json.dumps(now, indent=1, sort_keys=True) + "\n")
+  temporary.replace(path)
+
+
+def open_model(cfg) -> tuple[Tokenizer, Model]:
+  """Tokenizer and model of model.path, or of model.preset with a character tokenizer; no weights yet."""
+  if cfg.model.path:
+    model_config, tokenizer = hf.read_config(cfg.model.path), Tokenizer.load(cfg.model.path)
+  else:
+    tokenizer = characters(cfg.model.alphabet)
+    model_config = dataclasses.replace(PRESETS[cfg.model.preset], vocab_size=tokenizer.vocab_size)
+  pipeline.check_vocab(tokenizer, model_config.vocab_size)
+  if (need := cfg.data.max_prompt_tokens + cfg.rollout.max_response_tokens) > model_config.max_position:
+    raise ValueError(
+      f"data.max_prompt_tokens + rollout.max_response_tokens = {need} is beyond the model's "
+      f"max_position_embeddings={model_config.max_position}; use shorter limits."
+    )
+  m = cfg.model
+  return tokenizer, make_model(
+    dataclasses.replace(
+      model_config, dtype=m.dtype, param_dtype=m.param_dtype, remat=m.remat, attention=m.attention
+    )
+  )
+
+
+def open_data(cfg, tokenizer) -> tuple[pipeline.PromptStream, list[Prompt]]:
+  """The endless training stream and the held-out prompts, which share no record."""
+  d = cfg.data
+  rendering = dict(
+    max_prompt_tokens=d.max_prompt_tokens, on_long_prompt=d.on_long_prompt, chat_template=d.chat_template,
+    instruction=d.instruction, default_verifier=cfg.reward.verifier,
+  )  # fmt: skip
+  records = SOURCES[d.source](**source_options(cfg, heldout=False))
+  heldout = []
+  if cfg.eval.every:
+    if d.source in ("jsonl", "parquet") and not cfg.eval.path:
+      if len(records) <= cfg.eval.prompts:
+        raise ValueError(
+          f"eval.prompts={cfg.eval.prompts}: data.path={d.path!r} has only {len(records)} records, and they are "
+          "split into held-out and training ones; use fewer, or eval.path."
+        )
+      held = [records[i] for i in range(cfg.eval.prompts)]
+      records = [records[i] for i in range(cfg.eval.prompts, len(records))]
+    else:
+      held = SOURCES[d.source](**source_options(cfg, heldout=True))
+    heldout = pipeline.prompts(held, tokenizer, count=cfg.eval.prompts, **rendering)
+  return pipeline.PromptStream(records, tokenizer, seed=cfg.seed, **rendering), heldout
+
+
+def source_options(cfg, *, heldout: bool) -> dict[str, Any]:
+  """The keyword arguments of the configured row of SOURCES."""
+  d, e = cfg.data, cfg.eval
+  generated = dict(
+    size=e.prompts if heldout else d.size, seed=e.data_seed if heldout else d.seed, options=d.options.to_dict()
+  )
+  file = dict(path=e.path if heldout else d.path)
+  tfds = dict(
+    name=d.name, split=e.split if heldout else d.split, question_field=d.question_field, answer_field=d.answer_field
+  )
+  return {
+    "reasoning_gym": dict(task=d.name, short=d.short_question, **generated),
+    "chain_sum_solutions": generated,
+    "jsonl": file,
+    "parquet": file,
+    "tfds": tfds,
+  }[d.source]
+
+
+def open_optimizer(cfg) -> tuple[Any, Callable]:
+  """The Optax chain and its learning-rate schedule."""
+  o = cfg.optimizer
+  rate = schedule(
+    learning_rate=o.learning_rate, warmup_updates=o.warmup_updates, kind=o.schedule,
+    total_updates=cfg.steps * (cfg.batch.prompts // cfg.batch.minibatch_prompts),
+  )  # fmt: skip
+  chain = make_optimizer(
+    rate, b1=o.b1, b2=o.b2, eps=o.eps, weight_decay=o.weight_decay, clip_norm=o.clip_norm
+  )
+  return chain, rate
+
+
+def hyperparameters(cfg) -> dict[str, Any]:
+  """The config's algorithm fields as the objectives take them: its (), 0 and -1 for "none" become None."""
+  a = cfg.algorithm
+  return dict(
+    clip_low=a.clip_low, clip_high=a.clip_high, dual_clip=a.dual_clip or None, delta_clamp=a.delta_clamp,
+    half_life_tokens=a.half_life_tokens, participation_mask=a.participation_mask,
+    weight_clip=tuple(a.weight_clip) or None, raw_cap=a.raw_cap, safety_mode=a.safety_mode,
+    safety_threshold=a.safety_threshold, loss_norm=a.loss_norm,
+    sequence_reject_count=None if a.sequence_reject_count < 0 else a.sequence_reject_count,
+  )  # fmt: skip
+
+
+def fresh_state(cfg, model, optimizer, abstract, mesh) -> state_lib.TrainState:
+  """State at step 0: the weights of model.path, or random ones for model.preset."""
+  layout = state_lib.layout(abstract)
+  with jax.set_mesh(mesh):
+    if cfg.model.path:
+      params = hf.load(cfg.model.path, model, mesh)
+    else:
+      key = jax.random.fold_in(jax.random.key(cfg.seed), STREAM_INIT)
+      params = jax.jit(model.init, out_shardings=layout.params)(key)
+    return jax.jit(lambda p: state_lib.create(p, optimizer), donate_argnums=0, out_shardings=layout)(params)

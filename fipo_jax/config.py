@@ -1,0 +1,299 @@
+"""Every field of a run: its value, its unit, why. An experiment overrides a handful; `validate` refuses the rest early.
+
+The record is complete and locked: a field that is not here does not exist, and code never falls back on a default of
+its own. Jitted code never sees it; values are passed on by name.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+
+import ml_collections
+
+DTYPES = ("float32", "bfloat16")
+
+
+def default() -> ml_collections.ConfigDict:
+  """The complete configuration; values are those of FIPO on Qwen2.5-32B where the paper gives one (Table 2)."""
+  c = ml_collections.ConfigDict()
+  c.seed = 0  # of everything random; streams are derived from it
+  c.workdir = "runs/default"  # everything the run writes; an existing one is resumed
+  c.steps = 100  # outer iterations: one rollout phase and batch.prompts / batch.minibatch_prompts updates each
+  c.compile_cache = "~/.cache/fipo_jax/xla"  # folder of compiled programs, shared by runs; "" = none
+
+  c.algorithm = ml_collections.ConfigDict()
+  c.algorithm.name = "fipo"  # a row of OBJECTIVES
+  c.algorithm.clip_low = 0.2  # PPO clip range, [1 - low, 1 + high]
+  c.algorithm.clip_high = 0.28
+  c.algorithm.dual_clip = 10.0  # c: cap on the ratio where the advantage is negative; 0 = off
+  c.algorithm.delta_clamp = 20.0  # nats; bound on |logp - old_logp|
+  c.algorithm.half_life_tokens = 32.0  # tau: a shift this far ahead counts half
+  c.algorithm.participation_mask = "all"  # all | negative_only | off: which ratios above c leave Future-KL
+  c.algorithm.weight_clip = (1.0, 1.2)  # range of f; () = only raw_cap
+  c.algorithm.raw_cap = 10.0  # cap on exp(Future-KL) where weight_clip is ()
+  c.algorithm.safety_mode = "clamp"  # clamp to [0.8, 1] | reset to 1 | off: f of over-likely negatives
+  c.algorithm.safety_threshold = 10.0  # ratio above which a negative token counts as over-likely
+  c.algorithm.sequence_reject_count = 1  # more dual-clipped tokens than this drop the response; -1 = never
+  c.algorithm.loss_norm = "global_token"  # global_token | sequence_mean | sequence_sum | group_token
+  c.algorithm.advantage_std_ddof = 1  # advantages divided by the group's std with this ddof; -1 = not divided
+  c.algorithm.allow_single_update = False  # one update per rollout makes Future-KL identically zero
+
+  c.model = ml_collections.ConfigDict()
+  c.model.path = ""  # Hugging Face directory: config.json, safetensors, tokenizer
+  c.model.base_experiment = ""  # experiment file that makes model.path when it does not exist yet
+  c.model.preset = ""  # a row of PRESETS: start from random weights instead of model.path
+  c.model.alphabet = ""  # characters of the tokenizer that goes with model.preset
+  c.model.dtype = "bfloat16"  # compute
+  c.model.param_dtype = "float32"  # master weights; bf16 loses most updates at RL learning rates
+  c.model.remat = "full"  # none | dots | full: what the backward pass recomputes
+  c.model.attention = "xla"
+  c.model.logprob_chunk_tokens = 512  # tokens of a row whose logits exist at one time
+
+  c.mesh = ml_collections.ConfigDict()  # sizes; -1 = all devices left
+  c.mesh.data = 1
+  c.mesh.fsdp = -1
+  c.mesh.context = 1
+  c.mesh.tensor = 1
+
+  c.data = ml_collections.ConfigDict()
+  c.data.source = "reasoning_gym"  # a row of SOURCES
+  c.data.path = ""  # file, for jsonl and parquet
+  c.data.name = "chain_sum"  # task or data set, for reasoning_gym and tfds
+  c.data.split = "train"  # for tfds
+  c.data.question_field = "question"  # for tfds
+  c.data.answer_field = "answer"  # for tfds
+  c.data.size = 10_000  # problems, for generated sources
+  c.data.seed = 1  # of generated sources; evaluation must use another
+  c.data.short_question = False  # the bare expression instead of the English question, for reasoning_gym
+  c.data.options = ml_collections.ConfigDict(type_safe=False)  # of the generator, passed on as they are
+  c.data.instruction = "{question}"  # what the user says; {question} is replaced
+  c.data.chat_template = True  # render with the model's chat template; False = the instruction as it is
+  c.data.max_prompt_tokens = 2048
+  c.data.on_long_prompt = "drop"  # drop (and count) | error
+
+  c.rollout = ml_collections.ConfigDict()
+  c.rollout.engine = "native"  # a row of ENGINES
+  c.rollout.samples_per_prompt = 16  # G
+  c.rollout.max_response_tokens = 20_480
+  c.rollout.temperature = 1.0
+  c.rollout.top_p = 1.0
+  c.rollout.top_k = 0  # 0 = off
+  c.rollout.slots = 64  # sequences decoded side by side
+
+  c.reward = ml_collections.ConfigDict()
+  c.reward.verifier = ""  # a row of VERIFIERS, for all prompts; "" = what each record says
+  c.reward.file = ""  # Python file that defines verify(response, answer, extras); wins over verifier
+  c.reward.wrong_score = -1.0  # score of a response that could not be verified
+  c.reward.timeout_s = 10.0  # hard deadline of one verification
+  c.reward.workers = 2  # processes
+  c.reward.on_error = "score_wrong"  # score_wrong (and count) | stop
+  c.reward.overlong_buffer_tokens = 4096  # the penalty grows over the last so many tokens; 0 = off
+  c.reward.overlong_factor = 1.0  # penalty at the very limit
+
+  c.dynamic_sampling = ml_collections.ConfigDict()
+  c.dynamic_sampling.enabled = True  # draw again until batch.prompts groups have mixed accuracy
+  c.dynamic_sampling.max_draws = 10
+  c.dynamic_sampling.on_exhausted = "train"  # train on what there is | stop (saved, with a message)
+
+  c.batch = ml_collections.ConfigDict()
+  c.batch.prompts = 512  # groups per iteration
+  c.batch.minibatch_prompts = 64  # groups per optimizer step: 8 steps
+  c.batch.row_tokens = 22_528  # length of a packed row; at least prompt + response limits
+  c.batch.micro_rows = 64  # rows whose activations exist at one time, over the whole mesh
+
+  c.optimizer = ml_collections.ConfigDict()
+  c.optimizer.learning_rate = 1e-6
+  c.optimizer.schedule = "constant"  # after warm-up: constant | cosine (to 0 at the last update)
+  c.optimizer.warmup_updates = 80  # optimizer steps
+  c.optimizer.b1 = 0.9
+  c.optimizer.b2 = 0.999
+  c.optimizer.eps = 1e-8
+  c.optimizer.weight_decay = 0.1
+  c.optimizer.clip_norm = 1.0
+  c.optimizer.max_skipped_updates = 8  # non-finite updates are skipped; so many in a row end the run
+
+  c.eval = ml_collections.ConfigDict()
+  c.eval.every = 5  # iterations; also before the first and after the last; 0 = never
+  c.eval.prompts = 30
+  c.eval.data_seed = 0  # generated sources: seed of the held-out problems
+  c.eval.path = ""  # held-out file, for jsonl and parquet; "" = the training file's first eval.prompts records
+  c.eval.split = "test"  # for tfds
+  c.eval.samples_per_prompt = 32
+  c.eval.temperature = 1.0
+  c.eval.top_p = 0.7
+  c.eval.top_k = 0
+
+  c.checkpoint = ml_collections.ConfigDict()
+  c.checkpoint.every = 5  # iterations; the last one is always saved
+  c.checkpoint.keep = 2
+  c.checkpoint.export = True  # write a Hugging Face directory at the end
+
+  c.log = ml_collections.ConfigDict()
+  c.log.samples = 4  # responses a step written to samples.jsonl, token by token
+  c.log.report = True  # plots and an HTML page at the end
+  return c.lock()
+
+
+def one_of(field: str, value, allowed) -> None:
+  """ValueError unless value is one of allowed."""
+  if value not in allowed:
+    raise ValueError(f"{field}={value!r}: expected one of {', '.join(map(repr, allowed))}.")
+
+
+def validate(c: ml_collections.ConfigDict) -> None:
+  """Every cross-check that needs no device and no file contents. Raises ValueError with field, value and a remedy."""
+  _check_ranges(c)
+  _check_choices(c)
+  _check_batch(c)
+  _check_source(c)
+
+
+def _check_ranges(c) -> None:
+  def positive(*fields):
+    for field in fields:
+      value = _at(c, field)
+      if not value > 0:
+        raise ValueError(f"{field}={value!r}: must be greater than 0.")
+
+  def not_negative(*fields):
+    for field in fields:
+      value = _at(c, field)
+      if not value >= 0 or not math.isfinite(value):
+        raise ValueError(f"{field}={value!r}: must be 0 or greater.")
+
+  positive(
+    "steps", "rollout.samples_per_prompt", "rollout.max_response_tokens", "rollout.slots", "batch.prompts",
+    "batch.minibatch_prompts", "batch.row_tokens", "batch.micro_rows", "data.max_prompt_tokens", "data.size",
+    "model.logprob_chunk_tokens", "algorithm.half_life_tokens", "algorithm.delta_clamp", "algorithm.raw_cap",
+    "algorithm.safety_threshold", "reward.timeout_s", "reward.workers", "dynamic_sampling.max_draws",
+    "optimizer.learning_rate", "optimizer.eps", "optimizer.clip_norm", "optimizer.max_skipped_updates",
+    "eval.prompts", "eval.samples_per_prompt", "checkpoint.every", "checkpoint.keep", "rollout.temperature",
+  )  # fmt: skip
+  not_negative(
+    "seed", "algorithm.clip_low", "algorithm.clip_high", "algorithm.dual_clip", "rollout.top_k", "eval.top_k",
+    "eval.temperature", "reward.overlong_buffer_tokens", "reward.overlong_factor", "optimizer.warmup_updates",
+    "optimizer.weight_decay", "eval.every", "log.samples",
+  )  # fmt: skip
+  for field in ("rollout.top_p", "eval.top_p"):
+    if not 0 < _at(c, field) <= 1:
+      raise ValueError(f"{field}={_at(c, field)!r}: must lie in (0, 1].")
+  for field in ("optimizer.b1", "optimizer.b2"):
+    if not 0 <= _at(c, field) < 1:
+      raise ValueError(f"{field}={_at(c, field)!r}: must lie in [0, 1).")
+  a = c.algorithm
+  if a.dual_clip and a.dual_clip <= 1:
+    raise ValueError(f"algorithm.dual_clip={a.dual_clip}: must be greater than 1, or 0 to switch it off.")
+  if len(a.weight_clip) not in (0, 2) or (a.weight_clip and not a.weight_clip[0] <= a.weight_clip[1]):
+    raise ValueError(f"algorithm.weight_clip={a.weight_clip}: expected (low, high), or () for none.")
+
+
+def _check_choices(c) -> None:
+  one_of("algorithm.participation_mask", c.algorithm.participation_mask, ("all", "negative_only", "off"))
+  one_of("algorithm.safety_mode", c.algorithm.safety_mode, ("clamp", "reset", "off"))
+  norms = ("global_token", "sequence_mean", "sequence_sum", "group_token")
+  one_of("algorithm.loss_norm", c.algorithm.loss_norm, norms)
+  one_of("algorithm.advantage_std_ddof", c.algorithm.advantage_std_ddof, (-1, 0, 1))
+  one_of("model.dtype", c.model.dtype, DTYPES)
+  one_of("model.param_dtype", c.model.param_dtype, DTYPES)
+  one_of("model.remat", c.model.remat, ("none", "dots", "full"))
+  one_of("model.attention", c.model.attention, ("xla",))
+  one_of("data.on_long_prompt", c.data.on_long_prompt, ("drop", "error"))
+  one_of("reward.on_error", c.reward.on_error, ("score_wrong", "stop"))
+  one_of("dynamic_sampling.on_exhausted", c.dynamic_sampling.on_exhausted, ("train", "stop"))
+  one_of("optimizer.schedule", c.optimizer.schedule, ("constant", "cosine"))
+
+
+def _check_batch(c) -> None:
+  b, g = c.batch, c.rollout.samples_per_prompt
+  if b.minibatch_prompts > b.prompts:
+    raise ValueError(
+      f"batch.minibatch_prompts={b.minibatch_prompts} is larger than batch.prompts={b.prompts}; "
+      f"use at most {b.prompts // 2 or 1}."
+    )
+  if b.prompts % b.minibatch_prompts:
+    fits = [d for d in range(1, b.prompts + 1) if b.prompts % d == 0]
+    near = min(fits, key=lambda d: abs(d - b.minibatch_prompts))
+    raise ValueError(
+      f"batch.prompts={b.prompts} is not divisible by batch.minibatch_prompts={b.minibatch_prompts}; try {near}."
+    )
+  if c.algorithm.name == "fipo" and b.prompts == b.minibatch_prompts and not c.algorithm.allow_single_update:
+    raise ValueError(
+      f"batch.minibatch_prompts={b.minibatch_prompts} equals batch.prompts: one optimizer step per rollout makes "
+      f"Future-KL identically zero; use at most {max(1, b.prompts // 2)}, or algorithm.allow_single_update=True."
+    )
+  if c.algorithm.name != "sft" and g < 2:
+    raise ValueError(f"rollout.samples_per_prompt={g}: a group needs at least 2 samples to have an advantage.")
+  need = c.data.max_prompt_tokens + c.rollout.max_response_tokens
+  if b.row_tokens < need:
+    raise ValueError(
+      f"batch.row_tokens={b.row_tokens} is shorter than data.max_prompt_tokens + rollout.max_response_tokens = "
+      f"{need}; use at least {need}."
+    )
+  if c.reward.overlong_buffer_tokens > c.rollout.max_response_tokens:
+    raise ValueError(
+      f"reward.overlong_buffer_tokens={c.reward.overlong_buffer_tokens} is larger than "
+      f"rollout.max_response_tokens={c.rollout.max_response_tokens}; use a smaller buffer, or 0 for none."
+    )
+
+
+def _check_source(c) -> None:
+  if bool(c.model.path) == bool(c.model.preset):
+    raise ValueError(
+      f"model.path={c.model.path!r} and model.preset={c.model.preset!r}: give exactly one, a Hugging Face directory "
+      "to train or a preset to start from random weights."
+    )
+  if c.model.preset and not c.model.alphabet:
+    raise ValueError(f"model.alphabet='': model.preset={c.model.preset!r} needs the characters of its tokenizer.")
+  if "{question}" not in c.data.instruction:
+    raise ValueError(f"data.instruction={c.data.instruction!r}: must contain {{question}}.")
+  if c.data.source in ("jsonl", "parquet") and not c.data.path:
+    raise ValueError(f"data.path='': data.source={c.data.source!r} needs a file.")
+  for field in ("data.path", "eval.path", "reward.file"):
+    path = _at(c, field)
+    if path and not os.path.isfile(path):
+      raise ValueError(f"{field}={path!r}: no such file.")
+  if c.data.source == "reasoning_gym" and c.eval.every and c.eval.data_seed == c.data.seed:
+    raise ValueError(
+      f"eval.data_seed={c.eval.data_seed} equals data.seed: the held-out problems would be training problems."
+    )
+
+
+def check_mesh(c, mesh_shape) -> None:
+  """Checks that need the mesh: rows and slots must divide over its data axes."""
+  ways = mesh_shape["data"] * mesh_shape["fsdp"]
+  for field in ("batch.micro_rows", "rollout.slots"):
+    value = _at(c, field)
+    if value % ways:
+      raise ValueError(
+        f"{field}={value} must be a multiple of data*fsdp={ways}; try {max(1, value // ways) * ways}."
+      )
+  if c.batch.row_tokens % mesh_shape["context"]:
+    raise ValueError(
+      f"batch.row_tokens={c.batch.row_tokens} must be a multiple of mesh.context={mesh_shape['context']}."
+    )
+
+
+# Fields that may change when a run is resumed: they do not alter what a step computes.
+RESUMABLE = ("steps", "workdir", "compile_cache", "checkpoint", "log", "reward.workers")
+
+
+def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
+  """Lines 'field: old -> new' for every field in which two configs (as nested dicts) differ, RESUMABLE ones aside."""
+  lines = []
+  for key in sorted(old.keys() | new.keys()):
+    name = f"{prefix}{key}"
+    if name in RESUMABLE:
+      continue
+    a, b = old.get(key, "(absent)"), new.get(key, "(absent)")
+    if isinstance(a, dict) and isinstance(b, dict):
+      lines += differences(a, b, f"{name}.")
+    elif a != b:
+      lines.append(f"{name}: {a!r} -> {b!r}")
+  return lines
+
+
+def _at(c, field: str):
+  for key in field.split("."):
+    c = c[key]
+  return c

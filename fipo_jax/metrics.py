@@ -1,0 +1,344 @@
+"""What a run says: one JSON line a step, seconds per phase, a live display, and the closing table.
+
+    workdir/metrics.jsonl    {"step": 12, "reward": 0.53, "eval/accuracy": 0.61, "seconds/rollout":
+    1.9, ...} workdir/samples.jsonl    {"step": 12, "prompt": ..., "response": ..., "weight": [...],
+    ...}
+
+Only process 0 writes or prints; on the others the same calls do nothing.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import json
+import math
+import numbers
+import os
+import pathlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+
+import jax
+import numpy as np
+import rich.console
+import rich.progress
+import rich.table
+
+from fipo_jax.types import Max, Mean, Min
+
+
+def check_writable(workdir) -> pathlib.Path:
+  """Makes the directory and writes a probe file into it, so that a bad one is known before any work is done.
+
+  Raises ValueError with the system's reason (not a directory, no permission, disk full, ...).
+  """
+  workdir = pathlib.Path(workdir)
+  probe = workdir / f".probe-{os.getpid()}"
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    probe.write_bytes(b"x" * 4096)
+    probe.unlink()
+  except OSError as error:
+    with contextlib.suppress(OSError):
+      probe.unlink(missing_ok=True)
+    raise _unwritable(workdir, error) from error
+  return workdir
+
+
+def _unwritable(workdir, error: OSError) -> ValueError:
+  reason = error.strerror or str(error)
+  return ValueError(
+    f"workdir={workdir} cannot be written: {reason}; free space there or name another one."
+  )
+
+
+class JsonLines:
+  """A file of one JSON record a line, each with its `step`; appended to, and cut back when a run resumes.
+
+  Opening drops the lines of steps after `resume_step`, which the resumed run will write again, and
+  a torn last line left by a crash. The shortened file replaces the old one in one rename, so a
+  crash here loses nothing. With resume_step=0 no step is done yet, and nothing is kept: step 0, the
+  evaluation before training, comes again.
+
+  Raises ValueError when the directory cannot be written or a line before the last is not a JSON
+  record.
+  """
+
+  def __init__(self, path, resume_step: int):
+    self.path = pathlib.Path(path)
+    self._file = None
+    if jax.process_index() != 0:
+      return
+    check_writable(self.path.parent)
+    try:
+      _cut(self.path, resume_step)
+      self._file = open(
+        self.path, "ab", buffering=0
+      )  # unbuffered: a line is on its way when write() returns
+    except OSError as error:
+      raise _unwritable(self.path.parent, error) from error
+
+  def write(self, record: Mapping) -> None:
+    """Appends one record. Values that are not finite become null and are named under "nonfinite".
+
+    Raises ValueError when a record has no integer step, or when the disk is full; what was written
+    before stays whole.
+    """
+    if not isinstance(record.get("step"), numbers.Integral):
+      raise ValueError(
+        f"step={record.get('step')!r} in a line for {self.path.name}: must be an integer."
+      )
+    if self._file is None:
+      return
+    nonfinite: list[str] = []
+    plain = {name: _plain(value, name, nonfinite) for name, value in record.items()}
+    if nonfinite:
+      plain["nonfinite"] = list(dict.fromkeys(nonfinite))
+    line = memoryview(json.dumps(plain, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+    start = self._file.seek(0, os.SEEK_END)
+    try:
+      while line:  # a nearly full disk takes a part of the line first and refuses the rest
+        line = line[self._file.write(line) :]
+    except OSError as error:
+      with contextlib.suppress(OSError):
+        self._file.truncate(start)
+      raise _unwritable(self.path.parent, error) from error
+
+  def close(self) -> None:
+    if self._file is not None:
+      self._file.close()
+      self._file = None
+
+
+def _cut(path: pathlib.Path, resume_step: int) -> None:
+  """Replaces the file by its lines of steps <= resume_step (none if that is 0), if that changes anything."""
+  if not path.exists():
+    return
+  temporary = path.with_name(f".{path.name}-{os.getpid()}")
+  changed = False
+  try:
+    with open(path, "rb") as old, open(temporary, "wb") as new:
+      for number, line in enumerate(old, 1):
+        step = _step(line)
+        if step is None and old.read(1):
+          raise ValueError(
+            f"{path}: line {number} is not a JSON record with a step; repair or move the file."
+          )
+        keep = step is not None and 0 < resume_step and step <= resume_step
+        if keep:
+          new.write(line.rstrip(b"\n") + b"\n")
+        changed |= not keep or not line.endswith(b"\n")
+      new.flush()
+      os.fsync(new.fileno())
+    if changed:
+      os.replace(temporary, path)
+  finally:
+    temporary.unlink(missing_ok=True)
+
+
+def _step(line: bytes) -> int | None:
+  try:
+    record = json.loads(line)
+  except ValueError:
+    return None
+  step = record.get("step") if isinstance(record, dict) else None
+  return step if isinstance(step, int) else None
+
+
+def _plain(value, name: str, nonfinite: list[str]):
+  """value as JSON knows it; a number that is not finite becomes None and its name is noted."""
+  if isinstance(value, Mapping):
+    return {str(k): _plain(v, f"{name}.{k}", nonfinite) for k, v in value.items()}
+  if isinstance(value, (np.ndarray, np.generic, jax.Array)):
+    value = np.asarray(value).tolist()
+  if isinstance(value, (list, tuple)):
+    return [_plain(v, name, nonfinite) for v in value]
+  if isinstance(value, float) and not math.isfinite(value):
+    nonfinite.append(name)
+    return None
+  return value
+
+
+class Log:
+  """The run's two files: `write` adds a line of metrics, `sample` a line of samples."""
+
+  def __init__(self, workdir, *, resume_step: int):
+    workdir = pathlib.Path(workdir)
+    self.metrics = JsonLines(workdir / "metrics.jsonl", resume_step)
+    self.samples = JsonLines(workdir / "samples.jsonl", resume_step)
+
+  def write(self, step: int, metrics: Mapping) -> None:
+    self.metrics.write({"step": step, **metrics})
+
+  def sample(self, step: int, record: Mapping) -> None:
+    self.samples.write({"step": step, **record})
+
+  def close(self) -> None:
+    self.metrics.close()
+    self.samples.close()
+
+
+def finish(metrics: Mapping[str, Mean | Max | Min]) -> dict[str, float]:
+  """Records -> numbers, in one transfer from the devices; NaN where nothing was counted.
+
+  Records of arrays (one entry per mini-batch, say) give lists. Division is in float64 on the host.
+  """
+  host = jax.device_get(dict(metrics))
+  return {name: _value(record).tolist() for name, record in host.items()}
+
+
+def _value(record: Mean | Max | Min) -> np.ndarray:
+  match record:
+    case Mean(total, count):
+      total, count = np.asarray(total, np.float64), np.asarray(count, np.float64)
+      return np.where(count > 0, total / np.where(count > 0, count, 1.0), np.nan)
+    case Max(peak):
+      return np.where(np.isneginf(peak), np.nan, np.asarray(peak, np.float64))
+    case Min(floor):
+      return np.where(np.isposinf(floor), np.nan, np.asarray(floor, np.float64))
+  raise TypeError(f"expected Mean, Max or Min, got {type(record).__name__}")
+
+
+class Timers:
+  """Wall-clock seconds by phase: `with timers("rollout"): ...`; phases entered again add up.
+
+  JAX returns before the device is done: a phase must fetch or block on its result to be charged for
+  it.
+  """
+
+  def __init__(self, clock=time.perf_counter):
+    self._clock = clock
+    self._seconds: dict[str, float] = {}
+
+  @contextlib.contextmanager
+  def __call__(self, phase: str) -> Iterator[None]:
+    start = self._clock()
+    try:
+      yield
+    finally:
+      self._seconds[phase] = self._seconds.get(phase, 0.0) + self._clock() - start
+
+  def pop(self) -> dict[str, float]:
+    """`seconds/<phase>` of all phases since the last call, and starts over."""
+    seconds, self._seconds = self._seconds, {}
+    return {f"seconds/{phase}": value for phase, value in seconds.items()}
+
+
+class Progress:
+  """Where the run is. On a terminal: a live bar over the steps and one per sub-task; elsewhere: one plain line a step.
+
+  with Progress("runs/quickstart", steps=100, done=20) as progress:
+    bar = progress.task("rollout")
+    bar(8, 64)
+    progress.step(21, {"reward": 0.5, "accuracy": 0.6, "response_length": 40.0})
+  """
+
+  SHOWN = (
+    ("reward", "reward", ".3f"),
+    ("accuracy", "accuracy", ".3f"),
+    ("length", "response_length", ".1f"),
+  )
+
+  def __init__(self, title, steps: int, done: int = 0, *, console=None, clock=time.perf_counter):
+    self._title, self._steps, self._done = str(title), steps, done
+    self._console = console or rich.console.Console()
+    self._loud = jax.process_index() == 0
+    self._clock = clock
+    self._durations: collections.deque[float] = collections.deque(maxlen=20)
+    self._first: float | None = None
+    self._live = None
+    self._bars: dict[str, rich.progress.TaskID] = {}
+
+  def __enter__(self) -> Progress:
+    self._last = self._clock()
+    if self._loud and self._console.is_terminal:
+      self._live = rich.progress.Progress(
+        rich.progress.TextColumn("{task.description}", markup=False),
+        rich.progress.BarColumn(bar_width=24),
+        rich.progress.MofNCompleteColumn(),
+        rich.progress.TextColumn("{task.fields[said]}", markup=False),
+        console=self._console,
+      )
+      self._main = self._live.add_task(
+        self._title, total=self._steps, completed=self._done, said=""
+      )
+      self._live.start()
+    return self
+
+  def __exit__(self, *error) -> None:
+    if self._live is not None:
+      self._live.stop()
+      self._live = None
+
+  def task(self, name: str) -> Callable[[int, int], None]:
+    """A sub-task's bar, as a function of (done, total): it appears with the first call and goes with the last."""
+    return lambda done, total: self._show(name, done, total)
+
+  def _show(self, name: str, done: int, total: int) -> None:
+    if self._live is None:
+      return
+    if done >= total:
+      if name in self._bars:
+        self._live.remove_task(self._bars.pop(name))
+      return
+    if name not in self._bars:
+      self._bars[name] = self._live.add_task(f"  {name}", total=total, said="")
+    self._live.update(self._bars[name], completed=done, total=total)
+
+  def step(self, step: int, metrics: Mapping) -> None:
+    """`step` steps are done, these are the metrics of the last; the time since the call before is taken for its time."""
+    now = self._clock()
+    seconds, self._last = now - self._last, now
+    if self._first is None:
+      self._first = seconds  # holds the compiles, so it forecasts only until there is another
+    else:
+      self._durations.append(seconds)
+    if not self._loud:
+      return
+    typical = sum(self._durations) / len(self._durations) if self._durations else self._first
+    shown = [(label, metrics.get(key), form) for label, key, form in self.SHOWN]
+    said = [f"{label} {value:{form}}" for label, value, form in shown if value is not None]
+    said += [f"{seconds:.1f} s", f"eta {_clock_text(typical * max(self._steps - step, 0))}"]
+    if self._live is not None:
+      self._live.update(self._main, completed=step, said="  ".join(said))
+    else:
+      self.note("  ".join([f"step {step}/{self._steps}", *said]))
+
+  def note(self, text: str) -> None:
+    """Prints a line, above the bars if there are any."""
+    if self._loud:
+      self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _clock_text(seconds: float) -> str:
+  minutes, seconds = divmod(round(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  return (
+    f"{hours}h{minutes:02d}m"
+    if hours
+    else f"{minutes}m{seconds:02d}s"
+    if minutes
+    else f"{seconds}s"
+  )
+
+
+def summary_table(result: Mapping, paths: Mapping[str, object], *, console=None) -> None:
+  """Prints what a run changed: a row per `<name>_before` / `<name>_after` in result, then where its files are.
+
+  A value that is None or NaN was not measured: "-".
+  """
+  if jax.process_index() != 0:
+    return
+  console = console or rich.console.Console()
+  table = rich.table.Table("", "before", "after", "change")
+  for column in table.columns[1:]:
+    column.justify = "right"
+  for name in [key.removesuffix("_before") for key in result if key.endswith("_before")]:
+    values = [result[f"{name}_before"], result[f"{name}_after"]]
+    values = [math.nan if value is None else value for value in values]
+    cells = [f"{values[0]:.3f}", f"{values[1]:.3f}", f"{values[1] - values[0]:+.3f}"]
+    table.add_row(name, *("-" if "nan" in cell else cell for cell in cells))
+  console.print(table)
+  for label, path in paths.items():
+    console.print(f"{label}: {path}", markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,81 @@
+"""Causal grouped-query attention inside segments: over whole rows, and of one new token over a cache."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+# Scores of what may not be seen. Finite, so that a row with nothing to see gives numbers and not NaN.
+HIDDEN_SCORE = -1e30
+# Rows up to this long are scored in one piece; longer ones this many queries at a time.
+QUERY_BLOCK = 1024
+
+
+def attend(q_RTHh, k_RUKh, v_RUKh, segments_RT, segments_RU, *, implementation: str = "xla"):
+  """Each query looks at the keys of its own segment at its own index or before.
+
+      out[t] = Σ_u softmax_u(q[t] · k[u] / √h) v[u],   u ≤ t, segment[u] = segment[t]
+
+  Query head i uses key/value head i // (H / K). Padding (segment 0) looks at padding and yields finite numbers.
+
+  Args:
+    q_RTHh: queries, rotated. k_RUKh, v_RUKh: keys (rotated) and values; U = T.
+    segments_RT, segments_RU: int32 of queries and keys.
+    implementation: a row of IMPLEMENTATIONS.
+  Returns:
+    [R, T, H, h] in the dtype of q.
+  """
+  if implementation not in IMPLEMENTATIONS:
+    raise ValueError(f"attention={implementation!r} is unknown; choose from {sorted(IMPLEMENTATIONS)}.")
+  return IMPLEMENTATIONS[implementation](q_RTHh, k_RUKh, v_RUKh, segments_RT, segments_RU)
+
+
+def attend_xla(q_RTHh, k_RUKh, v_RUKh, segments_RT, segments_RU, *, block: int = QUERY_BLOCK):
+  """`attend` in plain XLA, for every platform; at most [R, H, block, U] scores exist at a time."""
+  R, T, H, h = q_RTHh.shape
+  K = k_RUKh.shape[2]
+  q_RTKGh = (q_RTHh * h**-0.5).reshape(R, T, K, H // K, h)
+  index_T = jnp.arange(T)
+
+  def some(queries):
+    q, segments, index = queries  # a block of B queries
+    seen_RBU = (segments[:, :, None] == segments_RU[:, None, :]) & (index[:, None] >= index_T)
+    return _weighted(q, k_RUKh, v_RUKh, seen_RBU)
+
+  if T <= block:
+    return some((q_RTKGh, segments_RT, index_T)).reshape(R, T, H, h)
+  pad = -T % block  # padded queries see nothing real and are cut off below
+  q, segments = (jnp.pad(x, [(0, 0), (0, pad)] + [(0, 0)] * (x.ndim - 2)) for x in (q_RTKGh, segments_RT))
+  blocks = (T + pad) // block
+  split = lambda x: jnp.moveaxis(x.reshape(R, blocks, block, *x.shape[2:]), 1, 0)  # noqa: E731
+  index = jnp.arange(T + pad).reshape(blocks, block)
+  out = jax.lax.map(jax.checkpoint(some, prevent_cse=False), (split(q), split(segments), index))
+  return jnp.moveaxis(out, 0, 1).reshape(R, T + pad, H, h)[:, :T]
+
+
+IMPLEMENTATIONS = {"xla": attend_xla}
+
+
+def attend_cache(q_SHh, k_SMKh, v_SMKh, valid_SM):
+  """One new token per slot looks at its valid cache entries (its own among them).
+
+  Args:
+    q_SHh: rotated queries. k_SMKh, v_SMKh: the cache of this layer. valid_SM: bool.
+  Returns:
+    [S, H, h] in the dtype of q.
+  """
+  S, H, h = q_SHh.shape
+  K = k_SMKh.shape[2]
+  q_STKGh = (q_SHh * h**-0.5).reshape(S, 1, K, H // K, h)
+  return _weighted(q_STKGh, k_SMKh, v_SMKh, valid_SM[:, None, :]).reshape(S, H, h)
+
+
+def _weighted(q_RTKGh, k_RUKh, v_RUKh, seen_RTU):
+  """softmax over the seen keys, then the mean of the values under it; scores and softmax in float32."""
+  precision = jax.lax.Precision.HIGHEST if q_RTKGh.dtype == jnp.float32 else None
+  scores = jnp.einsum(
+    "rtkgh,rukh->rkgtu", q_RTKGh, k_RUKh, preferred_element_type=jnp.float32, precision=precision
+  )
+  scores = jnp.where(seen_RTU[:, None, None], scores, HIDDEN_SCORE)
+  weights = jax.nn.softmax(scores, axis=-1).astype(v_RUKh.dtype)
+  return jnp.einsum("rkgtu,rukh->rtkgh", weights, v_RUKh, precision=precision)

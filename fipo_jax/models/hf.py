@@ -1,0 +1,315 @@
+"""Hugging Face directories in and out: config.json, safetensors, and the files that travel with them.
+
+Reading goes straight from the memory-mapped file into each device's shard: no tensor is ever whole on the host unless
+a device holds it whole. Writing streams one tensor at a time. Names, shapes and dtypes are those of the published files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import pathlib
+import shutil
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from fipo_jax.models import tensor_files
+from fipo_jax.models.transformer import Model, ModelConfig
+
+# Our parameter -> (published name, layout). "same": HF [out, in] is ours once [H, h] are joined or split;
+# "flip": ours is the transpose. Names with {} have one tensor per layer, stacked by us on a leading axis.
+NAMES: dict[tuple[str, ...], tuple[str, str]] = {
+  ("embed_VD",): ("model.embed_tokens.weight", "same"),
+  ("layers", "attention_norm", "scale_D"): ("model.layers.{}.input_layernorm.weight", "same"),
+  ("layers", "attention", "q_DHh"): ("model.layers.{}.self_attn.q_proj.weight", "flip"),
+  ("layers", "attention", "q_bias_Hh"): ("model.layers.{}.self_attn.q_proj.bias", "same"),
+  ("layers", "attention", "k_DKh"): ("model.layers.{}.self_attn.k_proj.weight", "flip"),
+  ("layers", "attention", "k_bias_Kh"): ("model.layers.{}.self_attn.k_proj.bias", "same"),
+  ("layers", "attention", "v_DKh"): ("model.layers.{}.self_attn.v_proj.weight", "flip"),
+  ("layers", "attention", "v_bias_Kh"): ("model.layers.{}.self_attn.v_proj.bias", "same"),
+  ("layers", "attention", "o_DHh"): ("model.layers.{}.self_attn.o_proj.weight", "same"),
+  ("layers", "mlp_norm", "scale_D"): ("model.layers.{}.post_attention_layernorm.weight", "same"),
+  ("layers", "mlp", "gate_DF"): ("model.layers.{}.mlp.gate_proj.weight", "flip"),
+  ("layers", "mlp", "up_DF"): ("model.layers.{}.mlp.up_proj.weight", "flip"),
+  ("layers", "mlp", "down_DF"): ("model.layers.{}.mlp.down_proj.weight", "same"),
+  ("final_norm", "scale_D"): ("model.norm.weight", "same"),
+  ("head_VD",): ("lm_head.weight", "same"),
+}
+COMPANIONS = (
+  "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json",
+  "added_tokens.json", "chat_template.jinja", "chat_template.json", "generation_config.json", "LICENSE",
+)  # fmt: skip
+# config.json fields that say how the weights are stored; the second is the newer name.
+STORAGE_FIELDS = ("torch_dtype", "dtype")
+# ModelConfig fields that are ours to choose and not part of a published model.
+NUMERICS = ("dtype", "param_dtype", "remat", "attention")
+
+
+# ---- config.json ----
+
+
+def read_config(directory) -> ModelConfig:
+  """The ModelConfig of a Hugging Face directory; numerics (dtype, remat, attention) are left at their defaults.
+
+  Raises:
+    FileNotFoundError: no config.json. ValueError: not JSON, a field is missing, or a model this code is not.
+  """
+  path = pathlib.Path(directory) / "config.json"
+  if not path.is_file():
+    raise FileNotFoundError(f"{path} does not exist; expected a Hugging Face model directory.")
+  published = tensor_files.read_json(path)
+
+  def need(field):
+    if field not in published:
+      raise ValueError(f"{path}: the field {field!r} is missing.")
+    return published[field]
+
+  if need("model_type") != "qwen2":
+    raise ValueError(f"{path}: model_type={published['model_type']!r} is not supported; only 'qwen2' is.")
+  if published.get("use_sliding_window"):
+    raise ValueError(f"{path}: use_sliding_window=true is not supported; only full attention is.")
+  if published.get("hidden_act", "silu") != "silu":
+    raise ValueError(f"{path}: hidden_act={published['hidden_act']!r} is not supported; only 'silu' is.")
+  rope = published.get("rope_parameters") or published.get("rope_scaling") or {}
+  kind = rope.get("rope_type", rope.get("type", "default"))
+  if kind != "default":
+    raise ValueError(f"{path}: rotary scaling {kind!r} is not supported; only 'default' is.")
+  return ModelConfig(
+    vocab_size=need("vocab_size"),
+    num_layers=need("num_hidden_layers"),
+    d_model=need("hidden_size"),
+    d_mlp=need("intermediate_size"),
+    num_heads=need("num_attention_heads"),
+    num_kv_heads=need("num_key_value_heads"),
+    head_dim=published.get("head_dim") or need("hidden_size") // need("num_attention_heads"),
+    rope_theta=float(rope["rope_theta"] if "rope_theta" in rope else need("rope_theta")),
+    norm_eps=float(need("rms_norm_eps")),
+    tie_embeddings=bool(need("tie_word_embeddings")),
+    max_position=need("max_position_embeddings"),
+  )
+
+
+def check_vocab(config: ModelConfig, tokenizer_size: int) -> None:
+  """Raises ValueError when the tokenizer knows ids the embedding has no row for."""
+  if tokenizer_size > config.vocab_size:
+    raise ValueError(
+      f"vocab_size={config.vocab_size} of the model is smaller than the {tokenizer_size} tokens of the tokenizer; "
+      "use the tokenizer that came with the model, or a larger vocab_size."
+    )
+
+
+def _published(config: ModelConfig) -> dict:
+  """config.json as the Qwen2.5 files have it."""
+  return {
+    "architectures": ["Qwen2ForCausalLM"],
+    "attention_dropout": 0.0,
+    "hidden_act": "silu",
+    "hidden_size": config.d_model,
+    "initializer_range": 0.02,
+    "intermediate_size": config.d_mlp,
+    "max_position_embeddings": config.max_position,
+    "max_window_layers": config.num_layers,
+    "model_type": "qwen2",
+    "num_attention_heads": config.num_heads,
+    "num_hidden_layers": config.num_layers,
+    "num_key_value_heads": config.num_kv_heads,
+    "rms_norm_eps": config.norm_eps,
+    "rope_theta": config.rope_theta,
+    "sliding_window": None,
+    "tie_word_embeddings": config.tie_embeddings,
+    "torch_dtype": "float32",
+    "use_cache": True,
+    "use_sliding_window": False,
+    "vocab_size": config.vocab_size,
+  }
+
+
+# ---- reading ----
+
+
+def load(directory, model: Model, mesh) -> dict:
+  """Reads parameters into shards on the mesh, one parameter after the other.
+
+  Args:
+    directory: holds model.safetensors, or the files named in model.safetensors.index.json; f32, f16 or bf16.
+    model: says shapes and dtype; its param_dtype is what comes out.
+  Raises:
+    FileNotFoundError: no weights. ValueError: a file is broken, a tensor is missing or has another shape.
+  """
+  tensors = tensor_files.open_all(pathlib.Path(directory))
+  shapes, shardings = model.abstract(), model.shardings(mesh)
+  for path, target in _leaves(shapes):  # all shapes first: nothing is allocated for a model that does not fit
+    for name in _published_names(path, target.shape):
+      expected = _published_shape(path, target.shape)
+      if name not in tensors:
+        raise ValueError(f"{directory}: tensor {name} is missing; the model expects shape {list(expected)}.")
+      if tensors[name].shape != expected:
+        raise ValueError(f"{directory}: tensor {name} has shape {list(tensors[name].shape)}, expected {list(expected)}.")
+
+  def read(path, target, sharding):
+    sources = [tensors[name] for name in _published_names(path, target.shape)]
+    shard = lambda index: _shard(path, target, sources, index)  # noqa: E731
+    return jax.make_array_from_callback(target.shape, sharding, shard)
+
+  flat = [(path, read(path, target, _at(shardings, path))) for path, target in _leaves(shapes)]
+  return _nest(flat)
+
+
+def _shard(path, target, sources, index) -> np.ndarray:
+  """The part `index` of one parameter, read from its published tensors ([out, in] each)."""
+  stacked, bounds = path[0] == "layers", [range(size)[cut] for size, cut in zip(target.shape, index, strict=True)]
+  inner = bounds[1:] if stacked else bounds
+  out = np.empty([len(bound) for bound in bounds], target.dtype)
+  layers = bounds[0] if stacked else [0]
+  for slot, layer in enumerate(layers):
+    part = sources[layer]
+    if len(inner) == 3:  # [D, heads, h]: heads are cut whole, so a cut is a range of the joined axis
+      size = target.shape[-1]
+      joined = slice(inner[1].start * size, inner[1].stop * size)
+      width = slice(inner[0].start, inner[0].stop)
+      part = part[joined, width].T if NAMES[path][1] == "flip" else part[width, joined]
+    elif path[-1].endswith("h"):  # bias [heads, h]
+      part = part[inner[0].start * target.shape[-1] : inner[0].stop * target.shape[-1]]
+    else:
+      cuts = tuple(slice(bound.start, bound.stop) for bound in inner)
+      part = part[cuts[::-1]].T if NAMES[path][1] == "flip" else part[cuts]
+    where = out[slot] if stacked else out
+    where[...] = part.reshape(where.shape)
+  return out
+
+
+# ---- writing ----
+
+
+def save(
+  directory, params, config: ModelConfig, *, template_dir=None, dtype: str | None = None, max_shard_bytes: float = 5e9
+) -> None:
+  """Writes a Hugging Face directory with the names, shapes and dtypes of the published models.
+
+  Every process calls it; process 0 writes. One tensor at a time is brought to the host. The directory appears whole or
+  not at all; an earlier model of that name is replaced only once the new one is complete.
+
+  Args:
+    params: as of `Model.init` or `load`. config: theirs.
+    template_dir: a Hugging Face directory whose config.json, tokenizer and generation files are carried over.
+    dtype: float32, float16 or bfloat16; default: what the template's config.json says, else float32.
+    max_shard_bytes: more than this is written as several files and an index.
+  Raises:
+    ValueError: the template is another model, the dtype is unknown, or the directory holds something else.
+  """
+  directory = pathlib.Path(directory)
+  template = None if template_dir is None else pathlib.Path(template_dir)
+  published = _published(config) if template is None else _template_config(template, config)
+  known = next((published[field] for field in STORAGE_FIELDS if published.get(field)), "float32")
+  dtype = known if dtype is None else dtype
+  if dtype not in tensor_files.DTYPE_NAMES:
+    raise ValueError(f"dtype={dtype!r} is unknown; choose from {sorted(tensor_files.DTYPE_NAMES)}.")
+  field = next((field for field in STORAGE_FIELDS if field in published), "torch_dtype")
+  published = {**published, field: dtype}
+  if directory.is_dir() and any(directory.iterdir()) and not (directory / "config.json").is_file():
+    raise ValueError(f"{directory} exists and is not a model; choose another directory.")
+
+  def tensors():  # in the order of their names, as the published files have them
+    named = [
+      (name, path, layer)
+      for path, leaf in _leaves(params)
+      for layer, name in enumerate(_published_names(path, leaf.shape))
+    ]
+    for name, path, layer in sorted(named):
+      leaf = _at(params, path)
+      yield name, _published_shape(path, leaf.shape), functools.partial(_fetch, path, leaf, layer, dtype)
+
+  if jax.process_index():
+    for _, _, fetch in tensors():  # takes part in the gathers, keeps nothing
+      fetch()
+    return
+  partial = directory.with_name(f".{directory.name}.partial")
+  shutil.rmtree(partial, ignore_errors=True)
+  partial.mkdir(parents=True)
+  tensor_files.write_all(partial, list(tensors()), dtype, max_shard_bytes)
+  (partial / "config.json").write_text(json.dumps(published, indent=2) + "\n")
+  for name in COMPANIONS if template is not None else ():
+    if (template / name).is_file():
+      shutil.copyfile(template / name, partial / name)
+  _replace(partial, directory)
+
+
+def _fetch(path, leaf, layer: int, dtype: str) -> np.ndarray:
+  """One published tensor on the host: [out, in], contiguous, in the file's dtype."""
+  stacked, target = path[0] == "layers", np.dtype(dtype)
+  if leaf.is_fully_addressable:
+    host = np.asarray(leaf[layer] if stacked else leaf)
+  else:
+    whole = NamedSharding(leaf.sharding.mesh, PartitionSpec())
+    pick = lambda x, i: jax.lax.dynamic_index_in_dim(x, i, keepdims=False) if stacked else x  # noqa: E731
+    host = np.asarray(jax.jit(pick, out_shardings=whole)(leaf, layer))
+  if path[-1].endswith("h"):
+    host = host.reshape(*host.shape[:-2], -1)
+  host = host.T if NAMES[path][1] == "flip" else host
+  return np.ascontiguousarray(host.astype(target, copy=False))
+
+
+def _template_config(template: pathlib.Path, config: ModelConfig) -> dict:
+  theirs = read_config(template)
+  for field in dataclasses.fields(ModelConfig):
+    name = field.name
+    if name in NUMERICS:
+      continue
+    if getattr(theirs, name) != getattr(config, name):
+      raise ValueError(
+        f"{template}: {name}={getattr(theirs, name)} of the template, but {getattr(config, name)} of the model to save."
+      )
+  return tensor_files.read_json(template / "config.json")
+
+
+def _replace(partial: pathlib.Path, directory: pathlib.Path) -> None:
+  old = directory.with_name(f".{directory.name}.old")
+  shutil.rmtree(old, ignore_errors=True)
+  if directory.is_dir():
+    directory.rename(old)
+  partial.rename(directory)
+  shutil.rmtree(old, ignore_errors=True)
+
+
+# ---- names and shapes ----
+
+
+def _leaves(tree, path=()) -> Iterator[tuple[tuple[str, ...], jax.ShapeDtypeStruct]]:
+  for key, value in tree.items():
+    if isinstance(value, dict):
+      yield from _leaves(value, (*path, key))
+    else:
+      yield (*path, key), value
+
+
+def _at(tree, path):
+  for key in path:
+    tree = tree[key]
+  return tree
+
+
+def _nest(flat) -> dict:
+  tree: dict = {}
+  for path, value in flat:
+    node = tree
+    for key in path[:-1]:
+      node = node.setdefault(key, {})
+    node[path[-1]] = value
+  return tree
+
+
+def _published_names(path, shape) -> list[str]:
+  name = NAMES[path][0]
+  return [name.format(layer) for layer in range(shape[0])] if "{}" in name else [name]
+
+
+def _published_shape(path, shape) -> tuple[int, ...]:
+  """Shape of one published tensor of this parameter: heads joined, [out, in]."""
+  shape = shape[1:] if path[0] == "layers" else shape
+  if path[-1].endswith("h"):
+    shape = (*shape[:-2], shape[-2] * shape[-1])
+  return shape[::-1] if NAMES[path][1] == "flip" else shape

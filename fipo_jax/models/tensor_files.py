@@ -1,0 +1,132 @@
+"""safetensors files: memory-mapped for reading, streamed for writing.
+
+A file is 8 bytes of header length (little endian), a JSON header {name: {dtype, shape, data_offsets}}, then the data.
+Large models are several files and an index that says which tensor is where.
+Source: github.com/huggingface/safetensors, README.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pathlib
+from collections.abc import Callable
+
+import ml_dtypes
+import numpy as np
+
+DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
+DTYPE_NAMES = {str(dtype): name for name, dtype in DTYPES.items()}
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+# One tensor to write: its name, its shape, and how to get it when its turn comes.
+Tensor = tuple[str, tuple[int, ...], Callable[[], np.ndarray]]
+
+
+def open_all(directory: pathlib.Path) -> dict[str, np.ndarray]:
+  """Name -> memory-mapped tensor, over all weight files of a directory.
+
+  Raises:
+    FileNotFoundError: a file is not there. ValueError: a file or the index is damaged.
+  """
+  if not directory.is_dir():
+    raise FileNotFoundError(f"{directory} is not a directory; expected a Hugging Face model directory.")
+  single, index = directory / SINGLE, directory / INDEX
+  if index.is_file():
+    weights = read_json(index).get("weight_map")
+    if not isinstance(weights, dict):
+      raise ValueError(f"{index}: weight_map is missing.")
+    files = sorted({directory / name for name in weights.values()})
+  elif single.is_file():
+    files = [single]
+  else:
+    raise FileNotFoundError(f"{directory} has neither {SINGLE} nor {INDEX}.")
+  tensors: dict[str, np.ndarray] = {}
+  for file in files:
+    tensors |= open_one(file)
+  return tensors
+
+
+def open_one(file: pathlib.Path) -> dict[str, np.ndarray]:
+  """Name -> memory-mapped tensor of one file; nothing is read yet."""
+  if not file.is_file():
+    raise FileNotFoundError(f"{file} does not exist, but {INDEX} names it.")
+  size = file.stat().st_size
+  with file.open("rb") as stream:
+    length = int.from_bytes(stream.read(8), "little")
+    if size < 8 or length > size - 8:
+      raise ValueError(f"{file}: not a safetensors file, or cut off in its header ({size} bytes).")
+    try:
+      header = json.loads(stream.read(length))
+    except ValueError as error:
+      raise ValueError(f"{file}: the safetensors header is not JSON ({error}).") from error
+  header.pop("__metadata__", None)
+  end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+  if size != end:
+    raise ValueError(f"{file}: {size} bytes, but its header promises {end}; the file is truncated or damaged.")
+  data = np.memmap(file, np.uint8, "r")
+  tensors = {}
+  for name, entry in header.items():
+    if entry["dtype"] not in DTYPES:
+      raise ValueError(f"{file}: tensor {name} has dtype {entry['dtype']}; expected one of {sorted(DTYPES)}.")
+    dtype, (start, stop) = DTYPES[entry["dtype"]], entry["data_offsets"]
+    if stop - start != dtype.itemsize * math.prod(entry["shape"]):
+      raise ValueError(f"{file}: tensor {name} has {stop - start} bytes, too many or few for its shape.")
+    tensors[name] = data[8 + length + start : 8 + length + stop].view(dtype).reshape(entry["shape"])
+  return tensors
+
+
+def write_all(directory: pathlib.Path, tensors: list[Tensor], dtype: str, max_shard_bytes: float) -> None:
+  """Writes tensors in the given order, into one file or, when they exceed max_shard_bytes, several and an index."""
+  width = DTYPES[DTYPE_NAMES[dtype]].itemsize
+  shards: list[list[Tensor]] = [[]]
+  filled = total = 0
+  for tensor in tensors:
+    size = width * math.prod(tensor[1])
+    if shards[-1] and filled + size > max_shard_bytes:
+      shards.append([])
+      filled = 0
+    shards[-1].append(tensor)
+    filled, total = filled + size, total + size
+  if len(shards) == 1:
+    write_one(directory / SINGLE, shards[0], dtype)
+    return
+  where = {}
+  for number, shard in enumerate(shards, start=1):
+    name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+    write_one(directory / name, shard, dtype)
+    where |= {tensor[0]: name for tensor in shard}
+  index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
+  (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def write_one(file: pathlib.Path, tensors: list[Tensor], dtype: str) -> None:
+  """Writes one file; tensors are fetched one after the other and not kept."""
+  code, offset = DTYPE_NAMES[dtype], 0
+  header: dict = {"__metadata__": {"format": "pt"}}
+  for name, shape, _ in tensors:
+    size = DTYPES[code].itemsize * math.prod(shape)
+    header[name] = {"dtype": code, "shape": list(shape), "data_offsets": [offset, offset + size]}
+    offset += size
+  text = json.dumps(header, separators=(",", ":")).encode()
+  text += b" " * (-len(text) % 8)  # the data starts at a multiple of 8
+  with file.open("wb") as stream:
+    stream.write(len(text).to_bytes(8, "little"))
+    stream.write(text)
+    for _, _, fetch in tensors:
+      stream.write(fetch().view(np.uint8).data)
+    stream.flush()
+    os.fsync(stream.fileno())
+
+
+def read_json(path: pathlib.Path) -> dict:
+  """The JSON object in a file; ValueError when it is something else."""
+  try:
+    found = json.loads(path.read_text())
+  except ValueError as error:
+    raise ValueError(f"{path}: not valid JSON ({error}).") from error
+  if not isinstance(found, dict):
+    raise ValueError(f"{path}: expected a JSON object, found {type(found).__name__}.")
+  return found

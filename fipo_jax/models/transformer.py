@@ -1,0 +1,229 @@
+"""The Qwen2 / Qwen2.5 decoder: a record of pure functions over a plain tree of parameters.
+
+Flax NNX describes the layers and stays inside this folder: `Model` takes and returns nested dicts of arrays. Layers are
+stacked on a leading axis L and run under one `lax.scan`, so the program's size does not depend on depth.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from fipo_jax.models import attention, layers
+from fipo_jax.sharding import RULES, constrain, named
+
+# What the backward pass of a layer may keep of the forward pass.
+REMAT = {
+  "none": jax.checkpoint_policies.everything_saveable,
+  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  "full": jax.checkpoint_policies.nothing_saveable,
+}
+DTYPES = ("float32", "bfloat16")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+  """Sizes and numerics of one decoder.
+
+  dtype: of matmuls and activations (norms, softmax, rotary angles and logits are float32 always). param_dtype: of
+  the stored parameters. remat: a row of REMAT. attention: a row of `attention.IMPLEMENTATIONS`.
+  """
+
+  vocab_size: int
+  num_layers: int
+  d_model: int
+  d_mlp: int
+  num_heads: int
+  num_kv_heads: int
+  head_dim: int
+  rope_theta: float
+  norm_eps: float
+  tie_embeddings: bool
+  max_position: int
+  dtype: str = "float32"
+  param_dtype: str = "float32"
+  remat: str = "none"
+  attention: str = "xla"
+
+  def __post_init__(self):
+    if self.num_heads % self.num_kv_heads:
+      raise ValueError(f"num_heads={self.num_heads} must be a multiple of num_kv_heads={self.num_kv_heads}.")
+    if self.head_dim % 2:
+      raise ValueError(f"head_dim={self.head_dim} must be even: rotary embedding turns pairs of channels.")
+    for field, allowed in (
+      ("dtype", DTYPES), ("param_dtype", DTYPES), ("remat", REMAT), ("attention", attention.IMPLEMENTATIONS)
+    ):
+      if getattr(self, field) not in allowed:
+        raise ValueError(f"model.{field}={getattr(self, field)!r} is unknown; choose from {sorted(allowed)}.")
+
+
+class Decoder(nnx.Module):
+  """All parameters of the model: embedding, stacked layers, final norm, and a head when it is not tied."""
+
+  def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+    normal, table = nnx.initializers.normal(layers.INIT_STD), (config.vocab_size, config.d_model)
+    self.embed_VD = nnx.Param(normal(rngs.params(), table, config.param_dtype), axes=("vocab", "embed"))
+    keys = jax.random.split(rngs.params(), config.num_layers)
+    self.layers = jax.vmap(lambda key: layers.Block(config, nnx.Rngs(key)))(keys)
+    self.final_norm = layers.RMSNorm(config, rngs)
+    if not config.tie_embeddings:
+      self.head_VD = nnx.Param(normal(rngs.params(), table, config.param_dtype), axes=("vocab", "embed"))
+
+
+@functools.lru_cache
+def _skeleton(config: ModelConfig):
+  """(structure, abstract parameters with metadata) of the decoder; no arrays are made."""
+  return nnx.split(nnx.eval_shape(lambda: Decoder(config, nnx.Rngs(0))))
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """Pure functions of one configuration; hashable, so it can be a static argument of `jax.jit`.
+
+  Parameters are a nested dict: embed_VD, layers/{attention_norm, attention, mlp_norm, mlp}/... with a leading L,
+  final_norm/scale_D, and head_VD unless tied. They may be float32 masters or already in the compute dtype (`cast`).
+  """
+
+  config: ModelConfig
+
+  def init(self, key) -> dict:
+    """Random parameters: matrices from N(0, 0.02²), biases 0, norm scales 1. Jittable."""
+    return nnx.to_pure_dict(nnx.state(Decoder(self.config, nnx.Rngs(key))))
+
+  def abstract(self) -> dict:
+    """The tree of shapes and dtypes of the parameters."""
+    return nnx.to_pure_dict(_skeleton(self.config)[1])
+
+  def logical_axes(self) -> dict:
+    """The tree of logical axis names, one tuple per parameter."""
+
+    def names(path, variable):
+      stacked = ("layers",) if path[0].key == "layers" else ()
+      return stacked + variable.get_metadata()["axes"]
+
+    is_leaf = lambda x: isinstance(x, nnx.Variable)  # noqa: E731
+    return nnx.to_pure_dict(jax.tree_util.tree_map_with_path(names, _skeleton(self.config)[1], is_leaf=is_leaf))
+
+  def shardings(self, mesh) -> dict:
+    """The tree of NamedShardings of the parameters on this mesh.
+
+    Raises:
+      ValueError: a mesh axis does not divide the parameter axis it cuts.
+    """
+
+    def place(path, shape, axes):
+      for size, axis in zip(shape.shape, axes, strict=True):
+        for mesh_axis in RULES.get(axis, ()):
+          if size % mesh.shape[mesh_axis]:
+            raise ValueError(
+              f"mesh.{mesh_axis}={mesh.shape[mesh_axis]} must divide {axis}={size} of {jax.tree_util.keystr(path)}."
+            )
+      return named(mesh, *axes)
+
+    return jax.tree_util.tree_map_with_path(place, self.abstract(), self.logical_axes())
+
+  def cast(self, params) -> dict:
+    """Parameters in the compute dtype, norm scales left as they are: gives the same outputs, bit for bit."""
+
+    def narrow(path, x):
+      return x if path[-1].key == "scale_D" else x.astype(self.config.dtype)
+
+    return jax.tree_util.tree_map_with_path(narrow, params)
+
+  def hidden(self, params, tokens_RT, positions_RT, segments_RT):
+    """Final-normed hidden states of packed rows; a token sees its own segment up to itself.
+
+    Args:
+      tokens_RT, positions_RT, segments_RT: int32; segment 0 is padding (its states are finite and mean nothing).
+    Returns:
+      hidden_RTD in the compute dtype.
+    """
+    return self._rows(params, tokens_RT, positions_RT, segments_RT, keep=False)[0]
+
+  def head(self, params):
+    """The output matrix head_VD [V, D] in the compute dtype (the embedding, when tied): logits = hidden · head."""
+    table = params["embed_VD"] if self.config.tie_embeddings else params["head_VD"]
+    return constrain(table.astype(self.config.dtype), "vocab", None)
+
+  def logits(self, params, hidden):
+    """Float32 logits [..., V] of hidden states [..., D]; whole, so only for few tokens at a time."""
+    precision = jax.lax.Precision.HIGHEST if hidden.dtype == jnp.float32 else None
+    return jnp.einsum(
+      "...d,vd->...v", hidden, self.head(params), preferred_element_type=jnp.float32, precision=precision
+    )
+
+  def prefill(self, params, tokens_RT, positions_RT, segments_RT):
+    """`hidden`, plus what decoding needs of it.
+
+    Returns:
+      (hidden_RTD, cache_k, cache_v): caches [L, R, T, K, h] in the compute dtype, keys after rotation.
+    """
+    hidden_RTD, (k, v) = self._rows(params, tokens_RT, positions_RT, segments_RT, keep=True)
+    return hidden_RTD, k, v
+
+  def decode(self, params, token_S, position_S, cache_k, cache_v, write_index, valid_SM):
+    """One token per slot: writes its key and value into the cache, then attends to the valid entries.
+
+    Args:
+      token_S, position_S: int32.
+      cache_k, cache_v: [L, S, M, K, h]. Carried through the layers and updated in place: donate them.
+      write_index: int32, scalar or [S]: the entry of axis M to write.
+      valid_SM: bool, entries to look at; includes the one written now.
+    Returns:
+      (hidden_SD, cache_k, cache_v).
+    """
+    decoder = self._decoder(params)
+    x_SD = self._embed(decoder, token_S)
+    cos, sin = layers.rotation(position_S, self.config.head_dim, self.config.rope_theta)
+
+    def body(carry, layer):
+      x, cache_k, cache_v = carry
+      block, number = layer
+
+      def attend(q, k, v):
+        new_k = _write(cache_k, k, number, write_index)
+        new_v = _write(cache_v, v, number, write_index)
+        read = lambda cache: jax.lax.dynamic_index_in_dim(cache, number, keepdims=False)  # noqa: E731
+        return attention.attend_cache(q, read(new_k), read(new_v), valid_SM), (new_k, new_v)
+
+      x, (cache_k, cache_v) = block(x, cos, sin, attend)
+      return (x, cache_k, cache_v), None
+
+    numbers_L = jnp.arange(self.config.num_layers)
+    (x_SD, cache_k, cache_v), _ = jax.lax.scan(body, (x_SD, cache_k, cache_v), (decoder.layers, numbers_L))
+    return decoder.final_norm(x_SD), cache_k, cache_v
+
+  def _rows(self, params, tokens_RT, positions_RT, segments_RT, *, keep: bool):
+    decoder = self._decoder(params)
+    x_RTD = self._embed(decoder, tokens_RT)
+    cos, sin = layers.rotation(positions_RT, self.config.head_dim, self.config.rope_theta)
+
+    def attend(q, k, v):
+      context = attention.attend(q, k, v, segments_RT, segments_RT, implementation=self.config.attention)
+      return context, (k, v) if keep else None
+
+    def body(x, block):
+      return block(x, cos, sin, attend)
+
+    if self.config.remat != "none":
+      body = jax.checkpoint(body, policy=REMAT[self.config.remat], prevent_cse=False)
+    x_RTD, kept = jax.lax.scan(body, x_RTD, decoder.layers)
+    return decoder.final_norm(x_RTD), kept
+
+  def _decoder(self, params) -> Decoder:
+    return nnx.merge(_skeleton(self.config)[0], params)
+
+  def _embed(self, decoder, tokens):
+    return layers.activation(layers.lookup(decoder.embed_VD[...], tokens, self.config.dtype), None)
+
+
+def _write(cache, new_SKh, layer, index):
+  """cache[layer, s, index[s]] = new[s]; a scalar index is one contiguous update, an [S] index a scatter."""
+  if jnp.ndim(index) == 0:
+    return jax.lax.dynamic_update_slice(cache, new_SKh[None, :, None].astype(cache.dtype), (layer, 0, index, 0, 0))
+  slots_S = jnp.arange(new_SKh.shape[0])
+  return cache.at[layer, slots_S, index].set(new_SKh.astype(cache.dtype), unique_indices=True, mode="drop")

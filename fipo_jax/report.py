@@ -1,0 +1,311 @@
+"""A run's files -> one picture and one page.
+
+    python fipo_jax/report.py runs/quickstart        writes report.png and report.html there
+
+Reads metrics.jsonl, and samples.jsonl and result.json where they exist; draws what it finds. The
+page holds its pictures and styles in itself: it can be mailed, or opened years later. It imports
+nothing of the project, so it also reads runs of other versions.
+"""
+
+from __future__ import annotations
+
+import sys
+
+if __name__ == "__main__":
+  del sys.path[
+    0
+  ]  # run as a script, this folder would come first, and our types.py hide Python's own
+
+import argparse
+import base64
+import html
+import io
+import json
+import math
+import os
+import pathlib
+
+import matplotlib.figure
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+# Title, unit of the y axis, and the keys drawn in it; a key with a * stands for all keys with that
+# beginning.
+PANELS = (
+  ("Reward and accuracy", "fraction or score", ("reward", "accuracy", "eval/accuracy")),
+  ("Response length", "tokens", ("response_length", "eval/length")),
+  ("Truncated responses", "fraction", ("truncated",)),
+  ("Entropy", "nats per token", ("entropy",)),
+  ("Policy KL", "nats per token", ("policy_kl",)),
+  ("Future-KL weight: mean, and one standard deviation", "factor", ("weight_mean",)),
+  ("Mean |Future-KL|", "nats", ("future_kl_abs",)),
+  ("Loss", "", ("loss",)),
+  ("Gradient norm", "", ("grad_norm",)),
+  ("Sampler against trainer", "nats per token", ("mismatch*",)),
+  ("Time", "seconds per step", ("seconds/*",)),
+  ("By mini-batch", "", ("minibatch/*",)),
+)
+BAND = {"weight_mean": "weight_std"}
+SAMPLES = 60  # shown on the page; a thousand coloured responses would make it too heavy to open
+WEIGHT_SPAN, KL_SPAN = 0.2, 1.0  # |f - 1| and |F| (nats) that get the full colour
+
+
+def write_report(workdir, out=None) -> pathlib.Path:
+  """Writes report.png and report.html into `out` (default: the run's own folder); gives the page's path.
+
+  Raises FileNotFoundError when the run has no metrics.jsonl, ValueError when no line of it can be
+  read.
+  """
+  workdir = pathlib.Path(workdir)
+  out = pathlib.Path(out) if out is not None else workdir
+  path = workdir / "metrics.jsonl"
+  if not path.is_file():
+    raise FileNotFoundError(f"workdir={workdir} has no metrics.jsonl; name the folder of a run.")
+  rows, bad = read_lines(path)
+  if not rows:
+    raise ValueError(f"{path} holds no line that can be read; the run has not finished a step yet.")
+  samples_path, result_path = workdir / "samples.jsonl", workdir / "result.json"
+  samples, bad_samples = read_lines(samples_path) if samples_path.is_file() else ([], 0)
+  result = _read_result(result_path) if result_path.is_file() else {}
+  panels = found_panels(rows)
+  out.mkdir(parents=True, exist_ok=True)
+  _replace(out / "report.png", draw(panels))
+  page = render(workdir.resolve().name, result, rows, panels, samples, bad + bad_samples)
+  _replace(out / "report.html", page.encode())
+  return out / "report.html"
+
+
+def read_lines(path: pathlib.Path) -> tuple[list[dict], int]:
+  """The JSON records of a file, and how many lines were not one (a run in progress may be writing the last)."""
+  records, bad = [], 0
+  with open(path, encoding="utf-8", errors="replace") as lines:
+    for line in lines:
+      try:
+        record = json.loads(line)
+      except ValueError:
+        record = None
+      if isinstance(record, dict) and isinstance(record.get("step"), int):
+        records.append(record)
+      else:
+        bad += 1
+  return records, bad
+
+
+def _read_result(path: pathlib.Path) -> dict:
+  try:
+    result = json.loads(path.read_text())
+  except ValueError as error:
+    raise ValueError(
+      f"{path} is not JSON ({error}); the next end of the run writes it anew."
+    ) from error
+  return result if isinstance(result, dict) else {"result": result}
+
+
+def series(rows: list[dict], key: str) -> tuple[list[float], list[float]]:
+  """Steps and values of one key, without the rows that lack it; a list's entries are spread over their step."""
+  x, y = [], []
+  for row in rows:
+    value = row.get(key)
+    values = value if isinstance(value, list) else [value]
+    for i, v in enumerate(values):
+      if isinstance(v, (int, float)) and math.isfinite(v):
+        x.append(row["step"] + (i / len(values) if len(values) > 1 else 0))
+        y.append(float(v))
+  return x, y
+
+
+def found_panels(rows: list[dict]) -> list[tuple[str, str, dict]]:
+  """PANELS that have data: (title, unit, {key: (steps, values, half width of the band or None)})."""
+  keys = sorted({key for row in rows for key in row})
+  panels = []
+  for title, unit, wanted in PANELS:
+    lines = {}
+    for name in wanted:
+      for key in [k for k in keys if k.startswith(name[:-1])] if name.endswith("*") else [name]:
+        x, y = series(rows, key)
+        band = None
+        if key in BAND:
+          spread = dict(zip(*series(rows, BAND[key]), strict=True))
+          band = [spread.get(step, 0.0) for step in x] if spread else None
+        if x:
+          lines[key] = (x, y, band)
+    if title == "By mini-batch":  # these have different units: a panel each
+      panels += [
+        (key.removeprefix("minibatch/") + ", by mini-batch", "", {key: v})
+        for key, v in lines.items()
+      ]
+    elif lines:
+      panels.append((title, unit, lines))
+  return panels
+
+
+def draw(panels: list[tuple[str, str, dict]], columns: int = 3) -> bytes:
+  """The panels as one PNG."""
+  columns = max(1, min(columns, len(panels)))
+  height = max(1, -(-len(panels) // columns))
+  figure = matplotlib.figure.Figure(figsize=(5.2 * columns, 3.4 * height), layout="constrained")
+  FigureCanvasAgg(figure)  # no display and no global state
+  for i, (title, unit, lines) in enumerate(panels):
+    axes = figure.add_subplot(height, columns, i + 1)
+    for key, (x, y, band) in lines.items():
+      sparse = key.startswith("eval/") or len(x) < 20
+      (line,) = axes.plot(
+        x, y, marker="o" if sparse else None, markersize=3, linewidth=1.3, label=key
+      )
+      if band:
+        low, high = (
+          [v - b for v, b in zip(y, band, strict=True)],
+          [v + b for v, b in zip(y, band, strict=True)],
+        )
+        axes.fill_between(x, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+    axes.set(title=title, xlabel="step", ylabel=unit)
+    axes.grid(alpha=0.3)
+    if len(lines) > 1:
+      axes.legend(fontsize=8)
+  png = io.BytesIO()
+  figure.savefig(png, format="png", dpi=90)
+  return png.getvalue()
+
+
+def render(name, result: dict, rows, panels, samples, bad: int) -> str:
+  """The page."""
+  pictures = "".join(
+    f'<img alt="{html.escape(panel[0])}" src="data:image/png;base64,{base64.b64encode(draw([panel])).decode()}">'
+    for panel in panels
+  )
+  parts = [f"<h1>{html.escape(name)}</h1>", f"<p>{_counted(rows, samples, bad)}</p>"]
+  if result:
+    cells = "".join(
+      f"<tr><th>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in _flat(result)
+    )
+    parts.append(f"<h2>Result</h2><table>{cells}</table>")
+  parts.append(f"<h2>Curves</h2><div class=curves>{pictures}</div>")
+  if samples:
+    parts.append(_samples_html(samples))
+  title = html.escape(name)
+  return (
+    f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{STYLE}</style>"
+    + "\n".join(parts)
+  )
+
+
+def _counted(rows, samples, bad: int) -> str:
+  steps = [row["step"] for row in rows]
+  said = (
+    f"{len(rows)} lines of metrics, steps {min(steps)} to {max(steps)}; {len(samples)} samples."
+  )
+  return said + (f" {bad} unreadable lines were left out." if bad else "")
+
+
+def _flat(value, prefix: str = ""):
+  """(name, text) of the leaves of a nested record."""
+  if isinstance(value, dict):
+    for key, inner in value.items():
+      yield from _flat(inner, f"{prefix}{key}.")
+  else:
+    text = (
+      f"{value:.6g}"
+      if isinstance(value, float)
+      else value
+      if isinstance(value, str)
+      else json.dumps(value)
+    )
+    yield prefix.removesuffix("."), text
+
+
+def pick(samples: list[dict], limit: int = SAMPLES) -> list[dict]:
+  """At most `limit` samples, evenly over the run, the first and the last among them."""
+  if len(samples) <= limit:
+    return samples
+  return [samples[round(i * (len(samples) - 1) / (limit - 1))] for i in range(limit)]
+
+
+def _samples_html(samples: list[dict]) -> str:
+  shown = "".join(_sample_html(sample) for sample in pick(samples))
+  return (
+    "<h2>Samples</h2><input type=radio name=by id=by-w checked><label for=by-w>colour: weight f</label>"
+    "<input type=radio name=by id=by-f><label for=by-f>colour: Future-KL</label>"
+    "<p class=legend><span style='--w:rgba(214,69,65,.7);--f:rgba(214,69,65,.7)'>reinforced (f &gt; 1, F &gt; 0)</span> "
+    "<span style='--w:rgba(44,110,203,.7);--f:rgba(44,110,203,.7)'>damped (f &lt; 1, F &lt; 0)</span> "
+    f"full colour at |f &minus; 1| = {WEIGHT_SPAN:g} and |F| = {KL_SPAN:g} nats; point at a token for its numbers. "
+    f"{min(len(samples), SAMPLES)} of {len(samples)} are shown.</p><div class=samples>{shown}</div>"
+  )
+
+
+def _sample_html(sample: dict) -> str:
+  numbers = [
+    f"{key} {sample[key]:.3g}"
+    for key in ("reward", "accuracy", "advantage")
+    if isinstance(sample.get(key), (int, float))
+  ]
+  answer = [f"answer {sample['answer']}"] if "answer" in sample else []
+  head = ", ".join([f"step {sample['step']}", *numbers, *answer])
+  tokens = sample.get("tokens")
+  if isinstance(tokens, list) and tokens:
+    columns = [
+      _column(sample, key, len(tokens)) for key in ("logp", "entropy", "future_kl", "weight")
+    ]
+    body = "".join(_token_html(str(t), *row) for t, *row in zip(tokens, *columns, strict=True))
+  else:
+    body = html.escape(str(sample.get("response", "")))
+  prompt = html.escape(str(sample.get("prompt", "")))
+  return f"<details><summary>{html.escape(head)}</summary><pre class=prompt>{prompt}</pre><pre>{body}</pre></details>"
+
+
+def _column(sample: dict, key: str, length: int) -> list[float | None]:
+  values = sample.get(key)
+  values = values if isinstance(values, list) else []
+  numbers = [
+    v if isinstance(v, (int, float)) and math.isfinite(v) else None for v in values[:length]
+  ]
+  return numbers + [None] * (length - len(numbers))
+
+
+def _token_html(token: str, logp, entropy, future_kl, weight) -> str:
+  said = [("log p", logp), ("entropy", entropy), ("F", future_kl), ("f", weight)]
+  title = ", ".join(f"{name} {value:.4g}" for name, value in said if value is not None)
+  by_weight = _colour(None if weight is None else (weight - 1) / WEIGHT_SPAN)
+  by_kl = _colour(None if future_kl is None else future_kl / KL_SPAN)
+  return f'<span title="{title}" style="--w:{by_weight};--f:{by_kl}">{html.escape(token)}</span>'
+
+
+def _colour(strength: float | None) -> str:
+  """Red above 0, blue below, full at 1; transparent where there is nothing to say."""
+  if strength is None or abs(strength) < 0.005:
+    return "transparent"
+  red_green_blue = "214,69,65" if strength > 0 else "44,110,203"
+  return f"rgba({red_green_blue},{0.7 * min(abs(strength), 1.0):.2f})"
+
+
+def _replace(path: pathlib.Path, content: bytes) -> None:
+  temporary = path.with_name(f".{path.name}-{os.getpid()}")
+  temporary.write_bytes(content)
+  os.replace(temporary, path)
+
+
+STYLE = """
+body { font: 15px/1.45 system-ui, sans-serif; max-width: 1200px; margin: 2em auto; padding: 0 1em;
+color: #222; } table { border-collapse: collapse; } th, td { text-align: left; padding: .15em .8em
+.15em 0; font-weight: normal; } td { font-family: ui-monospace, monospace; } .curves { display:
+grid; grid-template-columns: repeat(auto-fill, minmax(360px, 1fr)); gap: .5em; } .curves img {
+width: 100%; } pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: .4em 0; } .prompt {
+color: #666; } details { border-top: 1px solid #ddd; padding: .3em 0; } label { margin-right: 1.2em;
+} .samples span, .legend span { background: var(--w); border-radius: 2px; }
+#by-f:checked ~ .samples span, #by-f:checked ~ .legend span { background: var(--f); }
+"""
+
+
+def main(arguments=None) -> int:
+  parser = argparse.ArgumentParser(description="Draws a run: report.png and report.html.")
+  parser.add_argument("workdir", help="folder of the run")
+  parser.add_argument("--out", help="folder to write to; default: the run's own")
+  options = parser.parse_args(arguments)
+  try:
+    print(write_report(options.workdir, options.out))
+  except (OSError, ValueError) as error:
+    print(error, file=sys.stderr)
+    return 1
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,89 @@
+"""Meshes and the one table that says where each logical axis lives.
+
+The mesh has four axes: `data` (pure data parallel, across slices), `fsdp` (data parallel with parameters and
+optimizer state sharded), `context` (tokens of a row) and `tensor` (heads, MLP width, vocabulary). Any may be 1.
+Arrays are named by logical axes; RULES maps those to mesh axes; nothing else in the project names a mesh axis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+MESH_AXES = ("data", "fsdp", "context", "tensor")
+
+# Logical axis -> mesh axes. Parameters: embed, mlp, heads, kv_heads, head, vocab, layers. Activations: rows, tokens,
+# width (residual stream), and the parameter names for their inner axes. An axis that is not listed is replicated.
+RULES: dict[str, tuple[str, ...]] = {
+  "rows": ("data", "fsdp"),
+  "tokens": ("context",),
+  "embed": ("fsdp",),
+  "mlp": ("tensor",),
+  "heads": ("tensor",),
+  "kv_heads": ("tensor",),
+  "vocab": ("tensor",),
+}
+
+
+def make_mesh(shape: Mapping[str, int], devices=None) -> Mesh:
+  """Builds the mesh of a run.
+
+  Args:
+    shape: size per mesh axis; one of them may be -1, meaning "all devices that are left".
+    devices: defaults to all live devices; a TPU topology's devices serve ahead-of-time compiles.
+  Raises:
+    ValueError: an axis is 0 or below -1, more than one is -1, or the product is not the number of devices.
+  """
+  devices = jax.devices() if devices is None else devices
+  sizes = [int(shape[axis]) for axis in MESH_AXES]
+  said = ", ".join(f"mesh.{a}={s}" for a, s in zip(MESH_AXES, sizes, strict=True))
+  if any(s == 0 or s < -1 for s in sizes) or sizes.count(-1) > 1:
+    raise ValueError(f"{said}: sizes must be positive, and at most one may be -1 (all devices left).")
+  known = int(np.prod([s for s in sizes if s != -1]))
+  if -1 in sizes:
+    if len(devices) % known:
+      raise ValueError(f"{said}: {len(devices)} devices cannot be divided by {known}.")
+    sizes[sizes.index(-1)] = len(devices) // known
+  elif known != len(devices):
+    raise ValueError(f"{said}: needs {known} devices, but there are {len(devices)}; one axis may be -1.")
+  grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+  return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def spec(*logical: str | None) -> PartitionSpec:
+  """Logical axis names -> PartitionSpec under RULES; None is replicated.
+
+  Raises ValueError when two axes of one array would use the same mesh axis.
+  """
+  parts, used = [], set()
+  for name in logical:
+    axes = RULES.get(name, ()) if name is not None else ()
+    if used & set(axes):
+      raise ValueError(f"axes {logical}: mesh axis {sorted(used & set(axes))} would be used twice.")
+    used |= set(axes)
+    parts.append(axes if len(axes) > 1 else axes[0] if axes else None)
+  return PartitionSpec(*parts)
+
+
+def named(mesh: Mesh, *logical: str | None) -> NamedSharding:
+  """The sharding of an array with these logical axes on this mesh."""
+  return NamedSharding(mesh, spec(*logical))
+
+
+def constrain(x, *logical: str | None):
+  """Inside jit under `jax.set_mesh`: pins x to its logical axes. Without a mesh, returns x."""
+  if jax.sharding.get_abstract_mesh().empty:
+    return x
+  return jax.lax.with_sharding_constraint(x, spec(*logical))
+
+
+def to_mesh(mesh: Mesh, tree, *logical: str | None):
+  """Places a tree of equally laid out host arrays on the mesh (each host gives the global value)."""
+  sharding = named(mesh, *logical)
+  return jax.tree.map(
+    lambda x: jax.make_array_from_callback(np.shape(x), sharding, lambda index, x=x: np.asarray(x)[index]), tree
+  )

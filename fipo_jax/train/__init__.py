@@ -1,0 +1,1 @@
+"""Training: packing (batching), optimizer, state, the jitted step, checkpoints."""

@@ -1,0 +1,165 @@
+"""The records that flow through a run, and the letters of their axes.
+
+    P prompts           G samples per prompt     B = P * G sequences
+    M micro-batches     R packed rows            T tokens of a row
+    S decode slots      D model width            F MLP width           V vocabulary
+    L layers            H query heads            K key/value heads     h head size
+
+A name's suffix is its type: `logp_RT` is a log-probability per row and token. `check_axes` holds code to it.
+Host records (`Prompt`, `Rollout`) are NumPy and Python; mesh records (`Batch`, `TokenLoss`, metrics) are pytrees.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+  """One question, ready for the model.
+
+  id: stable integer key of the question in its source; seeds the sampler together with the sample number.
+  tokens: [n] int32, the rendered prompt. text: the same before tokenisation.
+  answer: ground truth for the verifier. verifier: a row of VERIFIERS. extras: what else the source knew.
+  """
+
+  id: int
+  tokens: np.ndarray
+  text: str
+  answer: str
+  verifier: str
+  extras: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass
+class Rollout:
+  """One sampled response of one prompt; a group is the list of the G rollouts of one prompt.
+
+  tokens: [n] int32, the sampled end token included when stop_reason is "stop".
+  logp: [n] float32, nats, of each sampled token under the distribution really sampled from.
+  stop_reason: "stop" (a stop id was sampled) or "length" (the limit was reached).
+  accuracy, score, reward: filled by scoring. accuracy is raw correctness in [0, 1]; score is the verifier's
+    value; reward is score plus shaping (overlong penalty). advantage: filled from the group's rewards.
+  pred: the answer the verifier read from the text, None when it found none; filled by scoring.
+  """
+
+  prompt: Prompt
+  sample: int
+  tokens: np.ndarray
+  logp: np.ndarray
+  stop_reason: str
+  text: str = ""
+  accuracy: float = float("nan")
+  score: float = float("nan")
+  reward: float = float("nan")
+  advantage: float = float("nan")
+  flags: tuple[str, ...] = ()
+  pred: str | None = None
+
+  @property
+  def truncated(self) -> bool:
+    return self.stop_reason == "length"
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Batch:
+  """Packed rows for the trainer, [R, T] each (or [M, R, T], micro-batches first).
+
+  tokens: int32. positions: int32, restarting at 0 in each segment. segments: int32, 1, 2, ... per response in a
+  row, 0 = padding. mask: float32, 1 on response tokens (end token included), 0 on prompt and padding.
+  advantages: float32, per token. old_logp: float32 nats, under the policy before this batch's updates, by the
+  trainer's program. sampler_logp: float32 nats, as the sampler saw it; for the mismatch metric only.
+  group_tokens: float32, response tokens of the token's whole group in this mini-batch; for `group_token` only.
+  """
+
+  tokens: jax.Array
+  positions: jax.Array
+  segments: jax.Array
+  mask: jax.Array
+  advantages: jax.Array
+  old_logp: jax.Array
+  sampler_logp: jax.Array
+  group_tokens: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Mean:
+  """A mean not yet divided: (total, count). Add freely across micro-batches and hosts; divide once, at the end."""
+
+  total: Any
+  count: Any
+
+  def merge(self, other: Mean) -> Mean:
+    return Mean(self.total + other.total, self.count + other.count)
+
+  def value(self):
+    """total / count; NaN when nothing was counted."""
+    return jnp.where(self.count > 0, self.total / jnp.where(self.count > 0, self.count, 1.0), jnp.nan)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Max:
+  """A maximum over everything merged; -inf when nothing was seen."""
+
+  peak: Any
+
+  def merge(self, other: Max) -> Max:
+    return Max(jnp.maximum(self.peak, other.peak))
+
+  def value(self):
+    return jnp.where(jnp.isneginf(self.peak), jnp.nan, self.peak)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Min:
+  """A minimum over everything merged; +inf when nothing was seen."""
+
+  floor: Any
+
+  def merge(self, other: Min) -> Min:
+    return Min(jnp.minimum(self.floor, other.floor))
+
+  def value(self):
+    return jnp.where(jnp.isposinf(self.floor), jnp.nan, self.floor)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TokenLoss:
+  """What an objective says of one (micro-)batch.
+
+  loss: `Mean`; its total is differentiable, its count is not. Gradient of the step = sum of d total / sum of count.
+  metrics: name -> Mean | Max | Min, all detached. per_token: name -> [R, T] arrays for inspection
+  (`future_kl`, `weight`, ...), detached; dropped by the train step, kept by the inspect step.
+  """
+
+  loss: Mean
+  metrics: dict[str, Mean | Max | Min]
+  per_token: dict[str, jax.Array]
+
+
+def check_axes(**arrays) -> dict[str, int]:
+  """Holds arrays to the axes their names promise: `check_axes(logp_RT=x, mask_RT=m)`.
+
+  Returns the sizes by letter. Raises ValueError when a rank differs or one letter has two sizes.
+  """
+  sizes: dict[str, tuple[int, str]] = {}
+  for name, array in arrays.items():
+    letters = name.rsplit("_", 1)[-1]
+    shape = jnp.shape(array)
+    if len(shape) != len(letters):
+      raise ValueError(f"{name}: expected {len(letters)} axes ({letters}), got shape {shape}.")
+    for letter, size in zip(letters, shape, strict=True):
+      known, owner = sizes.setdefault(letter, (size, name))
+      if known != size:
+        raise ValueError(f"{name}: axis {letter} has size {size}, but {known} in {owner}.")
+  return {letter: size for letter, (size, _) in sizes.items()}

@@ -1,0 +1,83 @@
+"""Trains: python launch/run.py --config=experiments/quickstart.py [--config.FIELD=VALUE ...]
+
+On a workdir that already holds this run, it resumes. Whatever the user can mend ends in one line and exit code 1
+(2 for a mistake in the flags); nothing already written is lost.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+from absl import app, flags, logging  # noqa: E402
+from ml_collections import config_flags  # noqa: E402
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "An experiment file; --config.FIELD=VALUE overrides a field.")
+flags.mark_flag_as_required("config")
+
+
+def parse(argv):
+  """absl's parser, with every mistake in the flags as one line instead of a traceback."""
+  try:
+    return app._register_and_parse_flags_with_usage(argv)  # noqa: SLF001: absl has no public parser that prints usage
+  except (AttributeError, KeyError, TypeError, ValueError, FileNotFoundError, flags.Error) as e:
+    fail(str(e.args[0] if e.args else e), code=2)
+
+
+def fail(message: str, *, code: int) -> None:
+  print("error: " + " ".join(message.split()), file=sys.stderr)
+  sys.stderr.flush()
+  # A background save or a worker must not keep a failed run alive; everything written so far is on disk.
+  os._exit(code)
+
+
+def main(argv) -> None:
+  if len(argv) > 1:
+    fail(f"unexpected argument {argv[1]!r}: fields are given as --config.FIELD=VALUE.", code=2)
+  try:
+    run(_CONFIG.value)
+  except (ValueError, OSError) as e:
+    if os.environ.get("FIPO_TRACEBACK"):
+      raise
+    fail(str(e), code=1)
+
+
+def run(cfg) -> dict:
+  """Validates, makes the base model if the experiment names how, trains."""
+  # After flag parsing, so that `--help` and flag mistakes answer at once.
+  from fipo_jax import config, loop
+
+  config.validate(cfg)
+  if cfg.model.base_experiment and not os.path.exists(os.path.join(cfg.model.path, "config.json")):
+    make_base(cfg)
+  return loop.train(cfg)
+
+
+def make_base(cfg) -> None:
+  """Runs model.base_experiment, whose export becomes model.path; a finished one is found there the next time."""
+  from fipo_jax import config, loop
+
+  base = load_experiment(cfg.model.base_experiment)
+  base.workdir = os.path.join(os.path.dirname(cfg.model.path.rstrip("/")))
+  if os.path.basename(cfg.model.path.rstrip("/")) != "export":
+    raise ValueError(f"model.path={cfg.model.path!r}: with model.base_experiment it must end in /export.")
+  config.validate(base)
+  loop.train(base)
+
+
+def load_experiment(path: str):
+  """The config of an experiment file."""
+  if not os.path.isfile(path):
+    raise ValueError(f"model.base_experiment={path!r}: no such file.")
+  module = {"__file__": path, "__name__": "experiment"}
+  exec(compile(pathlib.Path(path).read_text(), path, "exec"), module)  # noqa: S102: a config is a program
+  return copy.deepcopy(module["get_config"]())
+
+
+if __name__ == "__main__":
+  logging.set_verbosity(logging.WARNING)
+  app.run(main, flags_parser=parse)

@@ -1,0 +1,55 @@
+"""Packing: nothing lost, nothing mixed, one shape."""
+
+import numpy as np
+import pytest
+
+from fipo_jax.train import batching
+from fipo_jax.types import Prompt, Rollout
+
+
+def rollout(prompt_length, response_length, seed=0, advantage=1.0, group=0):
+  rng = np.random.default_rng([seed, prompt_length, response_length])
+  prompt = Prompt(group, rng.integers(1, 99, prompt_length).astype(np.int32), "", "", "gym")
+  tokens = rng.integers(1, 99, response_length).astype(np.int32)
+  return Rollout(prompt, seed, tokens, -rng.random(response_length).astype(np.float32), "stop", advantage=advantage)
+
+
+def test_first_fit_by_hand():
+  assert batching.first_fit([3, 9, 4, 6, 1], 10) == [[1, 4], [3, 2], [0]]
+
+
+def test_first_fit_refuses_what_cannot_fit():
+  with pytest.raises(ValueError, match="batch.row_tokens=10.*11 tokens"):
+    batching.first_fit([3, 11], 10)
+
+
+def test_every_response_is_found_at_its_place():
+  groups = [[rollout(3 + g, 2 + 3 * i, seed=10 * g + i, advantage=g - i, group=g) for i in range(4)] for g in range(3)]
+  packed = batching.pack(groups, row_tokens=24, micro_rows=2, num_micro=6)
+  b, flat = packed.batch, [r for g in groups for r in g]
+  assert b.mask.sum() == sum(len(r.tokens) for r in flat)
+  assert (b.segments > 0).sum() == sum(len(r.tokens) + len(r.prompt.tokens) for r in flat)
+  assert not b.segments[packed.used :].any()
+  for r, p in zip(flat, packed.places, strict=True):
+    at = (p.micro, p.row, slice(p.start, p.stop))
+    np.testing.assert_array_equal(b.tokens[at], r.tokens)
+    np.testing.assert_array_equal(b.sampler_logp[at], r.logp)
+    assert (b.advantages[at] == r.advantage).all()
+    whole = slice(p.start - len(r.prompt.tokens), p.stop)
+    np.testing.assert_array_equal(b.tokens[p.micro, p.row, whole][: len(r.prompt.tokens)], r.prompt.tokens)
+    np.testing.assert_array_equal(b.positions[p.micro, p.row, whole], np.arange(whole.stop - whole.start))
+    assert len(set(b.segments[p.micro, p.row, whole])) == 1
+    mine = sum(len(x.tokens) for x in groups[r.prompt.id])
+    assert (b.group_tokens[at] == mine).all()
+
+
+def test_micro_batches_are_about_equally_full():
+  groups = [[rollout(2, n) for n in (20, 19, 18, 17, 16, 4, 3, 2)]]
+  packed = batching.pack(groups, row_tokens=22, micro_rows=3, num_micro=3)
+  full = packed.batch.mask.sum((1, 2))[: packed.used]
+  assert packed.used == 2 and full.min() > 0.6 * full.max()
+
+
+def test_too_few_micro_batches_are_refused():
+  with pytest.raises(ValueError, match="batch.micro_rows=1.*3 rows need 3 micro-batches, not 2"):
+    batching.pack([[rollout(2, 8) for _ in range(3)]], row_tokens=10, micro_rows=1, num_micro=2)

@@ -1,0 +1,104 @@
+"""Every mistake that a config can hold is refused in one line that names field, value and remedy."""
+
+import pathlib
+import re
+
+import pytest
+
+from fipo_jax import config
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def valid():
+  c = config.default()
+  c.model.path = "somewhere"
+  c.reward.overlong_buffer_tokens = 0
+  return c
+
+
+def test_default_with_a_model_is_valid():
+  config.validate(valid())
+
+
+@pytest.mark.parametrize(
+  "field, value, says",
+  [
+    ("batch.prompts", 500, r"batch.prompts=500 is not divisible by batch.minibatch_prompts=64; try 50"),
+    ("batch.minibatch_prompts", 1024, r"batch.minibatch_prompts=1024 is larger than batch.prompts=512; .*256"),
+    ("batch.minibatch_prompts", 512, r"one optimizer step per rollout makes Future-KL identically zero.*256"),
+    ("batch.row_tokens", 1000, r"batch.row_tokens=1000 is shorter .* 22528"),
+    ("rollout.samples_per_prompt", 1, r"rollout.samples_per_prompt=1"),
+    ("rollout.top_p", 0.0, r"rollout.top_p=0.0: must lie in"),
+    ("rollout.temperature", 0.0, r"rollout.temperature=0.0: must be greater"),
+    ("algorithm.loss_norm", "mean", r"algorithm.loss_norm='mean': expected one of 'global_token'"),
+    ("algorithm.weight_clip", (1.2, 1.0), r"algorithm.weight_clip=\(1.2, 1.0\)"),
+    ("algorithm.dual_clip", 0.5, r"algorithm.dual_clip=0.5: must be greater than 1, or 0"),
+    ("optimizer.b2", 1.0, r"optimizer.b2=1.0"),
+    ("optimizer.learning_rate", float("nan"), r"optimizer.learning_rate=nan"),
+    ("model.path", "", r"model.path='' and model.preset='': give exactly one"),
+    ("model.preset", "tiny", r"give exactly one"),
+    ("data.source", "jsonl", r"data.path='': data.source='jsonl' needs a file"),
+    ("data.instruction", "Solve it.", r"must contain \{question\}"),
+    ("reward.file", "/no/such/file.py", r"reward.file='/no/such/file.py': no such file"),
+    ("reward.overlong_buffer_tokens", 30_000, r"reward.overlong_buffer_tokens=30000 is larger"),
+    ("eval.data_seed", 1, r"eval.data_seed=1 equals data.seed"),
+    ("steps", 0, r"steps=0: must be greater than 0"),
+    ("seed", -1, r"seed=-1: must be 0 or greater"),
+  ],
+)
+def test_refused(field, value, says):
+  c = valid()
+  node, name = c, field
+  while "." in name:
+    head, name = name.split(".", 1)
+    node = node[head]
+  node[name] = value
+  with pytest.raises(ValueError, match=says) as e:
+    config.validate(c)
+  assert "\n" not in str(e.value)
+
+
+def test_single_update_is_allowed_when_the_experiment_says_so():
+  c = valid()
+  c.batch.minibatch_prompts = 512
+  c.algorithm.allow_single_update = True
+  config.validate(c)
+
+
+def test_unknown_fields_do_not_exist():
+  with pytest.raises((AttributeError, KeyError)):
+    config.default().batch.promts = 3
+
+
+def test_types_are_held():
+  with pytest.raises(TypeError):
+    config.default().batch.prompts = "many"
+
+
+def test_mesh_must_divide_rows_and_slots():
+  c = valid()
+  c.rollout.slots = 48
+  with pytest.raises(ValueError, match=r"rollout.slots=48 must be a multiple of data\*fsdp=32; try 32"):
+    config.check_mesh(c, {"data": 1, "fsdp": 32, "context": 1, "tensor": 1})
+
+
+def test_differences_name_fields_and_leave_resumable_ones_out():
+  old = {"steps": 5, "a": {"b": 1, "c": 2}, "log": {"samples": 1}}
+  new = {"steps": 9, "a": {"b": 1, "c": 3}, "log": {"samples": 2}}
+  assert config.differences(old, new) == ["a.c: 2 -> 3"]
+
+
+def test_every_knob_is_read():
+  """A field that no code reads is a lie to whoever sets it."""
+  text = (ROOT / "fipo_jax/config.py").read_text()
+  defaults, checks = text.split("  return c.lock()")
+  code = checks + "".join(
+    p.read_text() for folder in ("fipo_jax", "launch") for p in (ROOT / folder).rglob("*.py") if p.name != "config.py"
+  )
+  fields = re.findall(r"^  c\.([a-z_.]+) = ", defaults, re.M)
+  assert len(fields) > 80
+  fields = [f for f in fields if not f.startswith("mesh.")]  # make_mesh reads them all by axis name
+  # Sections are bound to short names in places (`a = cfg.algorithm`), so the last part is what can be looked for.
+  unread = [f for f in fields if not re.search(rf"\.{f.rsplit('.', 1)[-1]}\b", code)]
+  assert not unread, f"fields that nothing reads: {unread}"

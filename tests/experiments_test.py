@@ -1,0 +1,24 @@
+"""Every experiment file gives a complete, locked, valid config."""
+
+import pathlib
+
+import pytest
+
+from fipo_jax import config
+from launch import run
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+FILES = sorted(p.relative_to(ROOT) for p in (ROOT / "experiments").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_valid(path, monkeypatch):
+  monkeypatch.chdir(ROOT)
+  c = run.load_experiment(str(path))
+  config.validate(c)
+  assert c.is_locked
+  assert set(c.keys()) == set(config.default().keys())
+
+
+def test_there_are_experiments():
+  assert len(FILES) >= 3

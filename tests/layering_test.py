@@ -1,0 +1,150 @@
+"""Imports go one way: the ranks of the folders, held against the sources."""
+
+import pytest
+import source_imports
+
+# Beginning of a path -> beginnings of what it may import; the longest that fits counts. A folder
+# (ending in "/") may also import its own files, its __init__ excepted. A file that fits none has no
+# rank yet: give it one here.
+LOW = ("fipo_jax/types", "fipo_jax/masked")
+MIDDLE = (*LOW, "fipo_jax/config", "fipo_jax/sharding", "fipo_jax/metrics")
+STAGES = tuple(
+  f"fipo_jax/{s}/" for s in ("data", "rewards", "algorithms", "models", "rollout", "train")
+)
+MAY_IMPORT = {
+  "fipo_jax/__init__": (),
+  "fipo_jax/types": (),
+  "fipo_jax/masked": (),
+  "fipo_jax/report": (),
+  "fipo_jax/config": LOW,
+  "fipo_jax/sharding": LOW,
+  "fipo_jax/metrics": LOW,
+  "fipo_jax/data/": MIDDLE,
+  "fipo_jax/rewards/": MIDDLE,
+  "fipo_jax/algorithms/": MIDDLE,
+  "fipo_jax/models/": MIDDLE,
+  "fipo_jax/rollout/": (*MIDDLE, "fipo_jax/models/"),
+  "fipo_jax/train/": (*MIDDLE, "fipo_jax/models/", "fipo_jax/algorithms/"),
+  "fipo_jax/evaluate": (*MIDDLE, "fipo_jax/data/", "fipo_jax/rewards/", "fipo_jax/rollout/"),
+  "fipo_jax/assemble": (*MIDDLE, *STAGES),
+  "fipo_jax/loop": (*MIDDLE, *STAGES, "fipo_jax/evaluate", "fipo_jax/report", "fipo_jax/assemble"),
+  "launch/": ("fipo_jax/",),
+  "experiments/": ("fipo_jax/config",),
+  "tests/": ("fipo_jax/", "launch/", "experiments/"),
+}
+
+
+def fits(path: str, beginning: str) -> bool:
+  return path == beginning or (beginning.endswith("/") and path.startswith(beginning))
+
+
+def violations(sources: dict[str, str]) -> list[str]:
+  """One line per import that the ranks forbid."""
+  found = []
+  for path in sources:
+    entries = [entry for entry in MAY_IMPORT if fits(path, entry)]
+    if not entries:
+      found.append(f"{path} has no rank")
+      continue
+    entry = max(entries, key=len)
+    for other in sorted(source_imports.imports(path, sources)[0]):
+      own_folder = fits(other, entry) and entry != "launch/" and not other.endswith("/__init__")
+      if not own_folder and not any(fits(other, allowed) for allowed in MAY_IMPORT[entry]):
+        found.append(f"{path} imports {other}")
+  return found
+
+
+def test_project_keeps_the_ranks():
+  sources = source_imports.read_sources()
+  assert "fipo_jax/types" in sources and "tests/layering_test" in sources
+  assert violations(sources) == []
+
+
+TREE = dict.fromkeys(
+  [
+    "fipo_jax/__init__",
+    "fipo_jax/types",
+    "fipo_jax/metrics",
+    "fipo_jax/loop",
+    "fipo_jax/report",
+    "fipo_jax/data/__init__",
+    "fipo_jax/data/sources",
+    "fipo_jax/data/pipeline",
+    "fipo_jax/models/__init__",
+    "fipo_jax/models/layers",
+    "fipo_jax/rollout/native",
+    "fipo_jax/train/step",
+    "launch/run",
+    "launch/sweep",
+  ],
+  "",
+)
+
+
+@pytest.mark.parametrize(
+  ("path", "line", "other"),
+  [
+    ("fipo_jax/__init__", "from fipo_jax import types", "fipo_jax/types"),
+    ("fipo_jax/types", "import fipo_jax.metrics", "fipo_jax/metrics"),
+    ("fipo_jax/report", "from fipo_jax.types import Mean", "fipo_jax/types"),
+    ("fipo_jax/metrics", "from fipo_jax import report", "fipo_jax/report"),
+    ("fipo_jax/data/pipeline", "from fipo_jax.models import layers", "fipo_jax/models/layers"),
+    ("fipo_jax/data/pipeline", "from fipo_jax.data import SOURCES", "fipo_jax/data/__init__"),
+    ("fipo_jax/data/pipeline", "import fipo_jax.data", "fipo_jax/data/__init__"),
+    ("fipo_jax/rollout/native", "from fipo_jax.data import sources", "fipo_jax/data/sources"),
+    (
+      "fipo_jax/train/step",
+      "def f():\n  from fipo_jax.rollout import native",
+      "fipo_jax/rollout/native",
+    ),
+    ("fipo_jax/loop", "from launch.run import main", "launch/run"),
+    ("launch/sweep", "from launch import run", "launch/run"),
+  ],
+)
+def test_forbidden_import_is_found(path, line, other):
+  assert violations({**TREE, path: line}) == [f"{path} imports {other}"]
+
+
+@pytest.mark.parametrize(
+  ("path", "line"),
+  [
+    (
+      "fipo_jax/data/pipeline",
+      "from fipo_jax.data import sources\nfrom fipo_jax.types import Prompt",
+    ),
+    ("fipo_jax/data/__init__", "from fipo_jax.data import sources"),
+    (
+      "fipo_jax/rollout/native",
+      "from fipo_jax.models.layers import norm\nfrom fipo_jax.models import PRESETS",
+    ),
+    (
+      "fipo_jax/loop",
+      "from fipo_jax import metrics, report\nfrom fipo_jax.data import SOURCES, pipeline",
+    ),
+    ("launch/run", "from fipo_jax import loop\nimport jax, os.path"),
+  ],
+)
+def test_allowed_import_passes(path, line):
+  assert violations({**TREE, path: line}) == []
+
+
+def test_a_new_file_needs_a_rank():
+  assert violations({**TREE, "fipo_jax/helpers": ""}) == ["fipo_jax/helpers has no rank"]
+
+
+def test_relative_and_dangling_imports_are_refused():
+  with pytest.raises(ValueError, match="relative import"):
+    violations({**TREE, "fipo_jax/data/pipeline": "from . import sources"})
+  with pytest.raises(ValueError, match="no file of the project"):
+    violations({**TREE, "fipo_jax/loop": "import fipo_jax.gone"})
+
+
+def test_packages_of_others_are_told_from_our_files():
+  sources = {
+    **TREE,
+    "launch/run": "import os\nimport orbax.checkpoint as ocp\nimport jax.numpy\nfrom fipo_jax import loop",
+  }
+  assert source_imports.imports("launch/run", sources) == (
+    {"fipo_jax/loop"},
+    {"orbax.checkpoint", "jax"},
+  )
