@@ -105,6 +105,7 @@ def build(cfg: ml_collections.ConfigDict) -> Run:
     workers=cfg.reward.workers, timeout_s=cfg.reward.timeout_s, verifier_file=cfg.reward.file or None,
     on_error=cfg.reward.on_error, wrong_score=cfg.reward.wrong_score,
   )  # fmt: skip
+  scorer.start()  # a broken verifier file is found now, not after the first rollout
   return Run(
     cfg, mesh, model, tokenizer, state, steps, engine, stream, heldout, scorer, checkpointer, step, host,
     metrics.Timers(),

@@ -44,7 +44,9 @@ def evaluate(
     raise ValueError("prompts=[]: there is nothing to evaluate; is the evaluation source empty?")
   if samples_per_prompt < 1:
     raise ValueError(f"samples_per_prompt={samples_per_prompt} must be at least 1.")
-  groups = engine.generate(prompts, samples_per_prompt, key=key, sampling=sampling, progress=progress)
+  groups = engine.generate(
+    prompts, samples_per_prompt, key=key, sampling=sampling, progress=progress
+  )
   score(groups)
   if inspect is not None:
     inspect(groups)
@@ -93,9 +95,13 @@ def exact_per_prompt(preds: Sequence[str | None], accs: Sequence[float]) -> dict
     ValueError: no samples, or as many answers as accuracies are not given.
   """
   if not len(accs) or len(preds) != len(accs):
-    raise ValueError(f"{len(preds)} answers and {len(accs)} accuracies: need one of each per sample.")
+    raise ValueError(
+      f"{len(preds)} answers and {len(accs)} accuracies: need one of each per sample."
+    )
   votes = [_vote(pred) for pred in preds]
-  value = dict(zip(reversed(votes), reversed(accs), strict=True))  # the first sample's accuracy wins
+  value = dict(
+    zip(reversed(votes), reversed(accs), strict=True)
+  )  # the first sample's accuracy wins
   tied = _most_frequent(votes)
   valid = [vote for vote in votes if vote != NO_ANSWER]
   return {

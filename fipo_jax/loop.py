@@ -19,10 +19,10 @@ from fipo_jax.assemble import STREAM_EVAL, STREAM_ROLLOUT, Run, build
 from fipo_jax.models import hf
 from fipo_jax.rewards.score import Job, overlong_penalty
 from fipo_jax.train import batching
-from fipo_jax.types import Rollout
+from fipo_jax.types import Prompt, Rollout
 
 # Metrics worth a value per mini-batch: the first one has Future-KL 0 by construction, and averages hide it.
-PER_MINIBATCH = ("loss", "grad_norm", "policy_kl", "future_kl_abs", "weight_mean", "weight_std")
+PER_MINIBATCH = ("loss", "grad_norm", "policy_kl", "future_kl_abs_mean", "weight_mean", "weight_std")
 
 
 def train(cfg) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def train(cfg) -> dict[str, Any]:
   run = build(cfg)
   started = time.monotonic() - run.host["seconds"]
   log = metrics.Log(cfg.workdir, resume_step=run.step or -1)
-  with jax.set_mesh(run.mesh), run.scorer, metrics.Progress(cfg.steps, start=run.step) as progress:
+  with jax.set_mesh(run.mesh), run.scorer, metrics.Progress(cfg.workdir, cfg.steps, run.step) as progress:
     if run.step == 0 and cfg.eval.every:
       run.engine.update(run.state.params)
       run.host["before"] = evaluate(run, progress)
@@ -94,14 +94,17 @@ def sample_groups(run: Run, step: int, progress) -> tuple[list[list[Rollout]], d
   sampling = run.sampling(
     temperature=run.cfg.rollout.temperature, top_k=run.cfg.rollout.top_k, top_p=run.cfg.rollout.top_p
   )
-  kept, seen, keep_rate = [], [], 1.0
+  kept, seen, drawn, keep_rate = [], [], set(), 1.0
   for draw in range(c.max_draws if c.enabled else 1):
-    prompts = run.stream.take(math.ceil((want - len(kept)) / keep_rate))
+    prompts = draw_prompts(run, math.ceil((want - len(kept)) / keep_rate), drawn)
+    if not prompts:
+      break
     key = jax.random.fold_in(run.key(step, STREAM_ROLLOUT), draw)
-    with run.timers("rollout"), progress.task("rollout") as bar:
+    with run.timers("rollout"):
       groups = run.engine.generate(
-        prompts, run.cfg.rollout.samples_per_prompt, key=key, sampling=sampling, progress=bar
-      )
+        prompts, run.cfg.rollout.samples_per_prompt, key=key, sampling=sampling,
+        progress=progress.task("rollout"),
+      )  # fmt: skip
     with run.timers("reward"):
       score(run, groups)
     seen += groups
@@ -132,14 +135,26 @@ def sample_groups(run: Run, step: int, progress) -> tuple[list[list[Rollout]], d
   return kept[:want], values
 
 
+def draw_prompts(run: Run, count: int, drawn: set[int]) -> list[Prompt]:
+  """Up to count prompts that this step has not drawn yet: a repeated one would only repeat its samples."""
+  prompts = []
+  while len(prompts) < count and len(drawn) < run.stream.len_epoch:
+    (prompt,) = run.stream.take(1)
+    if prompt.id not in drawn:
+      drawn.add(prompt.id)
+      prompts.append(prompt)
+  return prompts
+
+
 def score(run: Run, groups: list[list[Rollout]]) -> None:
   """Fills text, accuracy, score, reward and flags of every rollout: the verifier's score plus the overlong penalty."""
   c = run.cfg
   rollouts = [r for group in groups for r in group]
   for r in rollouts:
     r.text = run.tokenizer.decode(r.tokens)
+  verifier = "file" if c.reward.file else None
   jobs = [
-    Job("file" if c.reward.file else r.prompt.verifier, r.text, r.prompt.answer, r.prompt.extras) for r in rollouts
+    Job(verifier or r.prompt.verifier, r.text, r.prompt.answer, r.prompt.extras, r.prompt.text) for r in rollouts
   ]
   for r, s in zip(rollouts, run.scorer.score(jobs), strict=True):
     r.accuracy, r.score, r.pred, r.flags = s.accuracy, s.score, s.pred, tuple(s.flags)
@@ -167,20 +182,27 @@ def learn(run: Run, groups: list[list[Rollout]], step: int, log, progress) -> di
       dataclasses.replace(b, old_logp=run.steps.score(run.state.params, b, p.used))
       for b, p in zip(batches, packed, strict=True)
     ]
-  records = []
-  with progress.task("update") as bar:
-    for n, (batch, p) in enumerate(zip(batches, packed, strict=True), start=1):
-      if n == len(batches) and run.cfg.log.samples and run.cfg.algorithm.name != "sft":
-        write_samples(run, step, minibatches[-1], p, batch, log)
-      run.state, record = run.steps.update(run.state, batch, p.used)
-      records.append(record)
-      bar(n, len(batches))
-  merged = {k: records[0][k] for k in records[0]}
+  records, bar = [], progress.task("update")
+  for n, (batch, p) in enumerate(zip(batches, packed, strict=True), start=1):
+    if n == len(batches) and run.cfg.log.samples and run.cfg.algorithm.name != "sft":
+      write_samples(run, step, minibatches[-1], p, batch, log)
+    run.state, record = run.steps.update(run.state, batch, p.used)
+    records.append(record)
+    bar(n, len(batches))
+  merged = records[0]
   for record in records[1:]:
     merged = {k: merged[k].merge(record[k]) for k in merged}
-  values = metrics.finish(merged)
-  each = [metrics.finish({k: r[k] for k in PER_MINIBATCH if k in r}) for r in records]
-  values |= {f"minibatch/{k}": [e[k] for e in each] for k in each[0]}
+  values, each = numbers(merged), [numbers(r) for r in records]
+  values |= {f"minibatch/{k}": [e[k] for e in each] for k in PER_MINIBATCH if k in each[0]}
+  return values
+
+
+def numbers(records: dict[str, Any]) -> dict[str, float]:
+  """Divided records; with the standard deviation of the weights f over tokens, std² = E[(f - 1)²] - (E[f] - 1)²."""
+  values = metrics.finish(records)
+  if "weight_offset_square" in values:
+    square = values.pop("weight_offset_square") - (values["weight_mean"] - 1) ** 2
+    values["weight_std"] = math.sqrt(max(square, 0.0))
   return values
 
 
@@ -205,11 +227,11 @@ def write_samples(run: Run, step: int, groups, packed: batching.Packed, batch, l
 def evaluate(run: Run, progress) -> dict[str, float]:
   """Accuracy, length, truncation on the held-out prompts, with the engine's present weights."""
   e = run.cfg.eval
-  with run.timers("evaluate"), progress.task("evaluate") as bar:
+  with run.timers("evaluate"):
     return evaluate_lib.evaluate(
       run.engine, lambda groups: score(run, groups), run.heldout, samples_per_prompt=e.samples_per_prompt,
       key=run.key(0, STREAM_EVAL), sampling=run.sampling(temperature=e.temperature, top_k=e.top_k, top_p=e.top_p),
-      progress=bar,
+      progress=progress.task("evaluate"),
     )  # fmt: skip
 
 
@@ -250,11 +272,7 @@ def finish(run: Run) -> dict[str, Any]:
   if cfg.log.report:
     paths["report"] = report.write_report(folder)
   paths["result"] = folder / "result.json"
-  rows = [
-    ("accuracy", result["accuracy_before"], result["accuracy_after"]),
-    ("mean length (tokens)", result["length_before"], result["length_after"]),
-  ]
-  metrics.summary_table(rows, paths)
+  metrics.summary_table(result, paths)
   return result
 
 

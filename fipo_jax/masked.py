@@ -1,8 +1,9 @@
-"""Sum, mean, std, max, min and quantiles of what a mask keeps, and sums over the segments of packed rows.
+"""Sum, mean, std, max, min, quantiles of what a mask keeps; sums over segments of packed rows.
 
-What is masked out never enters the arithmetic: it is replaced (`where`), not multiplied by zero, so NaN or inf under the
-mask reaches neither values nor gradients. Nothing left is not an error: sums, means, deviations and quantiles are then 0,
-a maximum -inf and a minimum +inf (the neutral elements, as `types.Max` and `types.Min` want them).
+What is masked out never enters the arithmetic: it is replaced (`where`), not multiplied by zero, so
+NaN or inf under the mask reaches neither values nor gradients. Nothing left is not an error: sums,
+means, deviations and quantiles are then 0, a maximum -inf and a minimum +inf (the neutral elements,
+as `types.Max` and `types.Min` want them).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ def count(mask, axis=None):
   return jnp.sum(jnp.asarray(mask, bool), axis=axis, dtype=jnp.result_type(float))
 
 
-def sum(x, mask, axis=None):  # noqa: A001 - read as masked.sum
+def sum(x, mask, axis=None):
   """Σ x over kept elements; booleans and integers are summed as floats."""
   return jnp.sum(jnp.where(jnp.asarray(mask, bool), _floating(x), 0), axis=axis)
 
@@ -32,12 +33,12 @@ def std(x, mask):
   return jnp.sqrt(mean(jnp.square(x - mean(x, mask)), mask))
 
 
-def max(x, mask, axis=None):  # noqa: A001
+def max(x, mask, axis=None):
   """Largest kept element; -inf when there is none."""
   return jnp.max(jnp.where(jnp.asarray(mask, bool), _floating(x), -jnp.inf), axis=axis)
 
 
-def min(x, mask, axis=None):  # noqa: A001
+def min(x, mask, axis=None):
   """Smallest kept element; +inf when there is none."""
   return jnp.min(jnp.where(jnp.asarray(mask, bool), _floating(x), jnp.inf), axis=axis)
 

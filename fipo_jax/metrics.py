@@ -1,8 +1,7 @@
 """What a run says: one JSON line a step, seconds per phase, a live display, and the closing table.
 
-    workdir/metrics.jsonl    {"step": 12, "reward": 0.53, "eval/accuracy": 0.61, "seconds/rollout":
-    1.9, ...} workdir/samples.jsonl    {"step": 12, "prompt": ..., "response": ..., "weight": [...],
-    ...}
+    workdir/metrics.jsonl    {"step": 12, "reward": 0.53, "eval/accuracy": 0.61, ...}
+    workdir/samples.jsonl    {"step": 12, "prompt": ..., "response": ..., "weight": [...], ...}
 
 Only process 0 writes or prints; on the others the same calls do nothing.
 """
@@ -29,7 +28,7 @@ from fipo_jax.types import Max, Mean, Min
 
 
 def check_writable(workdir) -> pathlib.Path:
-  """Makes the directory and writes a probe file into it, so that a bad one is known before any work is done.
+  """Makes the directory and writes a probe file into it: a bad one is known before work is done.
 
   Raises ValueError with the system's reason (not a directory, no permission, disk full, ...).
   """
@@ -54,7 +53,7 @@ def _unwritable(workdir, error: OSError) -> ValueError:
 
 
 class JsonLines:
-  """A file of one JSON record a line, each with its `step`; appended to, and cut back when a run resumes.
+  """A file of one JSON record a line, each with its `step`; cut back when a run resumes.
 
   Opening drops the lines of steps after `resume_step`, which the resumed run will write again, and
   a torn last line left by a crash. The shortened file replaces the old one in one rename, so a
@@ -112,7 +111,7 @@ class JsonLines:
 
 
 def _cut(path: pathlib.Path, resume_step: int) -> None:
-  """Replaces the file by its lines of steps <= resume_step (none if that is 0), if that changes anything."""
+  """Replaces the file by its lines of steps <= resume_step (none if that is 0)."""
   if not path.exists():
     return
   temporary = path.with_name(f".{path.name}-{os.getpid()}")
@@ -226,7 +225,7 @@ class Timers:
 
 
 class Progress:
-  """Where the run is. On a terminal: a live bar over the steps and one per sub-task; elsewhere: one plain line a step.
+  """Where the run is: live bars on a terminal, elsewhere one plain line a step.
 
   with Progress("runs/quickstart", steps=100, done=20) as progress:
     bar = progress.task("rollout")
@@ -272,7 +271,7 @@ class Progress:
       self._live = None
 
   def task(self, name: str) -> Callable[[int, int], None]:
-    """A sub-task's bar, as a function of (done, total): it appears with the first call and goes with the last."""
+    """A sub-task's bar, as a function of (done, total); gone once done reaches total."""
     return lambda done, total: self._show(name, done, total)
 
   def _show(self, name: str, done: int, total: int) -> None:
@@ -287,7 +286,7 @@ class Progress:
     self._live.update(self._bars[name], completed=done, total=total)
 
   def step(self, step: int, metrics: Mapping) -> None:
-    """`step` steps are done, these are the metrics of the last; the time since the call before is taken for its time."""
+    """Says that `step` steps are done; its time is that since the call before."""
     now = self._clock()
     seconds, self._last = now - self._last, now
     if self._first is None:
@@ -324,7 +323,7 @@ def _clock_text(seconds: float) -> str:
 
 
 def summary_table(result: Mapping, paths: Mapping[str, object], *, console=None) -> None:
-  """Prints what a run changed: a row per `<name>_before` / `<name>_after` in result, then where its files are.
+  """Prints a row per `<name>_before` / `<name>_after` in result, then where the files are.
 
   A value that is None or NaN was not measured: "-".
   """

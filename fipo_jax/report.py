@@ -3,7 +3,7 @@
     python fipo_jax/report.py runs/quickstart        writes report.png and report.html there
 
 Reads metrics.jsonl, and samples.jsonl and result.json where they exist; draws what it finds. The
-page holds its pictures and styles in itself: it can be mailed, or opened years later. It imports
+page holds its picture and styles in itself: it can be mailed, or opened years later. It imports
 nothing of the project, so it also reads runs of other versions.
 """
 
@@ -12,9 +12,8 @@ from __future__ import annotations
 import sys
 
 if __name__ == "__main__":
-  del sys.path[
-    0
-  ]  # run as a script, this folder would come first, and our types.py hide Python's own
+  # As a script this folder comes first on the path, and our types.py would hide Python's own.
+  del sys.path[0]
 
 import argparse
 import base64
@@ -24,6 +23,7 @@ import json
 import math
 import os
 import pathlib
+from collections.abc import Sequence
 
 import matplotlib.figure
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -42,7 +42,6 @@ PANELS = (
   ("Gradient norm", "", ("grad_norm",)),
   ("Sampler against trainer", "nats per token", ("mismatch*",)),
   ("Time", "seconds per step", ("seconds/*",)),
-  ("By mini-batch", "", ("minibatch/*",)),
 )
 BAND = {"weight_mean": "weight_std"}
 SAMPLES = 60  # shown on the page; a thousand coloured responses would make it too heavy to open
@@ -50,7 +49,7 @@ WEIGHT_SPAN, KL_SPAN = 0.2, 1.0  # |f - 1| and |F| (nats) that get the full colo
 
 
 def write_report(workdir, out=None) -> pathlib.Path:
-  """Writes report.png and report.html into `out` (default: the run's own folder); gives the page's path.
+  """Writes report.png and report.html into `out` (default: workdir); gives the page's path.
 
   Raises FileNotFoundError when the run has no metrics.jsonl, ValueError when no line of it can be
   read.
@@ -66,16 +65,16 @@ def write_report(workdir, out=None) -> pathlib.Path:
   samples_path, result_path = workdir / "samples.jsonl", workdir / "result.json"
   samples, bad_samples = read_lines(samples_path) if samples_path.is_file() else ([], 0)
   result = _read_result(result_path) if result_path.is_file() else {}
-  panels = found_panels(rows)
+  picture = draw(found_panels(rows))
   out.mkdir(parents=True, exist_ok=True)
-  _replace(out / "report.png", draw(panels))
-  page = render(workdir.resolve().name, result, rows, panels, samples, bad + bad_samples)
+  _replace(out / "report.png", picture)
+  page = render(workdir.resolve().name, result, rows, picture, samples, bad + bad_samples)
   _replace(out / "report.html", page.encode())
   return out / "report.html"
 
 
 def read_lines(path: pathlib.Path) -> tuple[list[dict], int]:
-  """The JSON records of a file, and how many lines were not one (a run in progress may be writing the last)."""
+  """The JSON records of a file, and how many lines were not one (the last may be half written)."""
   records, bad = [], 0
   with open(path, encoding="utf-8", errors="replace") as lines:
     for line in lines:
@@ -100,21 +99,21 @@ def _read_result(path: pathlib.Path) -> dict:
   return result if isinstance(result, dict) else {"result": result}
 
 
-def series(rows: list[dict], key: str) -> tuple[list[float], list[float]]:
-  """Steps and values of one key, without the rows that lack it; a list's entries are spread over their step."""
+def series(rows: list[dict], key: str, index: int | None = None) -> tuple[list[int], list[float]]:
+  """Steps and values of one key where it is a number; with `index`, of that entry of a list."""
   x, y = [], []
   for row in rows:
     value = row.get(key)
-    values = value if isinstance(value, list) else [value]
-    for i, v in enumerate(values):
-      if isinstance(v, (int, float)) and math.isfinite(v):
-        x.append(row["step"] + (i / len(values) if len(values) > 1 else 0))
-        y.append(float(v))
+    if index is not None:
+      value = value[index] if isinstance(value, list) and index < len(value) else None
+    if isinstance(value, (int, float)) and math.isfinite(value):
+      x.append(row["step"])
+      y.append(float(value))
   return x, y
 
 
 def found_panels(rows: list[dict]) -> list[tuple[str, str, dict]]:
-  """PANELS that have data: (title, unit, {key: (steps, values, half width of the band or None)})."""
+  """PANELS that have data: (title, unit, {label: (steps, values, band or None)})."""
   keys = sorted({key for row in rows for key in row})
   panels = []
   for title, unit, wanted in PANELS:
@@ -128,13 +127,20 @@ def found_panels(rows: list[dict]) -> list[tuple[str, str, dict]]:
           band = [spread.get(step, 0.0) for step in x] if spread else None
         if x:
           lines[key] = (x, y, band)
-    if title == "By mini-batch":  # these have different units: a panel each
-      panels += [
-        (key.removeprefix("minibatch/") + ", by mini-batch", "", {key: v})
-        for key, v in lines.items()
-      ]
-    elif lines:
+    if lines:
       panels.append((title, unit, lines))
+  return panels + minibatch_panels(rows, [key for key in keys if key.startswith("minibatch/")])
+
+
+def minibatch_panels(rows: list[dict], keys: list[str]) -> list[tuple[str, str, dict]]:
+  """A panel per key, a line per mini-batch of a step: how far the policy moves while it is used."""
+  panels = []
+  for key in keys:
+    count = max((len(row[key]) for row in rows if isinstance(row.get(key), list)), default=0)
+    lines = {f"mini-batch {i + 1}": (*series(rows, key, i), None) for i in pick(range(count), 6)}
+    lines = {label: line for label, line in lines.items() if line[0]}
+    if lines:
+      panels.append((f"{key.removeprefix('minibatch/')}, by mini-batch", "", lines))
   return panels
 
 
@@ -166,19 +172,16 @@ def draw(panels: list[tuple[str, str, dict]], columns: int = 3) -> bytes:
   return png.getvalue()
 
 
-def render(name, result: dict, rows, panels, samples, bad: int) -> str:
+def render(name, result: dict, rows, picture: bytes, samples, bad: int) -> str:
   """The page."""
-  pictures = "".join(
-    f'<img alt="{html.escape(panel[0])}" src="data:image/png;base64,{base64.b64encode(draw([panel])).decode()}">'
-    for panel in panels
-  )
   parts = [f"<h1>{html.escape(name)}</h1>", f"<p>{_counted(rows, samples, bad)}</p>"]
   if result:
     cells = "".join(
       f"<tr><th>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in _flat(result)
     )
     parts.append(f"<h2>Result</h2><table>{cells}</table>")
-  parts.append(f"<h2>Curves</h2><div class=curves>{pictures}</div>")
+  data = base64.b64encode(picture).decode()
+  parts.append(f'<h2>Curves</h2><img alt="curves" src="data:image/png;base64,{data}">')
   if samples:
     parts.append(_samples_html(samples))
   title = html.escape(name)
@@ -202,18 +205,12 @@ def _flat(value, prefix: str = ""):
     for key, inner in value.items():
       yield from _flat(inner, f"{prefix}{key}.")
   else:
-    text = (
-      f"{value:.6g}"
-      if isinstance(value, float)
-      else value
-      if isinstance(value, str)
-      else json.dumps(value)
-    )
-    yield prefix.removesuffix("."), text
+    text = f"{value:.6g}" if isinstance(value, float) else value
+    yield prefix.removesuffix("."), text if isinstance(text, str) else json.dumps(text)
 
 
-def pick(samples: list[dict], limit: int = SAMPLES) -> list[dict]:
-  """At most `limit` samples, evenly over the run, the first and the last among them."""
+def pick(samples: Sequence, limit: int = SAMPLES) -> Sequence:
+  """At most `limit` of them, evenly spread, the first and the last included."""
   if len(samples) <= limit:
     return samples
   return [samples[round(i * (len(samples) - 1) / (limit - 1))] for i in range(limit)]
@@ -221,12 +218,15 @@ def pick(samples: list[dict], limit: int = SAMPLES) -> list[dict]:
 
 def _samples_html(samples: list[dict]) -> str:
   shown = "".join(_sample_html(sample) for sample in pick(samples))
+  red, blue = _colour(1.0), _colour(-1.0)
   return (
-    "<h2>Samples</h2><input type=radio name=by id=by-w checked><label for=by-w>colour: weight f</label>"
+    "<h2>Samples</h2>"
+    "<input type=radio name=by id=by-w checked><label for=by-w>colour: weight f</label>"
     "<input type=radio name=by id=by-f><label for=by-f>colour: Future-KL</label>"
-    "<p class=legend><span style='--w:rgba(214,69,65,.7);--f:rgba(214,69,65,.7)'>reinforced (f &gt; 1, F &gt; 0)</span> "
-    "<span style='--w:rgba(44,110,203,.7);--f:rgba(44,110,203,.7)'>damped (f &lt; 1, F &lt; 0)</span> "
-    f"full colour at |f &minus; 1| = {WEIGHT_SPAN:g} and |F| = {KL_SPAN:g} nats; point at a token for its numbers. "
+    f"<p class=legend><span style='--w:{red};--f:{red}'>f &gt; 1, F &gt; 0</span> "
+    f"<span style='--w:{blue};--f:{blue}'>f &lt; 1, F &lt; 0</span> "
+    f"full colour at |f &minus; 1| = {WEIGHT_SPAN:g} and |F| = {KL_SPAN:g} nats; "
+    "point at a token for its numbers. "
     f"{min(len(samples), SAMPLES)} of {len(samples)} are shown.</p><div class=samples>{shown}</div>"
   )
 
@@ -248,7 +248,8 @@ def _sample_html(sample: dict) -> str:
   else:
     body = html.escape(str(sample.get("response", "")))
   prompt = html.escape(str(sample.get("prompt", "")))
-  return f"<details><summary>{html.escape(head)}</summary><pre class=prompt>{prompt}</pre><pre>{body}</pre></details>"
+  texts = f"<pre class=prompt>{prompt}</pre><pre>{body}</pre>"
+  return f"<details><summary>{html.escape(head)}</summary>{texts}</details>"
 
 
 def _column(sample: dict, key: str, length: int) -> list[float | None]:
@@ -283,13 +284,15 @@ def _replace(path: pathlib.Path, content: bytes) -> None:
 
 
 STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; max-width: 1200px; margin: 2em auto; padding: 0 1em;
-color: #222; } table { border-collapse: collapse; } th, td { text-align: left; padding: .15em .8em
-.15em 0; font-weight: normal; } td { font-family: ui-monospace, monospace; } .curves { display:
-grid; grid-template-columns: repeat(auto-fill, minmax(360px, 1fr)); gap: .5em; } .curves img {
-width: 100%; } pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: .4em 0; } .prompt {
-color: #666; } details { border-top: 1px solid #ddd; padding: .3em 0; } label { margin-right: 1.2em;
-} .samples span, .legend span { background: var(--w); border-radius: 2px; }
+body { font: 15px/1.45 system-ui, sans-serif; color: #222; }
+body { max-width: 1200px; margin: 2em auto; padding: 0 1em; }
+table { border-collapse: collapse; }
+th, td { text-align: left; padding: .15em .8em .15em 0; font-weight: normal; }
+td { font-family: ui-monospace, monospace; }
+img { width: 100%; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: .4em 0; } .prompt { color: #666; }
+details { border-top: 1px solid #ddd; padding: .3em 0; } label { margin-right: 1.2em; }
+.samples span, .legend span { background: var(--w); border-radius: 2px; }
 #by-f:checked ~ .samples span, #by-f:checked ~ .legend span { background: var(--f); }
 """
 

@@ -46,7 +46,12 @@ def sampler() -> dict:
   model = make_model(SMALL_QWEN2)
   mesh = make_mesh({"data": -1, "fsdp": 1, "context": 1, "tensor": 1})
   engine = ENGINES["native"](
-    model, mesh, slots=prompts, max_prompt_tokens=prompt_tokens, max_response_tokens=new_tokens, pad_id=0
+    model,
+    mesh,
+    slots=prompts,
+    max_prompt_tokens=prompt_tokens,
+    max_response_tokens=new_tokens,
+    pad_id=0,
   )
   engine.update(jax.jit(model.init)(jax.random.key(0)))
   tokens = np.random.default_rng(0).integers(3, SMALL_QWEN2.vocab_size, (prompts, prompt_tokens))

@@ -48,24 +48,33 @@ def main(argv) -> None:
 
 def run(cfg) -> dict:
   """Validates, makes the base model if the experiment names how, trains."""
+  if int(os.environ.get("JAX_NUM_CPU_DEVICES", 1)) > 1:
+    # XLA's concurrent CPU schedule lets devices enter collectives of one program in different orders: a deadlock.
+    flag = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
   # After flag parsing, so that `--help` and flag mistakes answer at once.
   from fipo_jax import config, loop
 
   config.validate(cfg)
-  if cfg.model.base_experiment and not os.path.exists(os.path.join(cfg.model.path, "config.json")):
+  if cfg.model.base_experiment:
     make_base(cfg)
   return loop.train(cfg)
 
 
 def make_base(cfg) -> None:
-  """Runs model.base_experiment, whose export becomes model.path; a finished one is found there the next time."""
-  from fipo_jax import config, loop
+  """Runs model.base_experiment, whose export is model.path; one that is finished is only checked to be the same."""
+  from fipo_jax import assemble, config, loop
 
-  base = load_experiment(cfg.model.base_experiment)
-  base.workdir = os.path.join(os.path.dirname(cfg.model.path.rstrip("/")))
-  if os.path.basename(cfg.model.path.rstrip("/")) != "export":
+  folder = pathlib.Path(cfg.model.path)
+  if folder.name != "export":
     raise ValueError(f"model.path={cfg.model.path!r}: with model.base_experiment it must end in /export.")
+  base = load_experiment(cfg.model.base_experiment)
+  base.workdir = str(folder.parent)
   config.validate(base)
+  if (folder / "config.json").exists():
+    assemble.claim_workdir(base)
+    return
+  print(f"making the base model {cfg.model.path} with {cfg.model.base_experiment}", flush=True)
   loop.train(base)
 
 

@@ -1,11 +1,14 @@
 """Every test sees eight CPU devices, so that sharded programs run anywhere.
 
-JAX_PLATFORMS=cuda or tpu runs the same tests on an accelerator; those that need eight devices skip there.
+JAX_PLATFORMS=cuda or tpu in the environment runs the same tests on an accelerator instead.
 """
 
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# XLA's concurrent CPU schedule lets devices enter independent collectives of one program in different orders: a deadlock.
+_FLAG = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAG}".strip()
 
 import jax
 

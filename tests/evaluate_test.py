@@ -21,7 +21,11 @@ def test_validation_metrics_equal_the_reference():
     for variable, metrics in variables.items():
       assert got[source][variable].keys() == metrics.keys()
       for name, value in metrics.items():
-        assert got[source][variable][name] == pytest.approx(value, abs=1e-12), (source, variable, name)
+        assert got[source][variable][name] == pytest.approx(value, abs=1e-12), (
+          source,
+          variable,
+          name,
+        )
 
 
 def test_interleaving_sources_and_prompts_changes_nothing():
@@ -43,9 +47,13 @@ def test_exact_metrics_equal_golden():
 def test_exact_per_prompt_equals_golden():
   for row in GOLDEN["exact_per_prompt"]:
     index = [
-      i for i, key in enumerate(zip(*SAMPLES[:2], strict=True)) if key == (row["data_source"], row["prompt"])
+      i
+      for i, key in enumerate(zip(*SAMPLES[:2], strict=True))
+      if key == (row["data_source"], row["prompt"])
     ]
-    got = evaluate_lib.exact_per_prompt([SAMPLES[2][i] for i in index], [SAMPLES[3][i] for i in index])
+    got = evaluate_lib.exact_per_prompt(
+      [SAMPLES[2][i] for i in index], [SAMPLES[3][i] for i in index]
+    )
     assert len(index) == row["n"]
     assert got == pytest.approx({name: row[name] for name in got})
 
@@ -54,7 +62,12 @@ def test_majority_by_hand():
   # "7" and a missing answer tie with two votes each; "7" was seen first, then None alone leads.
   got = evaluate_lib.exact_per_prompt(["7", None, "7", "[INVALID]", "8"], [1.0, 0.0, 1.0, 0.0, 0.0])
   assert got == {
-    "avg": 0.4, "pass_any": 1.0, "cons_first": 1.0, "cons_tie_mean": 0.5, "cons_first_valid_only": 1.0, "n_tied": 2,
+    "avg": 0.4,
+    "pass_any": 1.0,
+    "cons_first": 1.0,
+    "cons_tie_mean": 0.5,
+    "cons_first_valid_only": 1.0,
+    "n_tied": 2,
   }
   got = evaluate_lib.exact_per_prompt([None, None, "7"], [0.0, 0.0, 1.0])
   assert (got["cons_first"], got["cons_first_valid_only"]) == (0.0, 1.0)
@@ -69,12 +82,16 @@ def test_one_sample_has_a_mean_only():
 def test_subset_sizes_when_n_is_not_a_power_of_two():
   got = evaluate_lib.validation_metrics(["s"] * 6, ["p"] * 6, list("112223"), [0.0] * 6, [0.0] * 6)
   assert {name.split("/")[0] for name in got["s"]["acc"]} == {
-    "mean@6", "std@6", *(f"{m}@{k}" for m in ("best", "worst", "maj") for k in (2, 4, 6)),
+    "mean@6",
+    "std@6",
+    *(f"{m}@{k}" for m in ("best", "worst", "maj") for k in (2, 4, 6)),
   }
 
 
 def test_prompts_of_different_n_feed_different_names():
-  got = evaluate_lib.validation_metrics(["s"] * 3, ["p", "p", "q"], ["1"] * 3, [1.0, 0.0, 1.0], [0.0] * 3)
+  got = evaluate_lib.validation_metrics(
+    ["s"] * 3, ["p", "p", "q"], ["1"] * 3, [1.0, 0.0, 1.0], [0.0] * 3
+  )
   assert got["s"]["acc"]["mean@2"] == 0.5 and got["s"]["acc"]["mean@1"] == 1.0
 
 
@@ -88,10 +105,12 @@ class _Engine:
     groups = []
     for prompt in prompts:
       rows = self.table[prompt.id][:samples_per_prompt]
-      groups.append([
-        Rollout(prompt, i, np.zeros(n, np.int32), np.zeros(n, np.float32), stop, text=answer)
-        for i, (answer, n, stop) in enumerate(rows)
-      ])
+      groups.append(
+        [
+          Rollout(prompt, i, np.zeros(n, np.int32), np.zeros(n, np.float32), stop, text=answer)
+          for i, (answer, n, stop) in enumerate(rows)
+        ]
+      )
     progress(sum(map(len, groups)), len(prompts) * samples_per_prompt)
     return groups
 
@@ -105,20 +124,41 @@ def _score(groups):
 
 
 def test_evaluate_by_hand():
-  prompts = [Prompt(i, np.zeros(1, np.int32), "?", answer, "none") for i, answer in enumerate(["5", "6"])]
-  engine = _Engine({
-    0: [("5", 4, "stop"), ("1", 2, "stop"), ("5", 6, "stop"), ("", 8, "length")],
-    1: [("7", 1, "stop"), ("7", 1, "stop"), ("6", 1, "stop"), ("", 1, "stop")],
-  })
+  prompts = [
+    Prompt(i, np.zeros(1, np.int32), "?", answer, "none") for i, answer in enumerate(["5", "6"])
+  ]
+  engine = _Engine(
+    {
+      0: [("5", 4, "stop"), ("1", 2, "stop"), ("5", 6, "stop"), ("", 8, "length")],
+      1: [("7", 1, "stop"), ("7", 1, "stop"), ("6", 1, "stop"), ("", 1, "stop")],
+    }
+  )
   calls, seen = [], []
   got = evaluate_lib.evaluate(
-    engine, _score, prompts, samples_per_prompt=4, key=None, sampling=None,
-    progress=lambda *done: calls.append(done), inspect=seen.extend,
+    engine,
+    _score,
+    prompts,
+    samples_per_prompt=4,
+    key=None,
+    sampling=None,
+    progress=lambda *done: calls.append(done),
+    inspect=seen.extend,
   )
-  assert got == pytest.approx({
-    "accuracy": 0.375, "accuracy_se": 0.125, "pass@4": 1.0, "cons@4": 0.5, "reward": -0.25, "response_tokens": 3.0,
-    "response_tokens_max": 8.0, "truncated": 0.125, "no_answer": 0.25, "prompts": 2.0, "samples": 8.0,
-  })
+  assert got == pytest.approx(
+    {
+      "accuracy": 0.375,
+      "accuracy_se": 0.125,
+      "pass@4": 1.0,
+      "cons@4": 0.5,
+      "reward": -0.25,
+      "response_tokens": 3.0,
+      "response_tokens_max": 8.0,
+      "truncated": 0.125,
+      "no_answer": 0.25,
+      "prompts": 2.0,
+      "samples": 8.0,
+    }
+  )
   assert calls == [(8, 8)] and [len(group) for group in seen] == [4, 4]
 
 

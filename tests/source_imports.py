@@ -1,4 +1,4 @@
-"""Which files of the project a file imports, and which packages: read from the source, nothing is run.
+"""Which files of the project a file imports, and which packages; read from the source.
 
 `layering_test.py` holds the answer to the ranks, `build_test.py` to BUILD.
 """
@@ -18,7 +18,7 @@ def read_sources() -> dict[str, str]:
 
 
 def imports(path: str, sources: dict[str, str]) -> tuple[set[str], set[str]]:
-  """(files of the project, packages of others) that sources[path] imports, at any depth of the code.
+  """(files of the project, packages of others) that sources[path] imports, at any depth.
 
   `from fipo_jax.models import attention` is the file attention.py if there is one, else a name in
   models/__init__.py. Python's own modules are left out.
@@ -41,7 +41,7 @@ def imports(path: str, sources: dict[str, str]) -> tuple[set[str], set[str]]:
       elif top in FOLDERS:
         ours.add(_resolve(path, module, name, sources))
       elif top not in sys.stdlib_module_names:
-        theirs.add(module if top == "orbax" else top)
+        theirs.add(top)
   return ours, theirs
 
 

@@ -24,17 +24,21 @@ OBJECTIVES: dict[str, Callable[..., TokenLoss]] = {
 def make_objective(name: str, **hyperparameters) -> Callable[[jax.Array, Batch], TokenLoss]:
   """Binds an objective's hyperparameters: the returned value is what the train step calls.
 
-  Hyperparameters this objective does not have, but another does, are left out: one config section serves every row.
-  The objective is traced once on a single token, so that a value out of range is refused here.
+  Hyperparameters this objective does not have, but another does, are left out: one config section
+  serves every row. The objective is traced once on a single token, so that a value out of range is
+  refused here.
 
   Raises:
-    ValueError: the name is not in OBJECTIVES, a hyperparameter belongs to no objective, or a value is out of range.
+    ValueError: the name is not in OBJECTIVES, a hyperparameter belongs to no objective, or a value
+      is out of range.
   """
   if name not in OBJECTIVES:
     raise ValueError(f"objective={name!r}; choose one of {', '.join(OBJECTIVES)}.")
   known = set().union(*map(_hyperparameters, OBJECTIVES.values()))
   if unknown := sorted(set(hyperparameters) - known):
-    raise ValueError(f"{unknown[0]}={hyperparameters[unknown[0]]!r}: no objective has this hyperparameter.")
+    raise ValueError(
+      f"{unknown[0]}={hyperparameters[unknown[0]]!r}: no objective has this hyperparameter."
+    )
   function = OBJECTIVES[name]
   own = _hyperparameters(function)
   objective = functools.partial(function, **{k: v for k, v in hyperparameters.items() if k in own})

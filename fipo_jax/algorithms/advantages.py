@@ -1,7 +1,8 @@
 """Group-relative advantages, on the host, in float64.
 
-Float64 is not a luxury: in float32 the mean of equal rewards can be off by one unit in the last place, and the small
-epsilon below turns that into a visible advantage with one sign for the whole group.
+Float64 is not a luxury: in float32 the mean of equal rewards can be off by one unit in the last
+place, and the small epsilon below turns that into a visible advantage with one sign for the whole
+group.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ def group_relative(rewards_PG, *, std_ddof: int | None = 1, epsilon: float = 1e-
 
       A[p, g] = (r[p, g] − mean_g r[p]) / (std_g r[p] + ε)
 
-  A group of equal rewards gets exactly 0. A group of one has no statistics: mean 0 and deviation 1 stand in.
+  A group of equal rewards gets exactly 0. A group of one has no statistics: mean 0 and deviation 1
+  stand in.
 
   Args:
     rewards_PG: [P, G] rewards.
@@ -36,7 +38,8 @@ def group_relative(rewards_PG, *, std_ddof: int | None = 1, epsilon: float = 1e-
 def group_relative_ragged(
   rewards_B, groups_B: Sequence[Hashable], *, std_ddof: int | None = 1, epsilon: float = 1e-6
 ) -> np.ndarray:
-  """The same for groups of different sizes, in any order: samples with equal `groups_B` form a group.
+  """The same for groups of different sizes, in any order: samples with equal `groups_B` form a
+  group.
 
   Args:
     rewards_B: [B] rewards.
@@ -45,7 +48,9 @@ def group_relative_ragged(
   """
   rewards_B = np.asarray(rewards_B, np.float64)
   if rewards_B.shape != (len(groups_B),):
-    raise ValueError(f"rewards_B has shape {rewards_B.shape}; expected one per key ({len(groups_B)}).")
+    raise ValueError(
+      f"rewards_B has shape {rewards_B.shape}; expected one per key ({len(groups_B)})."
+    )
   members: dict[Hashable, list[int]] = {}
   for i, key in enumerate(groups_B):
     members.setdefault(key, []).append(i)

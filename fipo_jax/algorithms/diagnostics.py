@@ -1,6 +1,7 @@
-"""What a policy loss says about itself: `Mean`, `Max` and `Min` records over the tokens that were given to it.
+"""What a policy loss says about itself: `Mean`, `Max` and `Min` records over its tokens.
 
-All of them cover every response token, those of rejected responses too, and merge across micro-batches and hosts.
+All of them cover every response token, those of rejected responses too, and merge across
+micro-batches and hosts.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ def token_min(x_RT, valid_RT) -> Min:
 def ratio_quantiles(ratio_RT, advantages_RT, valid_RT) -> dict[str, Mean]:
   """Quantiles of the ratio over tokens of negative and of positive advantage.
 
-  Quantiles do not add. Merged, these are means of the micro-batches' quantiles weighted by their tokens: exact for a single
-  micro-batch, an approximation for several.
+  Quantiles do not add. Merged, these are means of the micro-batches' quantiles weighted by their
+  tokens: exact for a single micro-batch, an approximation for several.
   """
   found = {}
   for side, kept_RT, wanted in (
@@ -50,10 +51,11 @@ def policy_metrics(
 ) -> dict[str, Mean | Max | Min]:
   """What every clipped policy loss reports.
 
-  loss: the objective. policy_kl: mean of −delta, nats (k1 estimate of KL(old ‖ new)). clip_fraction, dual_clip_fraction:
-  tokens where the clipped branch is the larger, where the dual clip holds. advantage_mean: per token, so long responses count
-  more. negative_… and positive_…: ratio statistics over tokens of that sign. positive_ratio_tiny: share of tokens with
-  A > 0 and ratio < 1e-3. sampler_gap_…: |old_logp − sampler_logp|, the sampler's mismatch, nats.
+  loss: the objective. policy_kl: mean of −delta, nats (k1 estimate of KL(old ‖ new)).
+  clip_fraction, dual_clip_fraction: tokens where the clipped branch is the larger, where the dual
+  clip holds. advantage_mean: per token, so long responses count more. negative_… and positive_…:
+  ratio statistics over tokens of that sign. positive_ratio_tiny: share of tokens with A > 0 and
+  ratio < 1e-3. sampler_gap_…: |old_logp − sampler_logp|, the sampler's mismatch, nats.
   """
   negative_RT, positive_RT = valid_RT & (advantages_RT < 0), valid_RT & (advantages_RT > 0)
   gap_RT = jnp.abs(batch.old_logp - batch.sampler_logp)
@@ -78,11 +80,13 @@ def weight_metrics(
 ) -> dict[str, Mean | Max | Min]:
   """What FIPO reports beyond `policy_metrics`.
 
-  weight_…: the weight used. Its deviation is √(weight_offset_square − (weight_mean − 1)²), with weight_offset_square the mean
-  of (w − 1)²: near 1 this keeps the digits that mean(w²) − mean(w)² would lose. weight_upper_fraction,
-  weight_lower_fraction: tokens at a bound, after the safety rule; with a lower bound of 1 that includes every untouched
-  token. raw_weight_…: exp(F); in the mean it is held at `future_kl.summable_limit`, so that no sum overflows.
-  future_kl_…: F in nats. negative_ratio_2_3 and so on: share of tokens with A < 0 and ratio in [2, 3), [3, 4), [4, dual_clip).
+  weight_…: the weight used. Its deviation is √(weight_offset_square − (weight_mean − 1)²), with
+  weight_offset_square the mean of (w − 1)²: near 1 this keeps the digits that mean(w²) − mean(w)²
+  would lose. weight_upper_fraction, weight_lower_fraction: tokens at a bound, after the safety
+  rule; with a lower bound of 1 that includes every untouched token. raw_weight_…: exp(F); in the
+  mean it is held at `future_kl.summable_limit`, so that no sum overflows. future_kl_…: F in nats.
+  negative_ratio_2_3 and so on: share of tokens with A < 0 and ratio in [2, 3), [3, 4), [4,
+  dual_clip).
   """
   low, high = weight_bounds
   upper_RT, lower_RT = weight_RT >= high - 1e-7, weight_RT <= low + 1e-7

@@ -13,11 +13,9 @@ def future_kl(delta_RT, counts_RT, segments_RT, *, half_life_tokens: float):
 
       F[t] = Σ_{k ≥ t, same segment} γ^(k − t) · counts[k] · delta[k],    γ = 2^(−1 / half_life_tokens)
 
-  F > 0: what follows token t, itself included, is being reinforced. A token that does not count adds nothing (even when its
-  delta is NaN) but still lies between its neighbours: distance is in positions. Gradients are the caller's to stop.
-
-  The scan carries distances, not decays: 2^(−distance / half-life) is rounded once at each of log₂ T levels, whereas γ
-  rounded to float32 and raised to high powers loses a digit at long half-lives.
+  F > 0: what follows token t, itself included, is being reinforced. A token that does not count
+  adds nothing (even when its delta is NaN) but still lies between its neighbours: distance is in
+  positions. Gradients are the caller's to stop.
 
   Args:
     delta_RT: [R, T] float, nats. Computed in float32, or float64 when delta is.
@@ -33,14 +31,15 @@ def future_kl(delta_RT, counts_RT, segments_RT, *, half_life_tokens: float):
     raise ValueError(f"half_life_tokens={half_life_tokens}; must be above 0 (32 is the paper's).")
   dtype = jnp.promote_types(delta_RT.dtype, jnp.float32)
   x_RT = jnp.where(jnp.asarray(counts_RT, bool), delta_RT, 0).astype(dtype)
-  last_RT = segments_RT != jnp.roll(segments_RT, -1, axis=1)  # the row's last token wraps, and nothing follows it
-  reach_RT = jnp.where(last_RT, jnp.inf, 1.0).astype(dtype)  # distance to the next token of this segment
+  last_RT = segments_RT != jnp.roll(
+    segments_RT, -1, axis=1
+  )  # the row's last token wraps, and nothing follows it
+  decay_RT = jnp.where(last_RT, 0.0, 2.0 ** (-1.0 / half_life_tokens)).astype(dtype)
 
-  def combine(after, here):  # the scan runs right to left
-    (reach_after, sum_after), (reach, sum_here) = after, here
-    return reach + reach_after, sum_here + jnp.exp2(-reach / half_life_tokens) * sum_after
+  def combine(after, here):  # (decay across the block, its sum); the scan runs right to left
+    return here[0] * after[0], here[1] + here[0] * after[1]
 
-  _, F_RT = jax.lax.associative_scan(combine, (reach_RT, x_RT), reverse=True, axis=1)
+  _, F_RT = jax.lax.associative_scan(combine, (decay_RT, x_RT), reverse=True, axis=1)
   return F_RT
 
 
@@ -61,7 +60,9 @@ def bounds(weight_clip: tuple[float, float] | None, raw_cap: float | None) -> tu
   """
   if weight_clip is not None:
     if len(weight_clip) != 2 or not weight_clip[0] <= weight_clip[1]:
-      raise ValueError(f"weight_clip={weight_clip}; expected (low, high) with low <= high, or None.")
+      raise ValueError(
+        f"weight_clip={weight_clip}; expected (low, high) with low <= high, or None."
+      )
     return float(weight_clip[0]), float(weight_clip[1])
   if raw_cap is not None and not raw_cap > 0:
     raise ValueError(f"raw_cap={raw_cap}; must be above 0, or None for no cap.")
@@ -77,7 +78,8 @@ def influence_weight(F_RT, *, weight_clip: tuple[float, float] | None, raw_cap: 
   Args:
     F_RT: [R, T] float, nats.
     weight_clip: bounds of the weight (not offsets from 1), or None.
-    raw_cap: upper bound used only when weight_clip is None; None leaves it open (up to `summable_limit`).
+    raw_cap: upper bound used only when weight_clip is None; None leaves it open (up to
+      `summable_limit`).
   Source: arXiv 2603.19835 eq. 7; the cap is the published code's meaning of a clip ratio of 0.
   """
   low, high = bounds(weight_clip, raw_cap)
@@ -94,7 +96,8 @@ SAFETY = {
 def safe_weight(weight_RT, advantages_RT, ratio_RT, *, safety_mode: str, safety_threshold: float):
   """Holds back the weight of tokens that are bad and have already become much more likely.
 
-      A < 0 and ratio > threshold:  w ← clip(w, 0.8, 1) (`clamp`),  1 (`reset`),  w (`off`);  elsewhere unchanged
+      A < 0 and ratio > threshold:  w ← clip(w, 0.8, 1) (`clamp`),  1 (`reset`),  w (`off`);
+      elsewhere unchanged
 
   `clamp` also raises weights below 0.8, which exist when there is no lower weight clip.
 

@@ -1,8 +1,9 @@
 """Objectives: pure functions (logp_RT, batch, hyperparameters) -> `TokenLoss`.
 
-The policy-gradient ones are all the same clipped surrogate: `dapo` is it, `grpo` is it with other settings, `fipo` weights its
-advantages by the future of each token, and `gspo` gives it one ratio a response. Rows are packed; whatever concerns a response
-(Future-KL, rejection, sequence means) stops at segment borders. Losses are sums with their counts: nothing is divided here.
+The policy-gradient ones are all the same clipped surrogate: `dapo` is it, `grpo` is it with other
+settings, `fipo` weights its advantages by the future of each token, and `gspo` gives it one ratio a
+response. Rows are packed; whatever concerns a response (Future-KL, rejection, sequence means) stops
+at segment borders. Losses are sums with their counts: nothing is divided here.
 """
 
 from __future__ import annotations
@@ -14,14 +15,16 @@ import jax
 import jax.numpy as jnp
 
 from fipo_jax import masked
-from fipo_jax.algorithms import diagnostics
+from fipo_jax.algorithms import aggregation, diagnostics
 from fipo_jax.algorithms import future_kl as fkl
 from fipo_jax.types import Batch, Mean, TokenLoss, check_axes
 
 # Which tokens enter Future-KL, by whether their ratio is above the threshold and by the sign of their advantage.
 PARTICIPATION = {
-  "all": lambda beyond_RT, advantages_RT: ~beyond_RT,  # published code
-  "negative_only": lambda beyond_RT, advantages_RT: ~(beyond_RT & (advantages_RT < 0)),  # paper, eq. 5
+  # the published code
+  "all": lambda beyond_RT, advantages_RT: ~beyond_RT,
+  # the paper, eq. 5
+  "negative_only": lambda beyond_RT, advantages_RT: ~(beyond_RT & (advantages_RT < 0)),
   "off": lambda beyond_RT, advantages_RT: jnp.ones_like(beyond_RT),
 }
 
@@ -51,26 +54,30 @@ def fipo(
       w = safety(clip(exp F)), constant for differentiation                                     influence weight
       l = surrogate(r, A·w)                                                                     `clipped_surrogate`
 
-  A response with more than `sequence_reject_count` dual-clipped tokens of negative advantage leaves the loss whole.
+  A response with more than `sequence_reject_count` dual-clipped tokens of negative advantage leaves
+  the loss whole.
 
   Args:
     logp_RT: [R, T] float, nats, under the policy being trained. Differentiable.
     clip_low, clip_high, dual_clip: see `clipped_surrogate`.
     half_life_tokens: see `future_kl.future_kl`.
-    participation_mask: a token with ratio above participation_ratio is left out of F: `all` of them, `negative_only` those of
-      negative advantage, or none (`off`).
+    participation_mask: a token with ratio above participation_ratio is left out of F: `all` of
+      them, `negative_only` those of negative advantage, or none (`off`).
     participation_ratio: that threshold; None means dual_clip.
     weight_clip, raw_cap: see `future_kl.influence_weight`.
     safety_mode, safety_threshold: see `future_kl.safe_weight`.
     sequence_reject_count: dual-clipped tokens a response may have and stay; None never rejects.
-    delta_clamp: bound on |d|, nats; no gradient beyond it. None: no bound (the ratio alone is still held finite).
-    loss_norm: see `aggregate`.
+    delta_clamp: bound on |d|, nats; no gradient beyond it. None: no bound (the ratio alone is still
+      held finite).
+    loss_norm: see `aggregation.aggregate`.
   Returns:
-    per_token: delta, ratio, participation, future_kl, raw_weight, clipped_weight (before the safety rule), weight, token_loss,
-    dual_clipped, keep (1 on tokens in the loss); all [R, T], to be read where mask is 1.
+    per_token: delta, ratio, participation, future_kl, raw_weight, clipped_weight (before the safety
+      rule), weight, token_loss, dual_clipped, keep (1 on tokens in the loss); all [R, T], to be
+      read where mask is 1.
   Raises:
     ValueError: shapes disagree, or a hyperparameter is out of its range.
-  Source: arXiv 2603.19835 eq. 3 to 8; the published code for dual clip, rejection and the safety clamp.
+  Source: arXiv 2603.19835 eq. 3 to 8; the published code for dual clip, rejection and the safety
+  clamp.
   """
   valid_RT, advantages_RT = _inputs(logp_RT, batch)
   delta_RT, ratio_RT = log_ratio(logp_RT, batch.old_logp, valid_RT, delta_clamp=delta_clamp)
@@ -94,7 +101,7 @@ def fipo(
     clip_low=clip_low, clip_high=clip_high, dual_clip=dual_clip,
   )  # fmt: skip
   keep_RT = valid_RT & ~rejected(surrogate.dual_clipped, batch.segments, sequence_reject_count)
-  loss = aggregate(surrogate.loss, keep_RT, valid_RT, batch, loss_norm=loss_norm)
+  loss = aggregation.aggregate(surrogate.loss, keep_RT, valid_RT, batch, loss_norm=loss_norm)
 
   metrics = _policy_metrics(loss, surrogate, delta_RT, ratio_RT, advantages_RT, batch, valid_RT)
   metrics |= diagnostics.weight_metrics(
@@ -103,8 +110,8 @@ def fipo(
   )  # fmt: skip
   metrics["participation_fraction"] = diagnostics.token_mean(joins_RT, valid_RT)
   metrics["rejected_token_fraction"] = diagnostics.token_mean(~keep_RT, valid_RT)
-  sequences = sequence_count(valid_RT, batch.segments)
-  dropped = sequence_count(valid_RT & ~keep_RT, batch.segments)
+  sequences = aggregation.sequence_count(valid_RT, batch.segments)
+  dropped = aggregation.sequence_count(valid_RT & ~keep_RT, batch.segments)
   metrics["rejected_sequence_fraction"] = Mean(dropped, sequences)
   per_token = _floats(
     delta=delta_RT, ratio=ratio_RT, participation=joins_RT, future_kl=F_RT,
@@ -124,7 +131,7 @@ def dapo(
   delta_clamp: float | None = 20.0,
   loss_norm: str = "global_token",
 ) -> TokenLoss:
-  """The clipped surrogate with asymmetric and dual clip, over all response tokens: l = surrogate(r, A).
+  """The clipped surrogate with asymmetric and dual clip: l = surrogate(r, A), over all tokens.
 
   Args and errors as in `fipo`. per_token: delta, ratio, token_loss, dual_clipped, keep.
   Source: arXiv 2503.14476 (asymmetric clip, token mean); arXiv 1912.09729 (dual clip).
@@ -147,7 +154,7 @@ def grpo(
   delta_clamp: float | None = 20.0,
   loss_norm: str = "sequence_mean",
 ) -> TokenLoss:
-  """`dapo` with the settings of the original: symmetric clip, no dual clip, each response counting once.
+  """`dapo` with the original's settings: symmetric clip, no dual clip, responses weigh the same.
 
   Source: arXiv 2402.03300 eq. 3, without its KL term.
   """
@@ -169,9 +176,11 @@ def gspo(
 
       s = exp(min(mean_t (logp − old_logp), 10)),    l = max(−A·s, −A·clip(s, 1 − clip_low, 1 + clip_high))
 
-  Each token's own log-probability carries the gradient of s (d s / d logp[t] = s; the aggregation divides by the length).
+  Each token's own log-probability carries the gradient of s (d s / d logp[t] = s; the aggregation
+  divides by the length).
 
-  Args and errors as in `fipo`. per_token as in `dapo`, with the response's ratio on each of its tokens.
+  Args and errors as in `fipo`. per_token as in `dapo`, with the response's ratio on each of its
+  tokens.
   Source: arXiv 2507.18071, the token variant with equal advantages.
   """
   valid_RT, advantages_RT = _inputs(logp_RT, batch)
@@ -188,13 +197,15 @@ def gspo(
 
 
 def sft(logp_RT, batch: Batch, *, loss_norm: str = "global_token") -> TokenLoss:
-  """Negative log-likelihood of the response tokens: l = −logp. Advantages and old log-probabilities are not read.
+  """Negative log-likelihood of the response tokens: l = −logp.
+
+  Advantages and old log-probabilities are not read.
 
   Raises ValueError as `fipo`. per_token: token_loss, keep.
   """
   valid_RT, _ = _inputs(logp_RT, batch)
   loss_RT = jnp.where(valid_RT, -logp_RT, 0)
-  loss = aggregate(loss_RT, valid_RT, valid_RT, batch, loss_norm=loss_norm)
+  loss = aggregation.aggregate(loss_RT, valid_RT, valid_RT, batch, loss_norm=loss_norm)
   metrics = {"loss": loss, "nll": diagnostics.token_mean(loss_RT, valid_RT)}
   per_token = _floats(token_loss=loss_RT, keep=valid_RT)
   return TokenLoss(loss, *jax.lax.stop_gradient((metrics, per_token)))
@@ -203,7 +214,8 @@ def sft(logp_RT, batch: Batch, *, loss_norm: str = "global_token") -> TokenLoss:
 def log_ratio(logp_RT, old_logp_RT, valid_RT, *, delta_clamp: float | None):
   """(d, r): d = clamp(logp − old_logp, ±delta_clamp) and r = exp d; 0 and 1 where not valid.
 
-  The gradient passes inside the bounds, bounds included, and is 0 beyond. NaN on a valid token stays NaN: it must be seen.
+  The gradient passes inside the bounds, bounds included, and is 0 beyond. NaN on a valid token
+  stays NaN: it must be seen.
   """
   if delta_clamp is not None and not delta_clamp > 0:
     raise ValueError(f"delta_clamp={delta_clamp}; must be above 0, or None for no bound.")
@@ -214,10 +226,12 @@ def log_ratio(logp_RT, old_logp_RT, valid_RT, *, delta_clamp: float | None):
   return delta_RT, jnp.exp(delta_RT)
 
 
-def participates(delta_RT, advantages_RT, *, participation_mask: str, participation_ratio: float | None):
+def participates(
+  delta_RT, advantages_RT, *, participation_mask: str, participation_ratio: float | None
+):
   """[R, T] bool: whether a token's shift enters Future-KL; a ratio equal to the threshold does.
 
-  Raises ValueError for an unknown participation_mask, or a threshold that is missing or not above 0.
+  Raises ValueError for an unknown participation_mask, or a threshold missing or not above 0.
   """
   if participation_mask not in PARTICIPATION:
     raise ValueError(
@@ -282,60 +296,6 @@ def rejected(dual_clipped_RT, segments_RT, sequence_reject_count: int | None):
   return masked.segment_total(dual_clipped_RT, segments_RT) > sequence_reject_count
 
 
-def sequence_count(valid_RT, segments_RT):
-  """Responses with any valid token, as a float."""
-  return masked.count(masked.segment_sums(valid_RT, segments_RT)[:, 1:] > 0)
-
-
-def _global_token(loss_RT, keep_RT, valid_RT, batch):
-  return masked.sum(loss_RT, keep_RT), masked.count(keep_RT)
-
-
-def _sequence_mean(loss_RT, keep_RT, valid_RT, batch):
-  tokens_RT = jnp.maximum(masked.segment_total(keep_RT, batch.segments), 1)
-  return masked.sum(loss_RT / tokens_RT, keep_RT), sequence_count(valid_RT, batch.segments)
-
-
-def _sequence_sum(loss_RT, keep_RT, valid_RT, batch):
-  return masked.sum(loss_RT, keep_RT), sequence_count(valid_RT, batch.segments)
-
-
-def _group_token(loss_RT, keep_RT, valid_RT, batch):
-  share_RT = 1 / jnp.where(valid_RT, batch.group_tokens, 1)
-  return masked.sum(loss_RT * share_RT, keep_RT), masked.sum(share_RT, valid_RT)
-
-
-LOSS_NORMS = {
-  "global_token": _global_token,
-  "sequence_mean": _sequence_mean,
-  "sequence_sum": _sequence_sum,
-  "group_token": _group_token,
-}
-
-
-def aggregate(loss_RT, keep_RT, valid_RT, batch: Batch, *, loss_norm: str) -> Mean:
-  """Sums per-token losses and says by what the sum is to be divided, once, after everything is added.
-
-      global_token   Σ l / kept tokens                       every token counts the same
-      sequence_mean  Σ_responses (mean of l) / responses     every response counts the same
-      sequence_sum   Σ l / responses                         longer responses count more
-      group_token    Σ_groups (Σ l / tokens of the group) / groups
-
-  A rejected response leaves the sum, and the count of `global_token`; it still counts as a response and in its group's
-  tokens. Responses without any valid token do not count.
-
-  Args:
-    loss_RT: [R, T]. keep_RT, valid_RT: [R, T] bool, tokens in the loss; tokens of responses.
-    batch: its segments, and group_tokens for `group_token`.
-  Raises ValueError for an unknown loss_norm.
-  Source: arXiv 2402.03300 (sequence_mean), 2503.14476 and 2603.19835 eq. 8 (token means).
-  """
-  if loss_norm not in LOSS_NORMS:
-    raise ValueError(f"loss_norm={loss_norm!r}; choose one of {', '.join(LOSS_NORMS)}.")
-  total, count = LOSS_NORMS[loss_norm](loss_RT, keep_RT, valid_RT, batch)
-  return Mean(total, jax.lax.stop_gradient(count))
-
-
 def _clip(x, low, high):
   """clip with full gradient on the bounds (jnp.clip gives half there), none beyond, and NaN left alone."""
   beyond = (x < low) | (x > high)
@@ -360,7 +320,7 @@ def _policy_metrics(loss, surrogate, delta_RT, ratio_RT, advantages_RT, batch, v
 
 def _plain(surrogate, delta_RT, ratio_RT, advantages_RT, batch, valid_RT, loss_norm) -> TokenLoss:
   """What dapo, grpo and gspo share after the surrogate: nothing rejected, nothing weighted."""
-  loss = aggregate(surrogate.loss, valid_RT, valid_RT, batch, loss_norm=loss_norm)
+  loss = aggregation.aggregate(surrogate.loss, valid_RT, valid_RT, batch, loss_norm=loss_norm)
   metrics = _policy_metrics(loss, surrogate, delta_RT, ratio_RT, advantages_RT, batch, valid_RT)
   per_token = _floats(
     delta=delta_RT, ratio=ratio_RT, token_loss=surrogate.loss,

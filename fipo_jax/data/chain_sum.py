@@ -8,7 +8,7 @@ from typing import Any
 from fipo_jax.data.sources import Record, Records, gym_dataset
 
 # Everything the questions and solutions below are written with.
-ALPHABET = "0123456789 +-=\n:AnswerChckoy"
+ALPHABET = "0123456789 +-=\n:AnswerChcko"
 
 STYLES = ("direct", "worked", "checked")
 
@@ -78,7 +78,7 @@ def chain_sum_solutions(
 
 
 def parse(expression: str) -> tuple[int, list[tuple[str, int]]]:
-  """"34 + 7 - 12" as (34, [("+", 7), ("-", 12)]); numbers may be negative."""
+  """ "34 + 7 - 12" as (34, [("+", 7), ("-", 12)]); numbers may be negative."""
   words = expression.split()
   return int(words[0]), [(op, int(n)) for op, n in zip(words[1::2], words[2::2], strict=True)]
 

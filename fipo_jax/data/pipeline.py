@@ -116,7 +116,9 @@ def render(record: Record, tokenizer: Tokenizer, *, chat_template: bool, instruc
   if "messages" in record:
     messages = record["messages"]
   else:
-    content = instruction.replace("{question}", record["question"])  # LaTeX braces rule out str.format
+    content = instruction.replace(
+      "{question}", record["question"]
+    )  # LaTeX braces rule out str.format
     messages = [{"role": "user", "content": content}]
   if chat_template:
     return tokenizer.render(messages)
@@ -193,7 +195,9 @@ def _scan(
     prompt = make(records[index])
     length = len(prompt.tokens)
     if not length:
-      raise ValueError(f"prompt {prompt.id} is empty once rendered; the model needs at least one token.")
+      raise ValueError(
+        f"prompt {prompt.id} is empty once rendered; the model needs at least one token."
+      )
     shortest = length if shortest is None else min(shortest, length)
     if length <= max_prompt_tokens:
       kept.append(index)

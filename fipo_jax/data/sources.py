@@ -85,7 +85,9 @@ def gym_dataset(task: str, size: int, seed: int, options: dict[str, Any] | None)
   try:
     import reasoning_gym as library
   except ImportError as error:
-    raise ValueError(f"source 'reasoning_gym' needs the package reasoning-gym ({error}).") from error
+    raise ValueError(
+      f"source 'reasoning_gym' needs the package reasoning-gym ({error})."
+    ) from error
 
   # 31 bits, so that seed + index stays valid for generators that take 32-bit seeds.
   spread = int(np.random.SeedSequence(seed).generate_state(1)[0]) >> 1

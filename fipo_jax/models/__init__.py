@@ -33,7 +33,7 @@ _MATH = {"rope_theta": 1e4, "max_position": 4096}
 PRESETS: dict[str, ModelConfig] = {
   "tiny": _qwen2_5(4, 128, 384, 4, 2, vocab_size=256, rope_theta=1e4, max_position=4096),
   "qwen2_5_0_5b": _qwen2_5(24, 896, 4864, 14, 2),
-  "qwen2_5_1_5b": _qwen2_5(28, 1536, 8960, 12, 2),
+  "qwen2_5_1_5b": _qwen2_5(28, 1536, 8960, 12, 2, max_position=131072),
   "qwen2_5_3b": _qwen2_5(36, 2048, 11008, 16, 2),
   "qwen2_5_7b": _qwen2_5(28, 3584, 18944, 28, 4, max_position=131072, **_UNTIED),
   "qwen2_5_14b": _qwen2_5(48, 5120, 13824, 40, 8, norm_eps=1e-5, max_position=131072, **_UNTIED),

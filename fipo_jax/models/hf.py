@@ -1,7 +1,8 @@
 """Hugging Face directories in and out: config.json, safetensors, and the files that travel with them.
 
-Reading goes straight from the memory-mapped file into each device's shard: no tensor is ever whole on the host unless
-a device holds it whole. Writing streams one tensor at a time. Names, shapes and dtypes are those of the published files.
+Reading goes straight from the memory-mapped file into each device's shard: no tensor is ever whole on the host
+unless a device holds it whole. Writing streams one tensor at a time. Names, shapes and dtypes are those of the
+published files.
 """
 
 from __future__ import annotations
@@ -147,12 +148,13 @@ def load(directory, model: Model, mesh) -> dict:
       expected = _published_shape(path, target.shape)
       if name not in tensors:
         raise ValueError(f"{directory}: tensor {name} is missing; the model expects shape {list(expected)}.")
-      if tensors[name].shape != expected:
-        raise ValueError(f"{directory}: tensor {name} has shape {list(tensors[name].shape)}, expected {list(expected)}.")
+      found = tensors[name].shape
+      if found != expected:
+        raise ValueError(f"{directory}: tensor {name} has shape {list(found)}, expected {list(expected)}.")
 
   def read(path, target, sharding):
     sources = [tensors[name] for name in _published_names(path, target.shape)]
-    shard = lambda index: _shard(path, target, sources, index)  # noqa: E731
+    shard = lambda index: _shard(path, target, sources, index)
     return jax.make_array_from_callback(target.shape, sharding, shard)
 
   flat = [(path, read(path, target, _at(shardings, path))) for path, target in _leaves(shapes)]
@@ -245,7 +247,7 @@ def _fetch(path, leaf, layer: int, dtype: str) -> np.ndarray:
     host = np.asarray(leaf[layer] if stacked else leaf)
   else:
     whole = NamedSharding(leaf.sharding.mesh, PartitionSpec())
-    pick = lambda x, i: jax.lax.dynamic_index_in_dim(x, i, keepdims=False) if stacked else x  # noqa: E731
+    pick = lambda x, i: jax.lax.dynamic_index_in_dim(x, i, keepdims=False) if stacked else x
     host = np.asarray(jax.jit(pick, out_shardings=whole)(leaf, layer))
   if path[-1].endswith("h"):
     host = host.reshape(*host.shape[:-2], -1)

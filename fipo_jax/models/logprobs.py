@@ -18,7 +18,7 @@ def token_logprobs(
 
       z[t] = hidden[t - 1] · headᵀ / temperature
       logp[t] = z[t, token[t]] - log Σ_v exp z[t, v]
-      entropy[t] = log Σ_v exp z[t, v] - Σ_v softmax(z[t])_v z[t, v]
+      entropy[t] = - Σ_v p_v log p_v,   p = softmax(z[t])
 
   Both are 0 on padding (segment 0) and on the first token of a segment, which nothing precedes. The gradient of logp is
   exact, recomputes the logits chunk by chunk and adds up the head's in float32; entropy has no gradient.
@@ -36,7 +36,7 @@ def token_logprobs(
   logp_RT, entropy_RT = _next_token(hidden_RTD, head_VD, targets_RT, temperature, chunk_tokens, with_entropy)
   follows_RT = (segments_RT != 0) & (segments_RT == jnp.roll(segments_RT, 1, axis=1))
   follows_RT = follows_RT.at[:, 0].set(False)
-  shift = lambda x_RT: jnp.where(follows_RT, jnp.roll(x_RT, 1, axis=1), 0.0)  # noqa: E731
+  shift = lambda x_RT: jnp.where(follows_RT, jnp.roll(x_RT, 1, axis=1), 0.0)
   return shift(logp_RT), jax.lax.stop_gradient(shift(entropy_RT))
 
 
@@ -50,12 +50,17 @@ def _forward(hidden_RTD, head_VD, targets_RT, temperature, chunk_tokens, with_en
   def chunk(inputs):
     hidden_RCD, targets_RC = inputs
     z_RCV = _logits(hidden_RCD, head_VD) / temperature
-    norm_RC = jax.nn.logsumexp(z_RCV, axis=-1)
+    # Everything relative to the largest logit: what a confident token loses by rounding is then relative to its own
+    # small log-probability, not to the size of the logits.
+    top_RC = jnp.max(z_RCV, axis=-1)
+    z_RCV = z_RCV - top_RC[..., None]
+    norm_RC = jnp.log(jnp.sum(jnp.exp(z_RCV), axis=-1))
     logp_RC = jnp.sum(jnp.where(_is_target(targets_RC, z_RCV), z_RCV, 0.0), axis=-1) - norm_RC
     entropy_RC = jnp.zeros_like(norm_RC)
     if with_entropy:
-      entropy_RC = norm_RC - jnp.sum(jnp.exp(z_RCV - norm_RC[..., None]) * z_RCV, axis=-1)
-    return logp_RC, entropy_RC, norm_RC
+      logp_RCV = z_RCV - norm_RC[..., None]
+      entropy_RC = -jnp.sum(jnp.exp(logp_RCV) * logp_RCV, axis=-1)
+    return logp_RC, entropy_RC, top_RC + norm_RC
 
   T = targets_RT.shape[1]
   pieces = jax.lax.map(chunk, _split((hidden_RTD, targets_RT), chunk_tokens))
@@ -108,7 +113,9 @@ def _is_target(targets_RC, z_RCV):
 
 
 def _split(tree, chunk_tokens: int):
-  """[R, T, ...] -> [n, R, C, ...]: chunk i takes tokens i, i + n, ..., so each device of a `context` axis has its part."""
+  """[R, T, ...] -> [n, R, C, ...]; chunk i takes tokens i, i + n, ..., so that with tokens sharded over `context` every
+  device has its part of every chunk.
+  """
 
   def one(x):
     R, T = x.shape[:2]

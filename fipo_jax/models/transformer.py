@@ -105,7 +105,7 @@ class Model:
       stacked = ("layers",) if path[0].key == "layers" else ()
       return stacked + variable.get_metadata()["axes"]
 
-    is_leaf = lambda x: isinstance(x, nnx.Variable)  # noqa: E731
+    is_leaf = lambda x: isinstance(x, nnx.Variable)
     return nnx.to_pure_dict(jax.tree_util.tree_map_with_path(names, _skeleton(self.config)[1], is_leaf=is_leaf))
 
   def shardings(self, mesh) -> dict:
@@ -187,7 +187,7 @@ class Model:
       def attend(q, k, v):
         new_k = _write(cache_k, k, number, write_index)
         new_v = _write(cache_v, v, number, write_index)
-        read = lambda cache: jax.lax.dynamic_index_in_dim(cache, number, keepdims=False)  # noqa: E731
+        read = lambda cache: jax.lax.dynamic_index_in_dim(cache, number, keepdims=False)
         return attention.attend_cache(q, read(new_k), read(new_v), valid_SM), (new_k, new_v)
 
       x, (cache_k, cache_v) = block(x, cos, sin, attend)

@@ -14,26 +14,29 @@ _ANSWER = re.compile(r"answer\s*:", re.IGNORECASE)
 def verify(response: str, answer: str, extras: dict) -> Score:
   """The task's score in [0, 1] of the answer; accuracy is 1 only at full score.
 
-  The answer is the line after the last "Answer:"; without one there is no answer, and the score is 0.
+  The answer is what follows the last "Answer:", as many lines of it as the ground truth has (a grid has several);
+  without one there is no answer, and the score is 0.
 
   Args:
     extras: {"task": name, "entry": the problem as the task made it}, from the source `reasoning_gym`.
   Raises: ValueError when the extras lack them.
   """
   if "task" not in extras or "entry" not in extras:
-    raise ValueError("verifier 'gym' needs extras['task'] and extras['entry']; use source 'reasoning_gym'.")
-  pred = extract_answer(response)
+    raise ValueError(
+      "verifier 'gym' needs extras['task'] and extras['entry']; use source 'reasoning_gym'."
+    )
+  pred = extract_answer(response, lines=answer.strip().count("\n") + 1)
   if pred is None:
     return Score(score=0.0, accuracy=0.0)
   score = float(scorer(extras["task"])(pred, extras["entry"]))
   return Score(score=score, accuracy=float(score >= 1.0), pred=pred)
 
 
-def extract_answer(response: str) -> str | None:
-  """First non-empty line after the last "Answer:", stripped; None where there is none."""
+def extract_answer(response: str, lines: int = 1) -> str | None:
+  """The first `lines` lines after the last "Answer:", stripped; None where there is nothing."""
   marks = list(_ANSWER.finditer(response))
   rest = response[marks[-1].end() :].strip() if marks else ""
-  return rest.splitlines()[0].strip() if rest else None
+  return "\n".join(rest.split("\n")[:lines]).strip() or None
 
 
 @functools.cache

@@ -10,6 +10,7 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import pathlib
+import pickle
 import subprocess
 import sys
 import time
@@ -46,9 +47,7 @@ class Scored:
   message: str = ""
 
 
-def overlong_penalty(
-  length: int, *, max_tokens: int, buffer_tokens: int, factor: float
-) -> float:
+def overlong_penalty(length: int, *, max_tokens: int, buffer_tokens: int, factor: float) -> float:
   """Soft punishment of responses that come near the length limit; added to the reward, never to accuracy.
 
       penalty = min(0, -(length - (max_tokens - buffer_tokens)) / buffer_tokens * factor)
@@ -146,9 +145,9 @@ class Scorer:
             results[index] = self._judge(job, outcome)
             done += 1
     finally:  # after an error or Ctrl-C, a late answer must not meet the next batch
-      for i, worker in enumerate(self._workers):
-        if worker.job is not None:
-          self._replace(i)
+      for worker in [w for w in self._workers if w.job is not None]:
+        worker.kill()
+        self._workers.remove(worker)
     return results
 
   def close(self) -> None:
@@ -205,7 +204,7 @@ class Scorer:
   def _bury(self, i: int) -> tuple:
     """A worker died: with a job in hand that job is an error, before it was ready the verifier file is to blame."""
     worker = self._workers[i]
-    code = worker.kill()
+    code = worker.kill(patience_s=1.0)  # a closed pipe comes a moment before the exit code
     if not worker.ready:
       del self._workers[i]
       raise ValueError(
@@ -247,6 +246,7 @@ class _Worker:
       [sys.executable, "-c", code, str(child.fileno()), json.dumps(settings), paths],
       pass_fds=[child.fileno()],
       stdin=subprocess.DEVNULL,
+      stdout=2,  # what a user's verifier prints belongs to the log, not to our output
       # A user's verifier that imports JAX must not take the accelerator from the run.
       env={**os.environ, "JAX_PLATFORMS": "cpu"},
       start_new_session=True,  # Ctrl-C is the parent's business; workers end when their pipe closes
@@ -264,19 +264,22 @@ class _Worker:
       self.pipe.send((job.verifier, job.response[-RESPONSE_CHARACTERS:], job.answer, job.extras))
     except OSError:
       pass  # it died while idle; reading from it will say so
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+      raise ValueError(
+        f"prompt {job.prompt[-200:]!r}: its extras cannot be sent to a verification process ({error})."
+      ) from error
 
   def rest(self) -> None:
     self.job, self.started, self.deadline = None, False, math.inf
 
-  def kill(self) -> int:
-    """Ends the process for good; returns its exit code."""
-    if self.process.poll() is None:
-      try:  # one that died by itself may need a moment to be reaped; it keeps its own exit code
-        self.process.wait(0.0 if self.job is None or self.started and self.deadline <= time.monotonic() else 0.05)
-      except subprocess.TimeoutExpired:
-        self.process.kill()
+  def kill(self, patience_s: float = 0.0) -> int:
+    """Ends the process for good, by SIGKILL unless it ends by itself; returns its exit code."""
     self.pipe.close()
-    return self.process.wait()
+    try:
+      return self.process.wait(patience_s)
+    except subprocess.TimeoutExpired:
+      self.process.kill()
+      return self.process.wait()
 
 
 def _check_source(path: str) -> None:

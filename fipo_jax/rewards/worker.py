@@ -28,6 +28,7 @@ BUILT_IN: dict[str, tuple[Callable[..., Score], Callable[[], Any]]] = {
   "math_symbolic": (math_symbolic.verify, math_symbolic.load),
   "gym": (gym.verify, gym.load),
 }
+_NOWHERE = open(os.devnull, "w")  # held open for the life of the process
 PRED_CHARACTERS = 2000  # what is sent back of an answer
 
 
@@ -42,7 +43,7 @@ def main(descriptor: int, settings: str) -> None:
     pipe.send(("ready",))
     while True:
       serve(pipe, verifiers, options["timeout_s"])
-  except EOFError:  # the parent is gone or done with us
+  except (EOFError, BrokenPipeError, ConnectionResetError):  # the parent is gone or done with us
     pass
   except ValueError as error:  # a missing package or a bad verifier file: no job can succeed
     pipe.send(("broken", str(error)))
@@ -91,7 +92,7 @@ def load_file(path: str) -> Callable[..., Any]:
   sys.modules["user_verifier"] = module  # dataclasses and pickle look modules up
   try:
     spec.loader.exec_module(module)
-  except (Exception, SystemExit) as error:  # noqa: BLE001 - user code may raise anything; it is reported
+  except (Exception, SystemExit) as error:  # user code may raise anything; it is reported
     raise ValueError(f"reward.file={path}: {describe(error)}") from error
   if not callable(getattr(module, "verify", None)):
     raise ValueError(f"reward.file={path}: no function verify(response, answer, extras) in it.")
@@ -108,6 +109,3 @@ def describe(error: BaseException) -> str:
     code = trace.tb_frame.f_code
     place = f" at {os.path.basename(code.co_filename)}:{trace.tb_lineno} in {code.co_name}"
   return " ".join(f"{type(error).__name__}: {error}{place}".split())[:500]
-
-
-_NOWHERE = open(os.devnull, "w")  # noqa: SIM115 - held open for the life of the process

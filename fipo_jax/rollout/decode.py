@@ -44,7 +44,20 @@ class Wave:
 
 
 @functools.partial(jax.jit, static_argnames=("model", "sampling", "entries", "pad_id"))
-def start(model: Model, sampling: Sampling, params, prompt_RT, length_R, key, id_S, sample_S, used_S, *, entries, pad_id):
+def start(
+  model: Model,
+  sampling: Sampling,
+  params,
+  prompt_RT,
+  length_R,
+  key,
+  id_S,
+  sample_S,
+  used_S,
+  *,
+  entries,
+  pad_id,
+):
   """Prefills each prompt once, repeats its cache for its samples, and samples the first token of every slot.
 
   Args:
@@ -80,7 +93,9 @@ def start(model: Model, sampling: Sampling, params, prompt_RT, length_R, key, id
   return _record(wave, logits_SV, sampling, pad_id)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "sampling", "pad_id"), donate_argnames=("wave",))
+@functools.partial(
+  jax.jit, static_argnames=("model", "sampling", "pad_id"), donate_argnames=("wave",)
+)
 def extend(model: Model, sampling: Sampling, params, wave: Wave, base, *, pad_id):
   """Decodes until every slot is done, the limit is reached, or the cache is full.
 
@@ -119,6 +134,14 @@ def grow(wave: Wave, *, entries: int) -> Wave:
   room = [(0, 0), (0, 0), (0, entries - wave.cache_k.shape[2]), (0, 0), (0, 0)]
   cache_k, cache_v = (_pin(jnp.pad(x, room)) for x in (wave.cache_k, wave.cache_v))
   return dataclasses.replace(wave, cache_k=cache_k, cache_v=cache_v)
+
+
+@jax.jit
+def harvest(wave: Wave):
+  """(tokens_SN, logp_SN, count_S, step), whole on every device: what each host may read."""
+  return tuple(
+    constrain(x, *[None] * x.ndim) for x in (wave.tokens_SN, wave.logp_SN, wave.count_S, wave.step)
+  )
 
 
 def _record(wave: Wave, logits_SV, sampling: Sampling, pad_id: int) -> Wave:

@@ -12,11 +12,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 from fipo_jax.models.transformer import Model
 from fipo_jax.rollout import decode
 from fipo_jax.rollout.sampling import Sampling
-from fipo_jax.sharding import RULES, named, to_mesh
+from fipo_jax.sharding import RULES, to_mesh
 from fipo_jax.types import Prompt, Rollout
 
 SMALLEST_PROMPT_BUCKET = 16  # tokens; prompts are padded to this times a power of two
-SMALLEST_CACHE = 128  # entries; the cache doubles from here, so short responses never pay for long ones
+SMALLEST_CACHE = (
+  128  # entries; the cache doubles from here, so short responses never pay for long ones
+)
 
 
 @dataclasses.dataclass
@@ -42,7 +44,14 @@ class NativeEngine:
   """
 
   def __init__(
-    self, model: Model, mesh, *, slots: int, max_prompt_tokens: int, max_response_tokens: int, pad_id: int
+    self,
+    model: Model,
+    mesh,
+    *,
+    slots: int,
+    max_prompt_tokens: int,
+    max_response_tokens: int,
+    pad_id: int,
   ):
     """See the class.
 
@@ -62,7 +71,9 @@ class NativeEngine:
       if value < 1:
         raise ValueError(f"rollout.{name}={value} must be at least 1.")
     if not 0 <= pad_id < model.config.vocab_size:
-      raise ValueError(f"pad_id={pad_id} is not in the vocabulary of {model.config.vocab_size} tokens.")
+      raise ValueError(
+        f"pad_id={pad_id} is not in the vocabulary of {model.config.vocab_size} tokens."
+      )
     self.model, self.mesh, self.slots, self.pad_id = model, mesh, slots, pad_id
     self.max_prompt_tokens, self.max_response_tokens = max_prompt_tokens, max_response_tokens
     self.params = None
@@ -70,9 +81,6 @@ class NativeEngine:
     # A weight spread over the axes that also spread slots would be gathered anew for every token.
     resident = jax.tree.map(_without_row_axes, model.shardings(mesh))
     self._adopt = jax.jit(model.cast, out_shardings=resident)
-    self._harvest = jax.jit(
-      lambda wave: (wave.tokens_SN, wave.logp_SN, wave.count_S, wave.step), out_shardings=named(mesh)
-    )
 
   def update(self, params) -> None:
     """Takes the policy's parameters: in the compute dtype, whole on every row group of the mesh.
@@ -108,7 +116,9 @@ class NativeEngine:
           sampling,
           lambda done, first=first: report(first + done, len(samples)),
         )
-    return [rollouts[i : i + samples_per_prompt] for i in range(0, len(rollouts), samples_per_prompt)]
+    return [
+      rollouts[i : i + samples_per_prompt] for i in range(0, len(rollouts), samples_per_prompt)
+    ]
 
   def _wave(self, samples, sharing, key, sampling, report) -> list[Rollout]:
     """Runs at most `slots` samples, of which each `sharing` in a row have the same prompt, to their ends."""
@@ -135,7 +145,7 @@ class NativeEngine:
       report(int(done) - idle)
       entries = _cache_entries(entries + 1, limit)
       wave = decode.grow(wave, entries=entries)
-    tokens_SN, logp_SN, count_S, step = map(np.asarray, self._harvest(wave))
+    tokens_SN, logp_SN, count_S, step = map(np.asarray, decode.harvest(wave))
     self.usage.tokens += int(count_S.sum())
     self.usage.slot_steps += int(step) * self.slots
     report(len(samples))
@@ -158,7 +168,11 @@ class NativeEngine:
     id_S, sample_S = np.zeros(self.slots, np.uint32), np.zeros(self.slots, np.uint32)
     id_S[: len(samples)] = [prompt.id & 0xFFFFFFFF for prompt, _ in samples]
     sample_S[: len(samples)] = [number for _, number in samples]
-    return self._place(id_S), self._place(sample_S), self._place(np.arange(self.slots) < len(samples))
+    return (
+      self._place(id_S),
+      self._place(sample_S),
+      self._place(np.arange(self.slots) < len(samples)),
+    )
 
   def _place(self, x):
     groups = math.prod(self.mesh.shape[axis] for axis in RULES["rows"])
@@ -208,7 +222,9 @@ def _without_row_axes(sharding: NamedSharding) -> NamedSharding:
   """The same layout, but whole along every mesh axis that `rows` uses."""
 
   def keep(part):
-    axes = tuple(a for a in ((part,) if isinstance(part, str) else part or ()) if a not in RULES["rows"])
+    axes = tuple(
+      a for a in ((part,) if isinstance(part, str) else part or ()) if a not in RULES["rows"]
+    )
     return axes if len(axes) > 1 else axes[0] if axes else None
 
   return NamedSharding(sharding.mesh, PartitionSpec(*(keep(part) for part in sharding.spec)))

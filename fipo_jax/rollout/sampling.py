@@ -35,14 +35,20 @@ class Sampling:
 
   def __post_init__(self):
     if not (self.temperature >= 0 and math.isfinite(self.temperature)):
-      raise ValueError(f"sampling.temperature={self.temperature} must be 0 (greedy) or a positive number.")
+      raise ValueError(
+        f"sampling.temperature={self.temperature} must be 0 (greedy) or a positive number."
+      )
     if self.top_k < 0:
-      raise ValueError(f"sampling.top_k={self.top_k} must be 0 (off) or a positive number of tokens.")
+      raise ValueError(
+        f"sampling.top_k={self.top_k} must be 0 (off) or a positive number of tokens."
+      )
     if not 0 < self.top_p <= 1:
       raise ValueError(f"sampling.top_p={self.top_p} must be above 0 and at most 1 (off).")
     if self.max_tokens < 1:
       raise ValueError(f"sampling.max_tokens={self.max_tokens} must be at least 1.")
-    object.__setattr__(self, "stop_ids", tuple(int(i) for i in self.stop_ids))  # a list would not hash
+    object.__setattr__(
+      self, "stop_ids", tuple(int(i) for i in self.stop_ids)
+    )  # a list would not hash
 
 
 def sample(logits_SV, keys_S, sampling: Sampling):
@@ -63,7 +69,9 @@ def sample(logits_SV, keys_S, sampling: Sampling):
   if sampling.temperature == 0:
     token_S = jnp.argmax(logits_SV, axis=-1).astype(jnp.int32)
   else:
-    logits_SV = restrict(logits_SV / sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p)
+    logits_SV = restrict(
+      logits_SV / sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p
+    )
   peak_S = jnp.max(logits_SV, axis=-1)
   weight_SV = jnp.exp(logits_SV - peak_S[:, None])
   if sampling.temperature != 0:
@@ -116,7 +124,9 @@ def draw(weight_SV, uniform_S2):
   """
   S, V = weight_SV.shape
   blocks = -(-V // BLOCK_TOKENS)
-  weight_SBb = jnp.pad(weight_SV, ((0, 0), (0, blocks * BLOCK_TOKENS - V))).reshape(S, blocks, BLOCK_TOKENS)
+  weight_SBb = jnp.pad(weight_SV, ((0, 0), (0, blocks * BLOCK_TOKENS - V))).reshape(
+    S, blocks, BLOCK_TOKENS
+  )
   block_S = _invert(jnp.sum(weight_SBb, axis=-1), uniform_S2[:, 0])
   within_Sb = jnp.take_along_axis(weight_SBb, block_S[:, None, None], axis=1)[:, 0]
   return block_S * BLOCK_TOKENS + _invert(within_Sb, uniform_S2[:, 1])
@@ -131,4 +141,6 @@ def _invert(weight_SN, uniform_S):
   # as their terms are added in different orders: hence the explicit test for positive weights.)
   size = weight_SN.shape[-1]
   last_S = size - 1 - jnp.argmax(positive_SN[:, ::-1], axis=-1)
-  return jnp.where(jnp.any(above_SN, axis=-1), jnp.argmax(above_SN, axis=-1), last_S).astype(jnp.int32)
+  return jnp.where(jnp.any(above_SN, axis=-1), jnp.argmax(above_SN, axis=-1), last_S).astype(
+    jnp.int32
+  )

@@ -1,0 +1,52 @@
+"""The four loss norms on one packed row, by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fipo_jax.algorithms import aggregation
+from fipo_jax.types import Batch
+
+# Two responses of 3 and 1 tokens of one group (4 tokens), one of 2 of another, padding.
+SEGMENTS = jnp.array([[1, 1, 1, 2, 3, 3, 0]])
+LOSS = jnp.array([[1.0, 2.0, 6.0, 5.0, 10.0, 20.0, jnp.nan]])
+VALID = SEGMENTS > 0
+GROUP_TOKENS = jnp.array([[4.0, 4.0, 4.0, 4.0, 2.0, 2.0, 0.0]])
+
+
+def batch():
+  zero = jnp.zeros(SEGMENTS.shape)
+  return Batch(SEGMENTS, SEGMENTS, SEGMENTS, zero, zero, zero, zero, GROUP_TOKENS)
+
+
+@pytest.mark.parametrize(
+  "loss_norm, total, count, without_first",
+  [
+    ("global_token", 44.0, 6.0, (35.0, 3.0)),
+    ("sequence_mean", 3.0 + 5.0 + 15.0, 3.0, (20.0, 3.0)),
+    ("sequence_sum", 44.0, 3.0, (35.0, 3.0)),
+    ("group_token", 14 / 4 + 30 / 2, 2.0, (5 / 4 + 30 / 2, 2.0)),
+  ],
+)
+def test_by_hand(loss_norm, total, count, without_first):
+  mean = aggregation.aggregate(LOSS, VALID, VALID, batch(), loss_norm=loss_norm)
+  np.testing.assert_allclose([mean.total, mean.count], [total, count], rtol=1e-6)
+  keep = VALID & (SEGMENTS != 1)  # the first response is rejected
+  mean = aggregation.aggregate(LOSS, keep, VALID, batch(), loss_norm=loss_norm)
+  np.testing.assert_allclose([mean.total, mean.count], without_first, rtol=1e-6)
+
+
+@pytest.mark.parametrize("loss_norm", aggregation.LOSS_NORMS)
+def test_gradient_is_the_weight_of_a_token_and_zero_outside(loss_norm):
+  def total(loss):
+    return aggregation.aggregate(loss, VALID, VALID, batch(), loss_norm=loss_norm).total
+
+  gradient = jax.grad(total)(LOSS)
+  np.testing.assert_allclose(jnp.sum(gradient * jnp.nan_to_num(LOSS)), total(LOSS), rtol=1e-6)
+  assert gradient[0, -1] == 0 and (gradient[0, :-1] > 0).all()
+
+
+def test_unknown_norm_is_named():
+  with pytest.raises(ValueError, match="loss_norm='token'; choose one of global_token"):
+    aggregation.aggregate(LOSS, VALID, VALID, batch(), loss_norm="token")

@@ -1,0 +1,114 @@
+"""Attention against loops in NumPy, segments, padding, blocks of queries, and the one-token path."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fipo_jax.models import attention
+
+SEGMENTS_RT = np.array([[1, 1, 1, 2, 2, 0, 0], [3, 3, 3, 3, 3, 3, 3]], np.int32)
+
+
+def inputs(R=2, T=7, H=4, K=2, h=6, seed=0):
+  rng = np.random.default_rng(seed)
+  normal = lambda *shape: rng.normal(size=shape).astype(np.float32)
+  return normal(R, T, H, h), normal(R, T, K, h), normal(R, T, K, h)
+
+
+def oracle(q, k, v, segments):
+  """The definition, one query head and token at a time, in float64."""
+  out = np.zeros(q.shape)
+  R, T, H, h = q.shape
+  for r in range(R):
+    for head in range(H):
+      kv = head // (H // k.shape[2])
+      for t in range(T):
+        seen = [u for u in range(t + 1) if segments[r, u] == segments[r, t]]
+        scores = np.array([q[r, t, head].astype(np.float64) @ k[r, u, kv] for u in seen]) / np.sqrt(h)
+        weights = np.exp(scores - scores.max())
+        out[r, t, head] = (weights / weights.sum()) @ v[r, seen, kv].astype(np.float64)
+  return out
+
+
+def test_matches_the_definition():
+  q, k, v = inputs()
+  got = attention.attend(q, k, v, SEGMENTS_RT, SEGMENTS_RT)
+  np.testing.assert_allclose(got, oracle(q, k, v, SEGMENTS_RT), atol=2e-6)
+
+
+def test_first_token_of_a_segment_returns_its_own_value():
+  q, k, v = inputs()
+  got = attention.attend(q, k, v, SEGMENTS_RT, SEGMENTS_RT)
+  np.testing.assert_allclose(got[0, 3], np.repeat(v[0, 3], 2, axis=0), atol=1e-6)
+
+
+def test_other_segments_and_the_future_do_not_matter():
+  q, k, v = inputs()
+  before = np.asarray(attention.attend(q, k, v, SEGMENTS_RT, SEGMENTS_RT))
+  k[0, :3] *= 5.0  # segment 1 of row 0
+  v[1, 4:] -= 3.0  # the future of tokens 0..3 in row 1
+  after = np.asarray(attention.attend(q, k, v, SEGMENTS_RT, SEGMENTS_RT))
+  np.testing.assert_array_equal(before[0, 3:], after[0, 3:])
+  np.testing.assert_array_equal(before[1, :4], after[1, :4])
+  assert np.abs(before[0, 1] - after[0, 1]).max() > 1e-3
+  assert np.abs(before[1, 4:] - after[1, 4:]).max() > 1e-3
+
+
+def test_padding_gives_finite_values_and_gradients():
+  q, k, v = inputs()
+  segments = np.zeros((2, 7), np.int32)
+  value, gradients = jax.value_and_grad(
+    lambda *x: jnp.sum(attention.attend(*x, segments, segments) ** 2), argnums=(0, 1, 2)
+  )(q, k, v)
+  assert np.isfinite(value) and all(np.isfinite(g).all() for g in gradients)
+
+
+@pytest.mark.parametrize("block", [2, 3, 7])
+def test_blocks_of_queries_change_nothing(block):
+  q, k, v = inputs()
+
+  def loss(block, *x):
+    return jnp.sum(jnp.sin(attention.attend_xla(*x, SEGMENTS_RT, SEGMENTS_RT, block=block)))
+
+  whole, whole_gradients = jax.value_and_grad(loss, argnums=(1, 2, 3))(100, q, k, v)
+  blocked, gradients = jax.value_and_grad(loss, argnums=(1, 2, 3))(block, q, k, v)
+  np.testing.assert_allclose(blocked, whole, rtol=1e-6)
+  for got, expected in zip(gradients, whole_gradients, strict=True):
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
+def test_long_rows_never_hold_all_scores():
+  T = 4096
+  shape = jax.ShapeDtypeStruct((1, T, 2, 4), jnp.float32)
+  key = jax.ShapeDtypeStruct((1, T, 1, 4), jnp.float32)
+  segments = jax.ShapeDtypeStruct((1, T), jnp.int32)
+  loss = lambda q, k, v, s: jnp.sum(attention.attend(q, k, v, s, s))
+  compiled = jax.jit(jax.grad(loss)).lower(shape, key, key, segments).compile()
+  assert compiled.memory_analysis().temp_size_in_bytes < 2 * T * T * 4  # all scores of the two heads
+
+
+def test_unknown_implementation_is_named():
+  q, k, v = inputs()
+  with pytest.raises(ValueError, match="attention='flush' is unknown.*xla"):
+    attention.attend(q, k, v, SEGMENTS_RT, SEGMENTS_RT, implementation="flush")
+
+
+@pytest.mark.parametrize("joined_heads", [0, 4])
+def test_cache_path_equals_the_last_row_of_the_full_path(joined_heads, monkeypatch):
+  monkeypatch.setattr(attention, "JOINED_HEADS", joined_heads)
+  q, k, v = inputs()
+  segments = np.ones((2, 7), np.int32)
+  full = attention.attend(q, k, v, segments, segments)[:, 4]
+  valid = np.arange(7) <= 4
+  got = attention.attend_cache(q[:, 4], k, v, np.broadcast_to(valid, (2, 7)))
+  np.testing.assert_allclose(got, full, atol=1e-6)
+
+
+def test_cache_ignores_invalid_entries():
+  q, k, v = inputs()
+  valid = np.array([[1, 0, 0, 0, 0, 0, 0], [0, 1, 0, 1, 0, 0, 0]], bool)
+  got = np.asarray(attention.attend_cache(q[:, 0], k, v, valid))
+  np.testing.assert_allclose(got[0], np.repeat(v[0, 0], 2, axis=0), atol=1e-6)
+  k[~valid], v[~valid] = 1e3, -1e3
+  np.testing.assert_allclose(attention.attend_cache(q[:, 0], k, v, valid), got, atol=1e-6)

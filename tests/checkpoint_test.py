@@ -1,0 +1,92 @@
+"""Checkpoints: exact, atomic, restored onto another mesh."""
+
+import jax
+import numpy as np
+import pytest
+
+from fipo_jax import sharding
+from fipo_jax.models import make_model
+from fipo_jax.train import state
+from fipo_jax.train.checkpoint import Checkpointer
+from fipo_jax.train.optimizer import make_optimizer, schedule
+from tests.step_test import TINY
+
+MODEL = make_model(TINY)
+OPTIMIZER = make_optimizer(
+  schedule(learning_rate=1e-2, warmup_updates=0, total_updates=10, kind="constant"),
+  b1=0.9, b2=0.99, eps=1e-8, weight_decay=0.1, clip_norm=1.0,
+)  # fmt: skip
+
+
+def abstract(**shape):
+  mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "context": 1, "tensor": 1} | shape, jax.devices()[: shape.get("fsdp", 1)])
+  return state.abstract(MODEL, OPTIMIZER, mesh)
+
+
+def make(abstract_state, seed):
+  params = jax.device_put(MODEL.init(jax.random.key(seed)), state.layout(abstract_state).params)
+  return jax.jit(lambda p: state.create(p, OPTIMIZER), out_shardings=state.layout(abstract_state))(params)
+
+
+def same(a, b):
+  for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+    np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
+
+
+def test_round_trip_onto_another_mesh_and_host_facts(tmp_path):
+  one, four = abstract(), abstract(fsdp=4)
+  s, host = make(one, 3), {"seconds": 1.25, "data": {"position": [1, 2]}, "before": {"accuracy": 0.5}}
+  saver = Checkpointer(tmp_path, keep=2)
+  assert saver.latest() is None
+  saver.save(7, s, host)
+  saver.close()
+  loader = Checkpointer(tmp_path, keep=2)
+  assert loader.latest() == 7
+  restored, facts = loader.restore(7, four)
+  same(s, restored)
+  assert facts == host
+  embed = restored.params["embed_VD"]
+  assert embed.sharding.is_equivalent_to(four.params["embed_VD"].sharding, embed.ndim)
+  loader.close()
+
+
+def test_only_the_newest_are_kept(tmp_path):
+  s = make(abstract(), 0)
+  saver = Checkpointer(tmp_path, keep=2)
+  for step in (1, 2, 3):
+    saver.save(step, s, {})
+  saver.close()
+  assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()) == ["2", "3"]
+
+
+def test_a_torn_step_is_not_seen(tmp_path):
+  """A kill during a save leaves a temporary directory: the step before it is the newest."""
+  s = make(abstract(), 0)
+  saver = Checkpointer(tmp_path, keep=3)
+  saver.save(1, s, {"n": 1})
+  saver.close()
+  torn = tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp-123"
+  (torn / "state").mkdir(parents=True)
+  loader = Checkpointer(tmp_path, keep=3)
+  assert loader.latest() == 1
+  assert loader.restore(1, abstract())[1] == {"n": 1}
+  loader.close()
+
+
+def test_a_state_may_be_donated_right_after_save(tmp_path):
+  s = make(abstract(), 5)
+  copy = jax.tree.map(np.array, s)
+  saver = Checkpointer(tmp_path, keep=1)
+  saver.save(1, s, {})
+  jax.jit(lambda t: jax.tree.map(lambda x: x * 0, t), donate_argnums=0)(s)
+  saver.close()
+  same(copy, Checkpointer(tmp_path, keep=1).restore(1, abstract())[0])
+
+
+def test_another_shape_is_refused(tmp_path):
+  saver = Checkpointer(tmp_path, keep=1)
+  saver.save(1, make(abstract(), 0), {})
+  saver.close()
+  wrong = jax.tree.map(lambda x: jax.ShapeDtypeStruct((3, *x.shape), x.dtype, sharding=x.sharding), abstract())
+  with pytest.raises(ValueError):
+    Checkpointer(tmp_path, keep=1).restore(1, wrong)

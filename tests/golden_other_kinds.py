@@ -1,0 +1,243 @@
+"""Golden kinds without a policy loss: advantages, rewards, validation, models and tokenizers.
+
+See golden_check.py. What a kind needs is imported inside its check, so that one broken module fails
+its own kind only.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fipo_jax.algorithms import advantages
+
+
+def load(folder: pathlib.Path, name: str) -> dict:
+  with np.load(folder / name, allow_pickle=False) as archive:
+    return {key: archive[key] for key in archive.files}
+
+
+def setting(config: dict, name: str, fallback):
+  """A knob, or what the reference falls back to when it is absent or null."""
+  return fallback if config.get(name) is None else config[name]
+
+
+def check_grpo(report, folder, entry):
+  z, config = load(folder, entry["file"]), entry["config"]
+  rewards_B = z["token_level_rewards"].astype(np.float64).sum(1)
+  keys = [str(k) for k in z["index"]]
+  ddof = 1 if setting(config, "norm_adv_by_std_in_grpo", True) else None
+  ours_B = advantages.group_relative_ragged(
+    rewards_B, keys, std_ddof=ddof, epsilon=setting(config, "epsilon", 1e-6)
+  )
+  mask_BT = z["response_mask"].astype(bool)
+  ours_BT = np.where(mask_BT, ours_B[:, None], 0.0)
+  size_B = np.array([keys.count(k) for k in keys])
+  equal_B = np.array([np.ptp(rewards_B[[k == other for other in keys]]) == 0 for k in keys]) & (
+    size_B > 1
+  )
+  fragile = bool(entry.get("fragile"))
+  rows = {"single rows": size_B == 1, "groups": (size_B > 1) & ~(fragile & equal_B)}
+  dtype = z["token_level_rewards"].dtype
+  tight = 1e-5 if dtype == np.float32 else 1e-10
+  for group, chosen_B in rows.items():
+    tolerance = (
+      max(tight, 1e-6) if group == "single rows" else tight
+    )  # the reference divides those in float32
+    chosen_BT = np.broadcast_to(chosen_B[:, None], mask_BT.shape)
+    report.close(
+      "advantages", ours_BT, z["advantages"], tolerance, where=chosen_BT, group=f"{group} {dtype}"
+    )
+  if equal_B.any():
+    report.equal("equal rewards give 0", bool((ours_B[equal_B] == 0).all()), True)
+    if fragile:
+      report.departure(
+        "groups of equal rewards: ours exactly 0, reference has rounding noise (marked fragile)"
+      )
+
+
+def check_overlong(report, folder, entry):
+  from fipo_jax.rewards.score import overlong_penalty
+
+  for i, case in enumerate(read_lines(folder / entry["file"])):
+    name = f"line {i + 1}"
+    n, longest, b = (case[k] for k in ("response_length", "max_response_length", "buffer_len"))
+    reference = float(case["penalty"])
+    try:
+      ours = overlong_penalty(n, max_tokens=longest, buffer_tokens=b, factor=case["penalty_factor"])
+    except ValueError as error:
+      (report.departure if b == 0 else report.mismatch)(
+        f"{name}: ours refuses buffer_tokens={b}: {error}"
+      )
+      continue
+    if b == 0 and not np.isfinite(reference):
+      report.equal(name, bool(np.isfinite(ours)), True)
+      report.departure(
+        f"{name}: reference {reference} at n={n}, buffer 0 (division by zero); ours {ours}"
+      )
+      continue
+    report.close(name, ours, reference, 1e-6)
+    report.equal(f"{name} overlong", bool(ours < 0), case["overlong"])
+    report.close(f"{name} total", case["score"] + ours, float(case["total_reward"]), 1e-6)
+
+
+def check_verifier(report, folder, entry):
+  from fipo_jax.rewards.math_dapo import verify_dapo
+
+  for case in read_lines(folder / entry["file"]):
+    name = str(case.get("id", "?"))
+    strict = bool(case.get("strict_box_verify", False))
+    try:
+      score = verify_dapo(case["solution_str"], case["ground_truth"], strict_box=strict)
+    except (TypeError, AttributeError, ValueError) as error:
+      if "raises" not in case:
+        report.mismatch(f"{name}: ours raises {type(error).__name__}: {error}")
+      else:
+        report.equal(name, "raises", "raises")
+      continue
+    if "raises" in case:
+      report.equal(name, float(score.accuracy), 0.0)
+      report.departure(f"{name}: reference raises {case['raises']}, ours scores it wrong")
+      continue
+    ours = {"score": float(score.score), "acc": bool(score.accuracy), "pred": score.pred}
+    report.equal(
+      name, ours, {"score": float(case["score"]), "acc": bool(case["acc"]), "pred": case["pred"]}
+    )
+
+
+def check_normalize(report, folder, entry):
+  from fipo_jax.rewards.math_dapo import normalize
+
+  for i, case in enumerate(read_lines(folder / entry["file"])):
+    report.equal(f"line {i + 1}", normalize(case["text"]), case["normalized"])
+
+
+def check_validation(report, folder, entry):
+  from fipo_jax import evaluate
+
+  case = json.loads((folder / entry["file"]).read_text(encoding="utf-8"))
+  lists = [case[k] for k in ("data_sources", "sample_inputs", "pred", "acc")]
+  ours = evaluate.validation_metrics(*lists, case["reward"])
+  for source, variables in case.get("official", {}).items():
+    for variable, metrics in variables.items():
+      found = ours.get(source, {}).get(variable, {})
+      report.equal(f"{source} {variable} names", sorted(found), sorted(metrics))
+      for name, number in metrics.items():
+        report.close(
+          f"{source} {variable} {name}", found.get(name, np.nan), number, 1e-12, group="bootstrap"
+        )
+  exact = evaluate.exact_metrics(*lists)
+  for source, metrics in case.get("exact_mean_over_prompts", {}).items():
+    for name, number in metrics.items():
+      report.close(
+        f"{source} {name}",
+        exact.get(source, {}).get(name, np.nan),
+        number,
+        1e-12,
+        group="exact definitions",
+      )
+  for row in case.get("exact_per_prompt", []):
+    here = [
+      i
+      for i, pair in enumerate(zip(*lists[:2], strict=True))
+      if pair == (row["data_source"], row["prompt"])
+    ]
+    found = evaluate.exact_per_prompt(
+      [case["pred"][i] for i in here], [case["acc"][i] for i in here]
+    )
+    for name, number in found.items():
+      report.close(
+        f"{row['prompt']} {name}", number, row.get(name, number), 1e-12, group="exact definitions"
+      )
+
+
+def check_qwen2(report, folder, entry):
+  from fipo_jax import models, sharding
+  from fipo_jax.models import hf
+  from fipo_jax.models.logprobs import token_logprobs
+
+  z = load(folder, entry["file"])
+  model = models.make_model(hf.read_config(folder))
+  mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "context": 1, "tensor": 1}, jax.devices()[:1])
+  params = hf.load(folder, model, mesh)
+  tokens_RT = jnp.asarray(z["token_ids"], jnp.int32)
+  mask_RT = np.asarray(z["mask"]).astype(bool) if "mask" in z else np.ones(tokens_RT.shape, bool)
+  segments_RT = jnp.asarray(mask_RT, jnp.int32)
+  positions_RT = jnp.broadcast_to(jnp.arange(tokens_RT.shape[1], dtype=jnp.int32), tokens_RT.shape)
+  hidden_RTD = jax.jit(model.hidden)(params, tokens_RT, positions_RT, segments_RT)
+  if "logits" in z:
+    report.close("logits", model.logits(params, hidden_RTD), z["logits"], 2e-4, where=np.broadcast_to(
+      mask_RT[..., None], z["logits"].shape), group="logits")  # fmt: skip
+  logp_RT, entropy_RT = token_logprobs(hidden_RTD, model.head(params), tokens_RT, segments_RT)
+  follows_RT = mask_RT & (np.arange(mask_RT.shape[1]) > 0)
+  if "token_logprob" in z:
+    report.close(
+      "token_logprob",
+      logp_RT,
+      z["token_logprob"],
+      1e-4,
+      where=follows_RT,
+      group="log-probs, entropy",
+    )
+  if "entropy" in z:  # theirs is of the next token, ours of the token itself
+    report.close("entropy", entropy_RT[:, 1:], z["entropy"][:, :-1], 1e-4, where=follows_RT[:, 1:],
+                 group="log-probs, entropy")  # fmt: skip
+  if "greedy" in z:
+    check_greedy(report, model, params, z["greedy"], z["token_ids"])
+
+
+def check_greedy(report, model, params, greedy_SM, token_ids):
+  """Prefill of the common beginning, then cached steps fed the reference's tokens: each the argmax."""
+  slots, longest = greedy_SM.shape
+  shared = min(longest, token_ids.shape[1])
+  differs = np.argwhere((greedy_SM[:, :shared] != token_ids[:, :shared]).any(0))
+  given = int(differs[0, 0]) if differs.size else shared
+  positions = jnp.broadcast_to(jnp.arange(given, dtype=jnp.int32), (slots, given))
+  ids = jnp.asarray(greedy_SM, jnp.int32)
+  hidden, k, v = jax.jit(model.prefill)(params, ids[:, :given], positions, jnp.ones_like(positions))
+  room = [(0, 0), (0, 0), (0, longest - given), (0, 0), (0, 0)]
+  k, v, hidden_SD = jnp.pad(k, room), jnp.pad(v, room), hidden[:, -1]
+  step = jax.jit(model.decode)
+  for t in range(given, longest):
+    logits_SV = np.asarray(model.logits(params, hidden_SD))
+    chosen_S = np.take_along_axis(logits_SV, greedy_SM[:, t : t + 1].astype(np.int64), 1)[:, 0]
+    report.close(
+      f"greedy token {t}",
+      logits_SV.max(1) - chosen_S,
+      np.zeros(slots),
+      1e-4,
+      group="greedy, cached decode",
+    )
+    valid_SM = jnp.broadcast_to(jnp.arange(longest) <= t, (slots, longest))
+    hidden_SD, k, v = step(
+      params, ids[:, t], jnp.full(slots, t, jnp.int32), k, v, jnp.int32(t), valid_SM
+    )
+
+
+def check_tokenizer(report, folder, entry):
+  from fipo_jax.data.tokenizer import Tokenizer
+
+  tokenizer = Tokenizer.load(folder)
+  for i, case in enumerate(read_lines(folder / entry["file"])):
+    text = case.get("text")
+    if "messages" in case:
+      text = tokenizer.render(
+        case["messages"], add_generation_prompt=case.get("add_generation_prompt", True)
+      )
+      if "rendered" in case:
+        report.equal(f"line {i + 1} rendered", text, case["rendered"])
+    if "ids" in case:
+      report.equal(f"line {i + 1} ids", list(tokenizer.encode(text)), case["ids"])
+    if "decoded" in case:
+      report.equal(
+        f"line {i + 1} decoded", tokenizer.decode(case["ids"], skip_special=False), case["decoded"]
+      )
+
+
+def read_lines(path: pathlib.Path) -> list[dict]:
+  """JSON lines; split at line feeds only, since other line breaks occur inside strings."""
+  return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]

@@ -1,0 +1,145 @@
+"""Token log-probabilities: hand case, float64 oracle, chunks, gradients, segments and memory."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fipo_jax.models.logprobs import token_logprobs
+from fipo_jax.sharding import make_mesh, named
+
+SEGMENTS_RT = np.array([[1, 1, 1, 2, 2, 2, 0, 0, 0], [4, 4, 4, 4, 4, 4, 4, 4, 7]], np.int32)
+
+
+def inputs(R=2, T=9, D=5, V=11, seed=0):
+  rng = np.random.default_rng(seed)
+  hidden_RTD = rng.normal(size=(R, T, D)).astype(np.float32)
+  head_VD = rng.normal(size=(V, D)).astype(np.float32)
+  return hidden_RTD, head_VD, rng.integers(0, V, (R, T)).astype(np.int32)
+
+
+def oracle(hidden_RTD, head_VD, tokens_RT, segments_RT, temperature):
+  logp, entropy = np.zeros(tokens_RT.shape), np.zeros(tokens_RT.shape)
+  for r, t in np.ndindex(*tokens_RT.shape):
+    if t == 0 or segments_RT[r, t] == 0 or segments_RT[r, t] != segments_RT[r, t - 1]:
+      continue
+    z = head_VD.astype(np.float64) @ hidden_RTD[r, t - 1].astype(np.float64) / temperature
+    p = np.exp(z - z.max())
+    p /= p.sum()
+    logp[r, t], entropy[r, t] = np.log(p[tokens_RT[r, t]]), -np.sum(p * np.log(p))
+  return logp, entropy
+
+
+def test_by_hand():
+  # Two words, D = 1, head = (0, 1): the logits after a token with hidden x are (0, x).
+  hidden_RTD = np.log(np.array([[[3.0], [1.0], [9.0]]], np.float32))
+  head_VD, tokens_RT = np.array([[0.0], [1.0]], np.float32), np.array([[0, 1, 0]], np.int32)
+  logp, entropy = token_logprobs(hidden_RTD, head_VD, tokens_RT, np.ones((1, 3), np.int32))
+  np.testing.assert_allclose(logp, [[0.0, np.log(3 / 4), np.log(1 / 2)]], atol=1e-6)
+  mixed = -(3 / 4 * np.log(3 / 4) + 1 / 4 * np.log(1 / 4))
+  np.testing.assert_allclose(entropy, [[0.0, mixed, np.log(2)]], atol=1e-6)
+
+
+@pytest.mark.parametrize("chunk_tokens", [1, 2, 4, 9, 512])
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_matches_the_definition_at_any_chunk(chunk_tokens, temperature):
+  hidden_RTD, head_VD, tokens_RT = inputs()
+  got = token_logprobs(
+    hidden_RTD, head_VD, tokens_RT, SEGMENTS_RT, temperature=temperature, chunk_tokens=chunk_tokens
+  )
+  expected = oracle(hidden_RTD, head_VD, tokens_RT, SEGMENTS_RT, temperature)
+  np.testing.assert_allclose(got[0], expected[0], atol=2e-6)
+  np.testing.assert_allclose(got[1], expected[1], atol=2e-6)
+  assert got[0].dtype == got[1].dtype == jnp.float32
+
+
+def test_zero_at_starts_and_padding():
+  logp, entropy = token_logprobs(*inputs(), SEGMENTS_RT)
+  starts = np.array([[1, 0, 0, 1, 0, 0, 1, 1, 1], [1, 0, 0, 0, 0, 0, 0, 0, 1]], bool)
+  assert not np.asarray(logp)[starts].any() and not np.asarray(entropy)[starts].any()
+  assert (np.asarray(logp)[~starts] < 0).all() and (np.asarray(entropy)[~starts] > 0).all()
+
+
+def test_one_token_rows_and_all_padding():
+  hidden_RTD, head_VD, tokens_RT = inputs(T=1)
+  for segments in (np.zeros((2, 1), np.int32), np.ones((2, 1), np.int32)):
+    logp, entropy = token_logprobs(hidden_RTD, head_VD, tokens_RT, segments)
+    assert not logp.any() and not entropy.any()
+
+
+def test_entropy_can_be_left_out():
+  logp, entropy = token_logprobs(*inputs(), SEGMENTS_RT)
+  bare, zeros = token_logprobs(*inputs(), SEGMENTS_RT, with_entropy=False)
+  np.testing.assert_array_equal(bare, logp)
+  assert not np.asarray(zeros).any() and np.asarray(entropy).any()
+
+
+@pytest.mark.parametrize("chunk_tokens", [2, 512])
+def test_gradients_equal_autodiff_of_the_whole(chunk_tokens):
+  hidden_RTD, head_VD, tokens_RT = inputs()
+  weight_RT = np.random.default_rng(1).normal(size=tokens_RT.shape).astype(np.float32)
+
+  def chunked(hidden_RTD, head_VD):
+    logp, entropy = token_logprobs(
+      hidden_RTD, head_VD, tokens_RT, SEGMENTS_RT, temperature=0.7, chunk_tokens=chunk_tokens
+    )
+    return jnp.sum(weight_RT * logp) + jnp.sum(entropy)  # entropy must add no gradient
+
+  def whole(hidden_RTD, head_VD):
+    z = jax.nn.log_softmax(jnp.einsum("rtd,vd->rtv", hidden_RTD[:, :-1], head_VD, precision="highest") / 0.7)
+    logp = jnp.take_along_axis(z, tokens_RT[:, 1:, None], axis=-1)[..., 0]
+    follows = (SEGMENTS_RT[:, 1:] == SEGMENTS_RT[:, :-1]) & (SEGMENTS_RT[:, 1:] != 0)
+    return jnp.sum(jnp.where(follows, weight_RT[:, 1:] * logp, 0))
+
+  got = jax.grad(chunked, argnums=(0, 1))(hidden_RTD, head_VD)
+  expected = jax.grad(whole, argnums=(0, 1))(hidden_RTD, head_VD)
+  for ours, theirs in zip(got, expected, strict=True):
+    np.testing.assert_allclose(ours, theirs, atol=3e-6)
+  assert np.abs(expected[1]).max() > 0.1
+
+
+def test_head_gradient_adds_up_in_float32():
+  # 4096 equal contributions of one token: a bfloat16 sum would stop growing long before the end.
+  T, V = 4097, 4
+  hidden = jnp.ones((1, T, 1), jnp.bfloat16)
+  head = jnp.zeros((V, 1), jnp.bfloat16)
+  tokens, segments = np.zeros((1, T), np.int32), np.ones((1, T), np.int32)
+  d_head = jax.grad(lambda w: jnp.sum(token_logprobs(hidden, w, tokens, segments, chunk_tokens=1)[0]))(head)
+  want = 4096 * np.array([0.75, -0.25, -0.25, -0.25])
+  np.testing.assert_allclose(np.asarray(d_head, np.float32)[:, 0], want, rtol=1e-2)
+
+
+def test_logits_never_exist_whole():
+  T, V, D = 4096, 2048, 8
+  f32 = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
+  i32 = jax.ShapeDtypeStruct((1, T), jnp.int32)
+  loss = lambda h, w, t, s: sum(jnp.sum(x) for x in token_logprobs(h, w, t, s, chunk_tokens=64))
+  compiled = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(f32(1, T, D), f32(V, D), i32, i32).compile()
+  assert compiled.memory_analysis().temp_size_in_bytes < T * V * 4 / 8
+
+
+def test_sharded_equals_unsharded():
+  hidden_RTD, head_VD, tokens_RT = inputs(R=4, T=8, D=6, V=12)
+  segments_RT = np.repeat(np.array([[1, 1, 1, 2, 2, 2, 2, 0]], np.int32), 4, axis=0)
+  weight_RT = np.random.default_rng(1).normal(size=tokens_RT.shape).astype(np.float32)
+
+  def loss(hidden_RTD, head_VD, tokens_RT):
+    logp, entropy = token_logprobs(hidden_RTD, head_VD, tokens_RT, segments_RT, chunk_tokens=4)
+    return jnp.sum(weight_RT * logp), (logp, entropy)
+
+  step = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
+  expected = jax.jit(step)(hidden_RTD, head_VD, tokens_RT)
+  mesh = make_mesh({"data": 2, "fsdp": 1, "context": 2, "tensor": 2})
+  with jax.set_mesh(mesh):
+    got = jax.jit(step)(
+      jax.device_put(hidden_RTD, named(mesh, "rows", "tokens", None)),
+      jax.device_put(head_VD, named(mesh, "vocab", "embed")),
+      jax.device_put(tokens_RT, named(mesh, "rows", "tokens")),
+    )
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=3e-6), got, expected)
+
+
+def test_shapes_are_checked():
+  hidden_RTD, head_VD, tokens_RT = inputs()
+  with pytest.raises(ValueError, match="axis D"):
+    token_logprobs(hidden_RTD, head_VD[:, :-1], tokens_RT, SEGMENTS_RT)

@@ -1,0 +1,346 @@
+"""Objectives against a slow NumPy oracle, each other, and every way of cutting the batch."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from future_kl_test import slow_future_kl
+
+from fipo_jax.algorithms import OBJECTIVES, aggregation, losses, make_objective
+from fipo_jax.types import Batch, Max, Mean, Min
+
+LENGTHS = [(5, 9, 1), (14,), (7, 6)]  # responses of each packed row of 16 tokens
+SETTINGS = {  # name -> hyperparameters that reach other branches of fipo
+  "published": {},
+  "two_sided": {"weight_clip": (0.8, 1.2), "safety_threshold": 3.0, "half_life_tokens": 4.0},
+  "paper": {
+    "participation_mask": "negative_only", "safety_mode": "reset", "sequence_reject_count": None,
+    "delta_clamp": None, "weight_clip": (0.8, 1.2), "safety_threshold": 2.0,
+  },
+  "open": {"weight_clip": None, "raw_cap": 5.0, "participation_mask": "off", "safety_mode": "off", "dual_clip": 2.0},
+}  # fmt: skip
+
+
+def packed(seed=2, dtype=np.float32, spread=1.0):
+  """(logp, Batch) of LENGTHS: two prompt tokens before each response of two or more, NaN under the mask."""
+  rng = np.random.default_rng(seed)
+  segments = np.zeros((3, 16), np.int32)
+  mask = np.zeros((3, 16), dtype)
+  advantages = np.zeros((3, 16), dtype)
+  group_tokens = np.zeros((3, 16), dtype)
+  group = 0
+  for r, row in enumerate(LENGTHS):
+    start = 0
+    for s, n in enumerate(row):
+      here = slice(start, start + n)
+      prompt = min(2, n - 1)
+      segments[r, here] = s + 1
+      mask[r, start + prompt : start + n] = 1
+      advantages[r, here] = (-1) ** group * (1 + rng.random())
+      group_tokens[r, here] = n - prompt  # each response its own group
+      start, group = start + n, group + 1
+  old = np.where(mask > 0, rng.normal(-1, 0.5, mask.shape), np.nan).astype(dtype)
+  delta = np.where(
+    rng.random(mask.shape) < 0.25, rng.normal(1, 2, mask.shape), rng.normal(0, 0.3, mask.shape)
+  )
+  logp = (old + spread * delta).astype(dtype)
+  batch = Batch(
+    segments, segments, segments, mask, np.where(mask > 0, advantages, np.nan), old,
+    (old + 0.01).astype(dtype), group_tokens,
+  )  # fmt: skip
+  return jnp.asarray(logp), jax.tree.map(jnp.asarray, batch)
+
+
+def value_and_grad(objective, logp, batch):
+  def total(logp):
+    out = objective(logp, batch)
+    return out.loss.total, out
+
+  (_, out), gradient = jax.value_and_grad(total, has_aux=True)(
+    logp
+  )  # eager: primitives compile once for all tests
+  return out, gradient
+
+
+def responses(batch):
+  """(row, indices of its valid tokens) of each response."""
+  segments, mask = np.asarray(batch.segments), np.asarray(batch.mask)
+  for r in range(len(segments)):
+    for s in range(1, segments[r].max() + 1):
+      yield r, np.flatnonzero((segments[r] == s) & (mask[r] > 0))
+
+
+def slow_fipo(logp, batch, *, clip_low=0.2, clip_high=0.28, dual_clip=10.0, half_life_tokens=32.0,
+              participation_mask="all", weight_clip=(1.0, 1.2), raw_cap=10.0, safety_mode="clamp",
+              safety_threshold=10.0, sequence_reject_count=1, delta_clamp=20.0, loss_norm="global_token"):  # fmt: skip
+  """(total, count, per-token losses, gradient of total), token by token from the equations."""
+  valid = np.asarray(batch.mask) > 0
+  A = np.where(valid, batch.advantages, 0.0).astype(float)
+  raw = np.where(valid, np.asarray(logp, float) - np.asarray(batch.old_logp, float), 0.0)
+  d = raw if delta_clamp is None else np.clip(raw, -delta_clamp, delta_clamp)
+  out = (d > np.log(dual_clip)) & {"all": True, "negative_only": A < 0, "off": False}[
+    participation_mask
+  ]
+  F = slow_future_kl(d, valid & ~out, np.asarray(batch.segments), half_life_tokens)
+  loss, slope, dual = np.zeros(d.shape), np.zeros(d.shape), np.zeros(d.shape, bool)
+  for i in zip(*np.nonzero(valid), strict=True):
+    w = min(np.exp(F[i]), raw_cap) if weight_clip is None else np.clip(np.exp(F[i]), *weight_clip)
+    r = np.exp(d[i])
+    if A[i] < 0 and r > safety_threshold:
+      w = {"clamp": np.clip(w, 0.8, 1.0), "reset": 1.0, "off": w}[safety_mode]
+    if A[i] > 0:
+      used, free = min(r, 1 + clip_high), r <= 1 + clip_high
+    else:
+      used, free = min(max(r, 1 - clip_low), dual_clip), 1 - clip_low <= r <= dual_clip
+    loss[i] = -A[i] * w * used
+    inside = delta_clamp is None or abs(raw[i]) <= delta_clamp
+    slope[i] = -A[i] * w * r if free and inside else 0.0
+    dual[i] = A[i] < 0 and r > dual_clip
+  total, count, gradient = 0.0, 0.0, np.zeros(d.shape)
+  for r, tokens in responses(batch):
+    dropped = sequence_reject_count is not None and dual[r, tokens].sum() > sequence_reject_count
+    divide, counted = {
+      "global_token": (1, 0 if dropped else len(tokens)),
+      "sequence_mean": (len(tokens), 1),
+      "sequence_sum": (1, 1),
+      "group_token": (len(tokens), 1),
+    }[loss_norm]
+    count += counted
+    if not dropped:
+      total += loss[r, tokens].sum() / divide
+      gradient[r, tokens] = slope[r, tokens] / divide
+  return total, count, loss, gradient
+
+
+@pytest.mark.parametrize(
+  "name, loss_norm",
+  [(name, "global_token") for name in SETTINGS]
+  + [("published", norm) for norm in aggregation.LOSS_NORMS if norm != "global_token"],
+)
+def test_fipo_equals_oracle(name, loss_norm):
+  settings = SETTINGS[name] | {"loss_norm": loss_norm}
+  with jax.enable_x64(True):
+    logp, batch = packed(dtype=np.float64, spread=1.5)
+    out, gradient = value_and_grad(functools.partial(losses.fipo, **settings), logp, batch)
+  total, count, loss, slow_gradient = slow_fipo(logp, batch, **settings)
+  assert np.abs(slow_gradient).max() > 0.01
+  np.testing.assert_allclose(out.loss.total, total, rtol=1e-12)
+  np.testing.assert_allclose(out.loss.count, count)
+  valid = np.asarray(batch.mask) > 0
+  np.testing.assert_allclose(out.per_token["token_loss"][valid], loss[valid], rtol=1e-12)
+  np.testing.assert_allclose(gradient, slow_gradient, rtol=1e-12, atol=1e-14)
+
+
+def test_oracle_cases_reject_and_keep_responses():
+  logp, batch = packed(spread=1.5)
+  keep = np.asarray(losses.fipo(logp, batch).per_token["keep"])
+  kept = [keep[r, tokens].all() for r, tokens in responses(batch)]
+  assert 0 < sum(kept) < len(kept)
+  assert all(keep[r, tokens].all() or not keep[r, tokens].any() for r, tokens in responses(batch))
+
+
+def test_by_hand():
+  one = jnp.ones((1, 2), jnp.int32)
+  ratio = np.array([[1.1, 1.5]])
+  batch = Batch(
+    one,
+    one,
+    one,
+    jnp.ones((1, 2)),
+    jnp.ones((1, 2)),
+    jnp.zeros((1, 2)),
+    jnp.zeros((1, 2)),
+    2.0 * one,
+  )
+  out = losses.fipo(
+    jnp.log(jnp.asarray(ratio, jnp.float32)), batch, half_life_tokens=1.0, weight_clip=(0.5, 1.4)
+  )
+  # weights: min(1.1 · 1.5^½, 1.4) = 1.347..., min(1.5, 1.4) = 1.4; ratios used: 1.1 and 1.28
+  np.testing.assert_allclose(out.per_token["weight"], [[1.1 * 1.5**0.5, 1.4]], rtol=1e-6)
+  np.testing.assert_allclose(out.loss.total, -(1.1 * 1.5**0.5 * 1.1 + 1.4 * 1.28), rtol=1e-6)
+  assert out.loss.count == 2
+  bad = dataclasses.replace(batch, advantages=-batch.advantages)
+  out = losses.dapo(jnp.log(jnp.array([[0.5, 20.0]])), bad)
+  np.testing.assert_allclose(
+    out.per_token["token_loss"], [[0.8, 10.0]], rtol=1e-6
+  )  # clipped below, dual-clipped above
+
+
+@pytest.mark.parametrize(
+  "name, loss_norm",
+  [("fipo", norm) for norm in aggregation.LOSS_NORMS]
+  + [(name, "sequence_mean") for name in OBJECTIVES if name != "fipo"],
+)
+def test_packed_equals_unpacked(name, loss_norm):
+  logp, batch = packed()
+  objective = make_objective(name, loss_norm=loss_norm)
+  together, gradient = value_and_grad(objective, logp, batch)
+  segments = np.asarray(batch.segments)
+  places = [(r, s) for r in range(3) for s in range(1, segments[r].max() + 1)]
+
+  def alone(x):  # each response moved to a row of its own, at the left
+    rows = np.zeros((len(places), 16), np.asarray(x).dtype)
+    for i, (r, s) in enumerate(places):
+      own = np.asarray(x)[r, segments[r] == s]
+      rows[i, : len(own)] = own
+    return jnp.asarray(rows)
+
+  rows = jax.tree.map(alone, batch)
+  rows = dataclasses.replace(rows, segments=jnp.minimum(rows.segments, 1))
+  apart, row_gradient = value_and_grad(objective, alone(logp), rows)
+  np.testing.assert_allclose(together.loss.total, apart.loss.total, rtol=2e-6)
+  np.testing.assert_allclose(together.loss.count, apart.loss.count, rtol=1e-6)
+  np.testing.assert_allclose(alone(gradient), row_gradient, rtol=1e-5, atol=1e-7)
+  for key, metric in together.metrics.items():
+    np.testing.assert_allclose(
+      metric.value(), apart.metrics[key].value(), rtol=1e-5, atol=1e-6, err_msg=key
+    )
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_micro_batches_add_up(name):
+  logp, batch = packed()
+  objective = make_objective(name)
+  whole = objective(logp, batch)
+  parts = [
+    objective(logp[r : r + 1], jax.tree.map(lambda x, r=r: x[r : r + 1], batch)) for r in range(3)
+  ]
+  merged = functools.reduce(Mean.merge, [part.loss for part in parts])
+  np.testing.assert_allclose(merged.total, whole.loss.total, rtol=1e-5)
+  np.testing.assert_allclose(merged.count, whole.loss.count)
+  for key, metric in whole.metrics.items():
+    if key.split("_")[-1] in ("p25", "median", "p75", "p995", "p999"):
+      continue  # quantiles do not add; see diagnostics.ratio_quantiles
+    total = functools.reduce(type(metric).merge, [part.metrics[key] for part in parts])
+    np.testing.assert_allclose(total.value(), metric.value(), rtol=1e-5, atol=1e-6, err_msg=key)
+
+
+def test_fipo_with_weight_one_is_dapo():
+  logp, batch = packed()
+  one = functools.partial(
+    losses.fipo, weight_clip=(1.0, 1.0), safety_mode="reset", sequence_reject_count=None
+  )
+  ours, gradient = value_and_grad(one, logp, batch)
+  plain, plain_gradient = value_and_grad(losses.dapo, logp, batch)
+  assert ours.loss.total == plain.loss.total and ours.loss.count == plain.loss.count
+  np.testing.assert_array_equal(gradient, plain_gradient)
+  weighted, other = value_and_grad(losses.fipo, logp, batch)
+  assert not np.allclose(gradient, other)
+
+
+def test_on_policy_gradient_is_minus_the_advantage():
+  _, batch = packed()
+  out, gradient = value_and_grad(losses.fipo, batch.old_logp, batch)
+  np.testing.assert_array_equal(gradient, np.where(batch.mask > 0, -batch.advantages, 0))
+  assert (np.asarray(out.per_token["future_kl"]) == 0).all() and out.metrics[
+    "weight_mean"
+  ].value() == 1
+
+
+def test_sft_is_the_negative_log_likelihood():
+  logp, batch = packed()
+  out, gradient = value_and_grad(losses.sft, logp, batch)
+  valid = np.asarray(batch.mask) > 0
+  np.testing.assert_allclose(out.loss.total, -np.asarray(logp)[valid].sum(), rtol=1e-6)
+  np.testing.assert_array_equal(gradient, -valid.astype(np.float32))
+  assert out.loss.count == valid.sum()
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_all_masked_is_zero_and_finite(name):
+  shape = (2, 3)
+  nan, zero = jnp.full(shape, jnp.nan), jnp.zeros(shape, jnp.int32)
+  for segments in (zero, zero + 1):
+    batch = Batch(zero, zero, segments, jnp.zeros(shape), nan, nan, nan, jnp.zeros(shape))
+    out, gradient = value_and_grad(make_objective(name), nan, batch)
+    assert out.loss.total == 0 and out.loss.count == 0
+    assert (gradient == 0).all()
+    assert all(np.isfinite(m.total) for m in out.metrics.values() if isinstance(m, Mean))
+    for loss_norm in aggregation.LOSS_NORMS:
+      mean = aggregation.aggregate(nan, batch.mask > 0, batch.mask > 0, batch, loss_norm=loss_norm)
+      assert mean.total == 0 and mean.count == 0
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_length_one_and_float64(name):
+  with jax.enable_x64(True):
+    one = jnp.ones((1, 1), jnp.int32)
+    unit = jnp.ones((1, 1))
+    out, gradient = value_and_grad(
+      make_objective(name), -unit, Batch(one, one, one, unit, unit, -unit, -unit, unit)
+    )
+    assert out.loss.total.dtype == gradient.dtype == jnp.float64
+    assert out.loss.count == 1 and gradient == -1 and abs(out.loss.total) == 1
+
+
+def test_nan_on_a_counted_token_is_seen():
+  logp, batch = packed()
+  out, gradient = value_and_grad(losses.fipo, logp.at[1, 5].set(jnp.nan), batch)
+  assert np.isnan(out.loss.total) and np.isnan(gradient).any()
+
+
+def test_huge_shifts_stay_finite():
+  logp, batch = packed(spread=-1e3)
+  for settings in (
+    SETTINGS["published"],
+    SETTINGS["paper"],
+    {"weight_clip": None, "raw_cap": None},
+  ):
+    out, gradient = value_and_grad(functools.partial(losses.fipo, **settings), logp, batch)
+    assert np.isfinite(out.loss.total) and np.isfinite(gradient).all(), settings
+    assert np.abs(out.per_token["future_kl"]).max() > 40
+    numbers = [m.value() for m in out.metrics.values() if isinstance(m, (Max, Min)) or m.count > 0]
+    assert not np.isinf(numbers).any(), settings
+
+
+def test_gradient_reaches_only_the_loss():
+  logp, batch = packed()
+
+  def leak(logp):
+    out = losses.fipo(logp, batch)
+    return sum(
+      jnp.sum(jnp.nan_to_num(x))
+      for x in jax.tree.leaves((out.metrics, out.per_token, out.loss.count))
+    )
+
+  assert (jax.grad(leak)(logp) == 0).all()
+
+
+def test_gspo_by_hand():
+  one = jnp.ones((1, 2), jnp.int32)
+  unit = jnp.ones((1, 2))
+  batch = Batch(one, one, one, unit, unit, jnp.zeros((1, 2)), jnp.zeros((1, 2)), unit)
+  out, gradient = value_and_grad(
+    functools.partial(losses.gspo, clip_high=0.5), jnp.array([[0.1, 0.3]]), batch
+  )
+  np.testing.assert_allclose(out.loss.total, -np.exp(0.2), rtol=1e-6)
+  np.testing.assert_allclose(gradient, [[-np.exp(0.2) / 2] * 2], rtol=1e-6)
+
+
+def test_make_objective_picks_what_fits_and_names_mistakes():
+  objective = make_objective(
+    "dapo", clip_high=0.5, half_life_tokens=7.0
+  )  # the second belongs to fipo
+  assert objective.keywords == {"clip_high": 0.5}
+  for settings, said in (
+    ({"name": "ppo"}, "choose one of fipo, dapo, grpo, gspo, sft"),
+    ({"name": "fipo", "half_live": 3}, "half_live=3"),
+    ({"name": "fipo", "dual_clip": 1.0}, "dual_clip=1.0"),
+    ({"name": "fipo", "clip_low": -0.1}, "clip_low=-0.1"),
+    ({"name": "fipo", "loss_norm": "mean"}, "loss_norm='mean'"),
+    ({"name": "fipo", "participation_mask": "some"}, "participation_mask='some'"),
+    ({"name": "fipo", "dual_clip": None}, "needs a ratio"),
+    ({"name": "fipo", "sequence_reject_count": -1}, "sequence_reject_count=-1"),
+    ({"name": "fipo", "delta_clamp": 0.0}, "delta_clamp=0.0"),
+  ):
+    with pytest.raises(ValueError, match=said):
+      make_objective(**settings)
+
+
+def test_shapes_are_checked():
+  logp, batch = packed()
+  with pytest.raises(ValueError, match="axis T"):
+    losses.fipo(logp[:, :-1], batch)

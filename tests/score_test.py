@@ -1,0 +1,259 @@
+"""The scoring pool: order, deadlines, failures; the overlong penalty."""
+
+import json
+import pathlib
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from fipo_jax.rewards import VERIFIERS
+from fipo_jax.rewards.score import RESPONSE_CHARACTERS, Job, Scored, Scorer, overlong_penalty
+from fipo_jax.rewards.worker import BUILT_IN
+
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+ROOT = pathlib.Path(__file__).parent.parent
+
+VERIFIER = """
+import os, re, sys
+def verify(response, answer, extras):
+  if response == "hang":
+    while True: pass
+  if response == "regex":  # holds the interpreter's lock: no Python thread could stop it
+    re.match("(a+)+$", "a" * 64 + "b")
+  if response == "die":
+    os._exit(3)
+  if response == "leave":
+    sys.exit("bye")
+  if response == "raise":
+    raise KeyError("lost")
+  if response == "nan":
+    return float("nan")
+  if response == "text":
+    return "1.0"
+  if response == "score":
+    from fipo_jax.rewards import Score
+    return Score(score=0.25, accuracy=0.5, pred="half")
+  if response == "number":
+    return float(extras["number"])
+  if response.startswith("z"):
+    return len(response)
+  return response == answer
+"""
+
+
+@pytest.fixture
+def verifier_file(tmp_path):
+  path = tmp_path / "mine.py"
+  path.write_text(VERIFIER)
+  return str(path)
+
+
+def make(verifier_file=None, **options):
+  defaults = {"workers": 2, "timeout_s": 5.0, "on_error": "score_wrong", "wrong_score": -1.0}
+  return Scorer(verifier_file=verifier_file, **defaults | options)
+
+
+def job(response, answer="right", **options):
+  return Job("file", response, answer, prompt="What is it?", **options)
+
+
+def test_results_keep_the_order_of_the_jobs():
+  jobs = [Job("math_dapo", f"Answer: {i}", str(i - i % 2)) for i in range(40)]
+  with make() as scorer:
+    for _ in range(2):  # workers are reused
+      found = scorer.score(jobs)
+      assert [s.pred for s in found] == [str(i) for i in range(40)]
+      assert [s.score for s in found] == [1.0, -1.0] * 20
+    assert scorer.score([]) == []
+    assert (scorer.timeouts, scorer.errors, scorer.first_error) == (0, 0, "")
+
+
+def test_a_batch_of_trivial_jobs_is_quick():
+  with make() as scorer:
+    scorer.start()
+    start = time.perf_counter()
+    scorer.score([Job("math_dapo", "Answer: 4" + " " * 5000, "4")] * 512)
+    assert time.perf_counter() - start < 3.0  # 0.1 s on an idle machine
+
+
+@pytest.mark.parametrize("response", ["hang", "regex"])
+def test_a_hanging_verifier_is_killed_in_time(verifier_file, response):
+  with make(verifier_file, timeout_s=0.5) as scorer:
+    scorer.start()
+    start = time.perf_counter()
+    found = scorer.score([job("right"), job(response), job("right"), job("wrong")])
+    assert 0.45 < time.perf_counter() - start < 4.0
+    assert [s.flags for s in found] == [(), ("timeout",), (), ()]
+    assert [s.score for s in found] == [1.0, -1.0, 1.0, 0.0]
+    assert "reward.timeout_s=0.5" in found[1].message
+    assert (scorer.timeouts, scorer.errors) == (1, 0)
+    assert scorer.score([job("right")] * 3) == [Scored(1.0, 1.0, None)] * 3  # and is replaced
+
+
+def test_start_up_does_not_count_against_the_deadline():
+  """Importing SymPy takes far longer than this deadline."""
+  with make(workers=1, timeout_s=0.2) as scorer:
+    (found,) = scorer.score([Job("math_symbolic", "Answer: 1/2", "1/2")])
+  assert found == Scored(1.0, 1.0, "1/2")
+
+
+def test_failures_are_flagged_and_counted(verifier_file):
+  responses = ["raise", "die", "leave", "nan", "text", "right", "score"]
+  with make(verifier_file, workers=1, wrong_score=-0.5) as scorer:
+    found = scorer.score([job(r) for r in responses])
+    assert [s.flags for s in found] == [("error",)] * 5 + [(), ()]
+    assert all((s.score, s.accuracy, s.pred) == (-0.5, 0.0, None) for s in found[:5])
+    for scored, message in zip(
+      found,
+      (
+        "KeyError: 'lost' at mine.py:13",
+        "exit code 3",
+        "SystemExit: bye",
+        "score=nan",
+        "returned str",
+      ),
+      strict=False,
+    ):
+      assert message in scored.message
+    assert found[5:] == [Scored(1.0, 1.0, None), Scored(0.25, 0.5, "half")]
+    assert scorer.errors == 5
+    assert "KeyError" in scorer.first_error and "What is it?" in scorer.first_error
+
+
+@pytest.mark.parametrize("response", ["raise", "die"])
+def test_stop_on_error_names_function_error_and_prompt(verifier_file, response):
+  with make(verifier_file, on_error="stop") as scorer:
+    with pytest.raises(ValueError, match=r"mine.py: .*(KeyError|exit code 3).*'What is it\?'"):
+      scorer.score([job("right"), job(response)] + [job("right")] * 8)
+    # Nothing of the abandoned batch leaks into the next.
+    assert [s.score for s in scorer.score([job("wrong")] * 6)] == [0.0] * 6
+
+
+def test_a_timeout_never_stops_the_run(verifier_file):
+  with make(verifier_file, on_error="stop", timeout_s=0.3) as scorer:
+    assert scorer.score([job("hang")])[0].flags == ("timeout",)
+
+
+def test_extras_reach_the_verifier(verifier_file):
+  with make(verifier_file, workers=1) as scorer:
+    assert scorer.score([job("number", extras={"number": 0.75})])[0].score == 0.75
+    with pytest.raises(ValueError, match="extras cannot be sent"):
+      scorer.score([job("number", extras={"number": lambda: 1})])
+    assert scorer.score([job("right")])[0].score == 1.0
+
+
+def test_only_the_end_of_a_long_response_is_sent(verifier_file):
+  with make(verifier_file, workers=1) as scorer:
+    assert scorer.score([job("a" + "z" * 1_000_000)])[0].score == RESPONSE_CHARACTERS
+
+
+def test_unknown_verifier(verifier_file):
+  with make() as scorer:
+    with pytest.raises(ValueError, match="verifier='magic' is not one of: math_dapo"):
+      scorer.score([Job("magic", "", "")])
+    with pytest.raises(ValueError, match="verifier='file' is not one of"):
+      scorer.score([job("right")])
+
+
+@pytest.mark.parametrize(
+  ("source", "message"),
+  [
+    ("x = 1", "no function verify"),
+    ("import nothing_of_that_name", "ModuleNotFoundError"),
+    ("import os; os._exit(5)", "exit code 5 before it was ready"),
+  ],
+)
+def test_a_broken_verifier_file_stops_at_the_start(tmp_path, source, message):
+  path = tmp_path / "broken.py"
+  path.write_text(source)
+  for call in (lambda s: s.start(), lambda s: s.score([job("right")])):
+    with make(str(path)) as scorer, pytest.raises(ValueError, match=message):
+      call(scorer)
+
+
+def test_an_unreadable_verifier_file_stops_earlier(tmp_path):
+  with pytest.raises(FileNotFoundError, match="none.py: no such file"):
+    make(str(tmp_path / "none.py"))
+  (tmp_path / "bad.py").write_text("def verify(:")
+  with pytest.raises(ValueError, match="bad.py: not valid Python"):
+    make(str(tmp_path / "bad.py"))
+
+
+@pytest.mark.parametrize(
+  "options",
+  [{"workers": 0}, {"timeout_s": 0.0}, {"timeout_s": float("nan")}, {"on_error": "ignore"}],
+)
+def test_settings(options):
+  with pytest.raises(ValueError, match=f"reward.{next(iter(options))}="):
+    make(**options)
+
+
+def test_closing_ends_the_workers_and_it_can_start_again():
+  scorer = make()
+  scorer.start()
+  processes = [w.process for w in scorer._workers]
+  scorer.close()
+  assert all(p.poll() is not None for p in processes)
+  assert scorer.score([Job("math_dapo", "Answer: 4", "4")])[0].score == 1.0
+  scorer.close()
+
+
+def test_workers_die_with_their_parent(tmp_path):
+  code = (
+    "import os, sys; from fipo_jax.rewards.score import Scorer\n"
+    "s = Scorer(workers=2, timeout_s=1, verifier_file=None, on_error='stop', wrong_score=0)\n"
+    "s.start(); print(*[w.process.pid for w in s._workers], flush=True); os._exit(0)"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+  )
+  pids = [int(pid) for pid in done.stdout.split()]
+  assert len(pids) == 2
+  deadline = time.monotonic() + 10
+  while any(alive(pid) for pid in pids) and time.monotonic() < deadline:
+    time.sleep(0.05)
+  assert not any(alive(pid) for pid in pids)
+
+
+def alive(pid):
+  """A zombie whose new parent has not collected it yet does not count."""
+  try:
+    return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+  except FileNotFoundError:
+    return False
+
+
+def test_workers_never_import_jax(verifier_file):
+  code = "import sys, fipo_jax.rewards.score, fipo_jax.rewards.worker; print('jax' in sys.modules)"
+  done = subprocess.run(
+    [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+  )
+  assert done.stdout.strip() == "False"
+
+
+def test_the_workers_know_every_row_of_the_table():
+  assert {name: row[0] for name, row in BUILT_IN.items()} == VERIFIERS
+
+
+def test_overlong_golden():
+  lines = (GOLDEN / "overlong.jsonl").read_text().splitlines()
+  assert len(lines) > 30
+  for case in map(json.loads, lines):
+    penalty = overlong_penalty(
+      case["response_length"],
+      max_tokens=case["max_response_length"],
+      buffer_tokens=case["buffer_len"],
+      factor=case["penalty_factor"],
+    )
+    assert penalty == case["penalty"]
+    assert (penalty < 0) == case["overlong"]
+    assert float(np.float32(case["score"]) + np.float32(penalty)) == case["total_reward"]
+
+
+def test_overlong_by_hand():
+  options = {"max_tokens": 100, "buffer_tokens": 20, "factor": 2.0}
+  assert [overlong_penalty(n, **options) for n in (0, 80, 85, 100, 110)] == [0, 0, -0.5, -2, -3]
+  assert overlong_penalty(100, **options | {"buffer_tokens": 0}) == 0.0

@@ -1,0 +1,260 @@
+"""The decoder against published-implementation logits, its own decode path, packing, sharding and remat."""
+
+import dataclasses
+import functools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fipo_jax.models import PRESETS, hf, layers, make_model
+from fipo_jax.models.logprobs import token_logprobs
+from fipo_jax.sharding import make_mesh, to_mesh
+
+GOLDEN = pathlib.Path(__file__).parent / "golden" / "qwen2"
+ONE = {"data": 1, "fsdp": 1, "context": 1, "tensor": 1}
+SMALL = dataclasses.replace(
+  PRESETS["tiny"], vocab_size=32, num_layers=2, d_model=16, d_mlp=24, num_heads=4, num_kv_heads=2, head_dim=4
+)
+
+
+def golden(name):
+  model = make_model(hf.read_config(GOLDEN / name))
+  params = hf.load(GOLDEN / name, model, make_mesh(ONE, jax.devices()[:1]))
+  return model, params, dict(np.load(GOLDEN / name / "golden.npz"))
+
+
+def positions_like(tokens_RT):
+  return np.broadcast_to(np.arange(tokens_RT.shape[1], dtype=np.int32), tokens_RT.shape)
+
+
+def random_params(model, std=0.3):
+  """Parameters large enough that every part of the model matters."""
+  rng = np.random.default_rng(0)
+  return jax.tree.map(lambda x: rng.normal(0, std, x.shape).astype(x.dtype), model.abstract())
+
+
+@pytest.mark.parametrize("name", ["tied_mqa", "untied_gqa"])
+def test_golden_logits_logprobs_entropy(name):
+  model, params, want = golden(name)
+  tokens_RT, mask_RT = want["token_ids"], want["mask"].astype(np.int32)
+  hidden_RTD = jax.jit(model.hidden)(params, tokens_RT, positions_like(tokens_RT), mask_RT)
+  real = mask_RT == 1
+  np.testing.assert_allclose(model.logits(params, hidden_RTD)[real], want["logits"][real], atol=2e-5)
+  score = jax.jit(functools.partial(token_logprobs, chunk_tokens=16))
+  logp, entropy = score(hidden_RTD, model.head(params), tokens_RT, mask_RT)
+  np.testing.assert_allclose(np.asarray(logp)[real], want["token_logprob"][real], atol=2e-5)
+  np.testing.assert_allclose(entropy[:, 1:][real[:, 1:]], want["entropy"][:, :-1][real[:, 1:]], atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["tied_mqa", "untied_gqa"])
+@pytest.mark.parametrize("scalar_index", [True, False])
+def test_golden_greedy_continuation(name, scalar_index):
+  model, params, want = golden(name)
+  S, M = want["greedy"].shape
+  n = 12
+  prompt = want["greedy"][:, :n]
+  hidden, cache_k, cache_v = jax.jit(model.prefill)(params, prompt, positions_like(prompt), np.ones_like(prompt))
+  room = [(0, 0), (0, 0), (0, M - n), (0, 0), (0, 0)]
+
+  def step(i, carry):
+    tokens, token, cache_k, cache_v = carry
+    here = jnp.full((S,), i)
+    hidden_SD, cache_k, cache_v = model.decode(
+      params, token, here, cache_k, cache_v, i if scalar_index else here, jnp.broadcast_to(jnp.arange(M) <= i, (S, M))
+    )
+    token = jnp.argmax(model.logits(params, hidden_SD), axis=-1).astype(jnp.int32)
+    return tokens.at[:, i + 1].set(token), token, cache_k, cache_v
+
+  first = jnp.argmax(model.logits(params, hidden[:, -1]), axis=-1).astype(jnp.int32)
+  tokens = jnp.zeros((S, M), jnp.int32).at[:, :n].set(prompt).at[:, n].set(first)
+  carry = (tokens, first, jnp.pad(cache_k, room), jnp.pad(cache_v, room))
+  tokens = jax.jit(lambda carry: jax.lax.fori_loop(n, M - 1, step, carry))(carry)[0]
+  np.testing.assert_array_equal(tokens, want["greedy"])
+
+
+def test_decode_equals_hidden_at_staggered_positions():
+  # Slot 0 continues at entry 3, slot 1 at entry 5 of its cache: each must see its own past only.
+  model = make_model(SMALL)
+  params = random_params(model)
+  tokens = np.random.default_rng(0).integers(0, 32, (2, 6)).astype(np.int32)
+  full, cache_k, cache_v = jax.jit(model.prefill)(params, tokens, positions_like(tokens), np.ones_like(tokens))
+  at = np.array([3, 5], np.int32)
+  valid = np.arange(6) <= at[:, None]
+  blank = jnp.where(valid[None, :, :, None, None] & (np.arange(6) != at[:, None])[None, :, :, None, None], 1.0, 7.0)
+  inputs = (tokens[[0, 1], at], at, cache_k * blank, cache_v * blank, at, valid)
+  got, new_k, _ = jax.jit(model.decode)(params, *inputs)
+  np.testing.assert_allclose(got, full[np.arange(2), at], atol=2e-5)
+  np.testing.assert_allclose(new_k[:, [0, 1], at], cache_k[:, [0, 1], at], atol=2e-5)
+
+
+def test_decode_updates_the_cache_in_place():
+  model = make_model(dataclasses.replace(SMALL, num_layers=8))
+  S, M = 8, 1024
+  cache = jax.ShapeDtypeStruct((8, S, M, 2, 4), jnp.float32)
+  i32 = jax.ShapeDtypeStruct((S,), jnp.int32)
+  valid = jax.ShapeDtypeStruct((S, M), bool)
+  step = jax.jit(model.decode, donate_argnums=(3, 4))
+  memory = step.lower(model.abstract(), i32, i32, cache, cache, i32, valid).compile().memory_analysis()
+  one = 8 * S * M * 2 * 4 * 4
+  assert memory.alias_size_in_bytes >= 2 * one
+  assert memory.temp_size_in_bytes < one
+
+
+def test_packed_equals_alone():
+  model = make_model(SMALL)
+  params = random_params(model)
+  tokens = np.random.default_rng(0).integers(0, 32, (1, 9)).astype(np.int32)
+  segments = np.array([[1, 1, 1, 2, 2, 2, 2, 0, 0]], np.int32)
+  positions = np.array([[0, 1, 2, 0, 1, 2, 3, 0, 0]], np.int32)
+  hidden = jax.jit(model.hidden)
+  packed = hidden(params, tokens, positions, segments)
+  for start, stop in ((0, 3), (3, 7)):  # each alone in a row of the same length
+    room = [(0, 0), (0, 9 - (stop - start))]
+    alone = hidden(params, *(np.pad(x[:, start:stop], room) for x in (tokens, positions, segments)))
+    np.testing.assert_allclose(packed[:, start:stop], alone[:, : stop - start], atol=2e-5)
+  assert np.isfinite(packed).all()
+
+
+def losses(model):
+  rng = np.random.default_rng(0)
+  tokens = rng.integers(0, model.config.vocab_size, (4, 8)).astype(np.int32)
+  segments = np.repeat(np.array([[1, 1, 1, 2, 2, 2, 2, 0]], np.int32), 4, axis=0)
+  positions = np.repeat(np.array([[0, 1, 2, 0, 1, 2, 3, 0]], np.int32), 4, axis=0)
+
+  def loss(params, tokens, positions, segments):
+    hidden_RTD = model.hidden(params, tokens, positions, segments)
+    logp, _ = token_logprobs(hidden_RTD, model.head(params), tokens, segments, chunk_tokens=4)
+    return -jnp.sum(logp)
+
+  return jax.jit(jax.value_and_grad(loss)), (tokens, positions, segments)
+
+
+@functools.cache
+def unsharded(model):
+  step, inputs = losses(model)
+  return step(random_params(model), *inputs)
+
+
+def close(tolerance):
+  def check(got, want):
+    scale = max(1e-3, float(jnp.max(jnp.abs(want))))
+    np.testing.assert_allclose(np.asarray(got) / scale, np.asarray(want) / scale, atol=tolerance)
+
+  return check
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_sharded_equals_unsharded(tied):
+  model = make_model(dataclasses.replace(SMALL, tie_embeddings=tied))
+  params, (step, inputs) = random_params(model), losses(model)
+  want = unsharded(model)
+  mesh = make_mesh({"data": 2, "fsdp": 2, "context": 1, "tensor": 2})
+  with jax.set_mesh(mesh):
+    placed = jax.tree.map(jax.device_put, params, model.shardings(mesh))
+    assert placed["layers"]["mlp"]["up_DF"].sharding.shard_shape((2, 16, 24)) == (2, 8, 12)
+    got = step(placed, *to_mesh(mesh, inputs, "rows", "tokens"))
+  jax.tree.map(close(2e-5), got, want)
+
+
+def test_sharded_decode_equals_unsharded():
+  model = make_model(SMALL)
+  params = random_params(model)
+  S, M = 4, 6
+  rng = np.random.default_rng(0)
+  cache = rng.normal(size=(2, 2, S, M, 2, 4)).astype(np.float32)
+  at = np.array([1, 2, 3, 4], np.int32)
+  inputs = (rng.integers(0, 32, S).astype(np.int32), at, cache[0], cache[1], at, np.arange(M) <= at[:, None])
+  want = jax.jit(model.decode)(params, *inputs)
+  mesh = make_mesh({"data": 2, "fsdp": 2, "context": 1, "tensor": 2})
+  with jax.set_mesh(mesh):
+    got = jax.jit(model.decode)(jax.tree.map(jax.device_put, params, model.shardings(mesh)), *inputs)
+  jax.tree.map(close(2e-5), got, want)
+
+
+@pytest.mark.parametrize("remat", ["full", "dots"])
+def test_remat_changes_no_number(remat):
+  model = make_model(dataclasses.replace(SMALL, remat=remat))
+  step, inputs = losses(model)
+  jax.tree.map(close(1e-5), step(random_params(model), *inputs), unsharded(make_model(SMALL)))
+
+
+def test_full_remat_keeps_less():
+  def temp(remat):
+    model = make_model(dataclasses.replace(SMALL, num_layers=12, remat=remat))
+    i32 = jax.ShapeDtypeStruct((4, 64), jnp.int32)
+    loss = lambda params, *rows: jnp.sum(model.hidden(params, *rows))
+    return jax.jit(jax.grad(loss)).lower(model.abstract(), i32, i32, i32).compile().memory_analysis().temp_size_in_bytes
+
+  assert temp("full") < 0.5 * temp("none")
+
+
+def test_bfloat16_is_near_and_cast_changes_nothing():
+  exact, model = make_model(SMALL), make_model(dataclasses.replace(SMALL, dtype="bfloat16"))
+  params, (_, inputs) = random_params(model, std=0.1), losses(model)
+  run = jax.jit(model.hidden)
+  hidden = run(params, *inputs)
+  assert hidden.dtype == jnp.bfloat16
+  np.testing.assert_allclose(np.asarray(hidden, np.float32), jax.jit(exact.hidden)(params, *inputs), atol=0.05)
+  cast = jax.jit(model.cast)(params)
+  assert cast["embed_VD"].dtype == jnp.bfloat16 and cast["final_norm"]["scale_D"].dtype == jnp.float32
+  np.testing.assert_array_equal(np.asarray(run(cast, *inputs)), np.asarray(hidden))
+
+
+def test_embedding_gradient_adds_up_in_the_table_dtype():
+  # 1024 ones into one row: in bfloat16 the sum stops at 256.
+  table = jnp.zeros((4, 2), jnp.float32)
+  tokens = jnp.full((1024,), 3)
+  grad = jax.grad(lambda t: jnp.sum(layers.lookup(t, tokens, "bfloat16").astype(jnp.float32)))(table)
+  np.testing.assert_array_equal(grad, [[0, 0], [0, 0], [0, 0], [1024, 1024]])
+
+
+def test_rotation_by_hand():
+  # h = 2: one pair, frequency 1. Position 3 turns (1, 0) by 3 radians, and keeps lengths.
+  cos, sin = layers.rotation(jnp.array([0, 3]), 2, 10000.0)
+  turned = layers.rotate(jnp.array([[[1.0, 0.0]], [[1.0, 0.0]]]), cos, sin)
+  np.testing.assert_allclose(turned[:, 0], [[1, 0], [np.cos(3), np.sin(3)]], atol=1e-6)
+
+
+def test_init_abstract_and_axes_agree():
+  for config in (SMALL, dataclasses.replace(SMALL, tie_embeddings=False, param_dtype="bfloat16")):
+    model = make_model(config)
+    assert jax.eval_shape(model.init, jax.random.key(0)) == model.abstract()
+    ranks = jax.tree.map(lambda x, axes: len(axes) == x.ndim, model.abstract(), model.logical_axes())
+    assert all(jax.tree.leaves(ranks))
+
+
+def test_init_numbers():
+  params = jax.jit(make_model(SMALL).init)(jax.random.key(0))
+  up_LDF = np.asarray(params["layers"]["mlp"]["up_DF"])
+  assert 0.018 < up_LDF.std() < 0.022 and np.abs(up_LDF[0] - up_LDF[1]).max() > 0.01  # layers differ
+  assert np.abs(up_LDF - np.asarray(params["layers"]["mlp"]["gate_DF"])).max() > 0.01  # so do matrices
+  assert (params["layers"]["mlp_norm"]["scale_D"] == 1).all()
+  assert (params["layers"]["attention"]["q_bias_Hh"] == 0).all()
+
+
+def parameters(name):
+  return sum(x.size for x in jax.tree.leaves(make_model(PRESETS[name]).abstract()))
+
+
+@pytest.mark.parametrize(
+  ("name", "billions"),
+  [("qwen2_5_0_5b", 0.494), ("qwen2_5_1_5b", 1.544), ("qwen2_5_3b", 3.086), ("qwen2_5_7b", 7.616),
+   ("qwen2_5_14b", 14.770), ("qwen2_5_32b", 32.764), ("qwen2_5_72b", 72.706), ("qwen2_5_math_1_5b", 1.544),
+   ("qwen2_5_math_7b", 7.616)],
+)  # fmt: skip
+def test_presets_have_the_published_sizes(name, billions):
+  assert abs(parameters(name) / 1e9 - billions) < 1e-3
+  assert 0.3e6 < parameters("tiny") < 2e6
+
+
+def test_mistakes_are_named():
+  with pytest.raises(ValueError, match="num_heads=4.*num_kv_heads=3"):
+    dataclasses.replace(SMALL, num_kv_heads=3)
+  with pytest.raises(ValueError, match="model.remat='some'.*full"):
+    dataclasses.replace(SMALL, remat="some")
+  mesh = make_mesh({"data": 1, "fsdp": 1, "context": 1, "tensor": 8})
+  with pytest.raises(ValueError, match="mesh.tensor=8 must divide"):
+    make_model(SMALL).shardings(mesh)
