@@ -19,7 +19,7 @@ def get_config():
   c.model.remat = "none"
   c.data.source = "chain_sum_solutions"
   c.data.name = "chain_sum"
-  c.data.size = 100_000
+  c.data.size = 40_000
   c.data.options = {"min_terms": 3, "max_terms": 4, "min_digits": 1, "max_digits": 2}
   c.data.chat_template = False
   c.data.max_prompt_tokens = 24
@@ -30,7 +30,7 @@ def get_config():
   c.batch.prompts = 128
   c.batch.minibatch_prompts = 128
   c.batch.row_tokens = 128
-  c.batch.micro_rows = 64
+  c.batch.micro_rows = 16
   c.optimizer.learning_rate = 2e-3
   c.optimizer.schedule = "cosine"
   c.optimizer.warmup_updates = 40

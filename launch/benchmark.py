@@ -15,14 +15,14 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
+import jax
+import numpy as np
 
-from fipo_jax.models import make_model  # noqa: E402
-from fipo_jax.models.transformer import ModelConfig  # noqa: E402
-from fipo_jax.rollout import ENGINES, Sampling  # noqa: E402
-from fipo_jax.sharding import make_mesh  # noqa: E402
-from fipo_jax.types import Prompt  # noqa: E402
+from fipo_jax.models import make_model
+from fipo_jax.models.transformer import ModelConfig
+from fipo_jax.rollout import ENGINES, Sampling
+from fipo_jax.sharding import make_mesh
+from fipo_jax.types import Prompt
 
 SMALL_QWEN2 = ModelConfig(
   vocab_size=4096,

@@ -6,9 +6,11 @@ JAX_PLATFORMS=cuda or tpu in the environment runs the same tests on an accelerat
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# XLA's concurrent CPU schedule lets devices enter independent collectives of one program in different orders: a deadlock.
-_FLAG = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAG}".strip()
+# XLA's concurrent CPU schedule lets devices enter independent collectives of one program in
+# different orders: a deadlock, which ends in an abort.
+os.environ["XLA_FLAGS"] = " ".join(
+  [os.environ.get("XLA_FLAGS", ""), "--xla_cpu_enable_concurrency_optimized_scheduler=false"]
+).strip()
 
 import jax
 

@@ -86,7 +86,8 @@ def _joined(q_SKGh, k_SMKh, v_SMKh, valid_SM):
   """`_weighted` for one query per slot, reading the cache as it lies: [S, M, K h], heads side by side.
 
   A query is put into its own head's columns and zeros into the others'. That multiplies the (few) operations by K but
-  spares the transposed copy of the cache per step that a product per head costs: twice as fast on a CPU at K = 2.
+  spares the transposed copy of the cache per step that a product per head costs: decode steps of the tiny model (K = 2)
+  took about 10% less time on a CPU.
   """
   S, K, G, h = q_SKGh.shape
   M, H = k_SMKh.shape[1], K * G

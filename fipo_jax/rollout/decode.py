@@ -1,8 +1,8 @@
 """The jitted programs of sampling: `start` a wave of slots, `extend` it until all are done, `grow` its cache.
 
-All slots of a wave sit at the same index of the cache: prompts are padded on the left, so the next key and value of every
-slot go to one contiguous place, and only positions and validity differ between slots. The cache is carried through the
-loop and donated; it is never stacked or copied per step.
+All slots of a wave sit at the same index of the cache: prompts are padded on the left, so the next key and value
+of every slot go to one contiguous place, and only positions and validity differ between slots. The cache is carried
+through the loop and donated; it is never stacked or copied whole per step.
 
 Axes besides the usual ones: R prefilled prompts (each serves S / R slots), T padded prompt tokens, M cache entries,
 N response tokens.

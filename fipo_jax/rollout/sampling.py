@@ -138,7 +138,7 @@ def _invert(weight_SN, uniform_S):
   cumulative_SN = jnp.cumsum(weight_SN, axis=-1)
   above_SN = positive_SN & (cumulative_SN > (uniform_S * cumulative_SN[:, -1])[:, None])
   # Rounding may leave nothing above; then it is the last positive one. (Cumulative sums need not be monotone either,
-  # as their terms are added in different orders: hence the explicit test for positive weights.)
+  # as accelerators add their terms in different orders: hence the explicit test for positive weights.)
   size = weight_SN.shape[-1]
   last_S = size - 1 - jnp.argmax(positive_SN[:, ::-1], axis=-1)
   return jnp.where(jnp.any(above_SN, axis=-1), jnp.argmax(above_SN, axis=-1), last_S).astype(
