@@ -11,7 +11,7 @@ from fipo_jax import config
 def get_config():
   c = config.default()
   c.workdir = "runs/quickstart_base"
-  c.steps = 600
+  c.steps = 420
   c.algorithm.name = "sft"
   c.model.preset = "tiny"
   c.model.alphabet = "0123456789 +-=\n:AnswerChckoy"
@@ -19,28 +19,28 @@ def get_config():
   c.model.remat = "none"
   c.data.source = "chain_sum_solutions"
   c.data.name = "chain_sum"
-  c.data.size = 40_000
-  c.data.options = {"min_terms": 3, "max_terms": 4, "min_digits": 1, "max_digits": 2}
+  c.data.size = 30_000
+  c.data.options = {"min_terms": 3, "max_terms": 3, "min_digits": 1, "max_digits": 1}
   c.data.chat_template = False
-  c.data.max_prompt_tokens = 24
+  c.data.max_prompt_tokens = 16
   c.rollout.samples_per_prompt = 1
-  c.rollout.max_response_tokens = 104
+  c.rollout.max_response_tokens = 80
   c.rollout.slots = 64
   c.reward.overlong_buffer_tokens = 0
-  c.batch.prompts = 128
-  c.batch.minibatch_prompts = 128
-  c.batch.row_tokens = 128
-  c.batch.micro_rows = 16
-  c.optimizer.learning_rate = 2e-3
+  c.batch.prompts = 64
+  c.batch.minibatch_prompts = 64
+  c.batch.row_tokens = 96
+  c.batch.micro_rows = 12
+  c.optimizer.learning_rate = 4e-3
   c.optimizer.schedule = "cosine"
-  c.optimizer.warmup_updates = 40
+  c.optimizer.warmup_updates = 20
   c.optimizer.b2 = 0.98
   c.optimizer.weight_decay = 0.01
   c.eval.every = 100_000  # before the first and after the last iteration only
-  c.eval.prompts = 128
+  c.eval.prompts = 256
   c.eval.samples_per_prompt = 1
   c.eval.top_p = 1.0
-  c.checkpoint.every = 200
+  c.checkpoint.every = 1000
   c.log.samples = 0
   c.log.report = False
   return c

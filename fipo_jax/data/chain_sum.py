@@ -19,7 +19,7 @@ def chain_sum_solutions(
   options: dict[str, Any] | None = None,
   mix: dict[str, float] | None = None,
   direct_error: float = 0.9,
-  step_error: float = 0.08,
+  step_error: float = 0.03,
   fix: float = 0.9,
   spread: int = 20,
 ) -> Records:
@@ -37,11 +37,11 @@ def chain_sum_solutions(
 
   Args:
     size: records.  seed: non-negative int.  options: of reasoning-gym's chain_sum (min_terms, max_digits, ...).
-    mix: share of each style, summing to 1; default 0.65 direct, 0.2 worked, 0.15 checked.
+    mix: share of each style, summing to 1; default 0.4 direct, 0.4 worked, 0.2 checked.
     spread: a mistake is off by 1 to `spread`, either way, in `direct`; by 1, 2, 3 or 10 in a step.
   Raises: ValueError for shares or probabilities out of range, or options the task refuses.
   """
-  mix = {"direct": 0.65, "worked": 0.2, "checked": 0.15} if mix is None else mix
+  mix = {"direct": 0.4, "worked": 0.4, "checked": 0.2} if mix is None else mix
   unknown = sorted(set(mix) - set(STYLES))
   if unknown or min(mix.values(), default=-1) < 0 or abs(sum(mix.values()) - 1) > 1e-6:
     raise ValueError(f"data.mix={mix} must give shares of {', '.join(STYLES)} that sum to 1.")

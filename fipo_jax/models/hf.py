@@ -91,6 +91,7 @@ def read_config(directory) -> ModelConfig:
     norm_eps=float(need("rms_norm_eps")),
     tie_embeddings=bool(need("tie_word_embeddings")),
     max_position=need("max_position_embeddings"),
+    init_std=float(published.get("initializer_range", 0.02)),
   )
 
 
@@ -110,7 +111,7 @@ def _published(config: ModelConfig) -> dict:
     "attention_dropout": 0.0,
     "hidden_act": "silu",
     "hidden_size": config.d_model,
-    "initializer_range": 0.02,
+    "initializer_range": config.init_std,
     "intermediate_size": config.d_mlp,
     "max_position_embeddings": config.max_position,
     "max_window_layers": config.num_layers,

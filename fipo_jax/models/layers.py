@@ -15,8 +15,6 @@ from flax import nnx
 
 from fipo_jax.sharding import constrain
 
-INIT_STD = 0.02
-
 
 def matmul(equation: str, x, w):
   """Einsum in x's dtype; float32 means float32, also where the hardware's default would use fewer bits."""
@@ -107,7 +105,7 @@ class Attention(nnx.Module):
 
   def __init__(self, config, rngs: nnx.Rngs):
     D, H, K, h = config.d_model, config.num_heads, config.num_kv_heads, config.head_dim
-    normal, zeros = nnx.initializers.normal(INIT_STD), jnp.zeros
+    normal, zeros = nnx.initializers.normal(config.init_std), jnp.zeros
     dtype = config.param_dtype
     self.head_dim, self.theta = h, config.rope_theta
     self.q_DHh = nnx.Param(normal(rngs.params(), (D, H, h), dtype), axes=("embed", "heads", None))
@@ -138,7 +136,7 @@ class MLP(nnx.Module):
   """
 
   def __init__(self, config, rngs: nnx.Rngs):
-    normal, shape = nnx.initializers.normal(INIT_STD), (config.d_model, config.d_mlp)
+    normal, shape = nnx.initializers.normal(config.init_std), (config.d_model, config.d_mlp)
     axes, dtype = ("embed", "mlp"), config.param_dtype
     self.gate_DF = nnx.Param(normal(rngs.params(), shape, dtype), axes=axes)
     self.up_DF = nnx.Param(normal(rngs.params(), shape, dtype), axes=axes)

@@ -30,7 +30,7 @@ class ModelConfig:
   """Sizes and numerics of one decoder.
 
   dtype: of matmuls and activations (norms, softmax, rotary angles and logits are float32 always). param_dtype: of
-  the stored parameters. remat: a row of REMAT. attention: a row of `attention.IMPLEMENTATIONS`.
+  the stored parameters. init_std: of random matrices. remat: a row of REMAT. attention: a row of `attention.IMPLEMENTATIONS`.
   """
 
   vocab_size: int
@@ -44,6 +44,7 @@ class ModelConfig:
   norm_eps: float
   tie_embeddings: bool
   max_position: int
+  init_std: float = 0.02
   dtype: str = "float32"
   param_dtype: str = "float32"
   remat: str = "none"
@@ -65,7 +66,7 @@ class Decoder(nnx.Module):
   """All parameters of the model: embedding, stacked layers, final norm, and a head when it is not tied."""
 
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
-    normal, table = nnx.initializers.normal(layers.INIT_STD), (config.vocab_size, config.d_model)
+    normal, table = nnx.initializers.normal(config.init_std), (config.vocab_size, config.d_model)
     self.embed_VD = nnx.Param(normal(rngs.params(), table, config.param_dtype), axes=("vocab", "embed"))
     keys = jax.random.split(rngs.params(), config.num_layers)
     self.layers = jax.vmap(lambda key: layers.Block(config, nnx.Rngs(key)))(keys)
@@ -91,7 +92,7 @@ class Model:
   config: ModelConfig
 
   def init(self, key) -> dict:
-    """Random parameters: matrices from N(0, 0.02²), biases 0, norm scales 1. Jittable."""
+    """Random parameters: matrices from N(0, init_std²), biases 0, norm scales 1. Jittable."""
     return nnx.to_pure_dict(nnx.state(Decoder(self.config, nnx.Rngs(key))))
 
   def abstract(self) -> dict:
