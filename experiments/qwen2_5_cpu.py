@@ -15,29 +15,27 @@ def get_config():
   c.steps = 2
   c.model.path = "model"  # override: --config.model.path=DIR
   c.model.dtype = "bfloat16"
-  c.model.remat = "full"
-  c.model.logprob_chunk_tokens = 64
+  c.model.remat = "none"  # 1,024 tokens at a time: recomputing would only cost time
+  c.model.logprob_chunk_tokens = 128
   c.data.source = "reasoning_gym"
   c.data.name = "chain_sum"
-  c.data.options = {"min_terms": 3, "max_terms": 4, "min_digits": 2, "max_digits": 3}
+  c.data.options = {"min_terms": 3, "max_terms": 4, "min_digits": 2, "max_digits": 2}
   c.data.size = 1000
-  c.data.instruction = (
-    "{question}\nThink step by step, then give the result on a last line of the form 'Answer: $Answer'."
-  )
+  c.data.instruction = "{question}\nShow the steps briefly. The last line must be 'Answer: ' and the number."
   c.data.max_prompt_tokens = 128
   c.reward.verifier = "math_dapo"
   c.reward.overlong_buffer_tokens = 32
   c.rollout.samples_per_prompt = 8
   c.rollout.max_response_tokens = 128
-  c.rollout.slots = 64
+  c.rollout.slots = 32
   c.batch.prompts = 8
   c.batch.minibatch_prompts = 4  # two optimizer steps per rollout
-  c.batch.row_tokens = 256
-  c.batch.micro_rows = 4
-  c.dynamic_sampling.max_draws = 2
+  c.batch.row_tokens = 1024
+  c.batch.micro_rows = 1
+  c.dynamic_sampling.max_draws = 1  # trains on the mixed groups of the first 8 prompts: drawing again costs minutes here
   c.optimizer.warmup_updates = 0
   c.eval.every = 2
-  c.eval.prompts = 8
+  c.eval.prompts = 32
   c.eval.samples_per_prompt = 1
   c.checkpoint.every = 2
   c.checkpoint.keep = 1
