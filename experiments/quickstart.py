@@ -12,7 +12,7 @@ from fipo_jax import config
 def get_config():
   c = config.default()
   c.workdir = "runs/quickstart"
-  c.steps = 20
+  c.steps = 30
   c.model.base_experiment = "experiments/quickstart_base.py"
   c.model.path = "runs/quickstart_base/export"
   c.model.dtype = "float32"
@@ -34,7 +34,7 @@ def get_config():
   c.batch.minibatch_prompts = 8
   c.batch.row_tokens = 96
   c.batch.micro_rows = 32
-  c.optimizer.learning_rate = 3e-4
+  c.optimizer.learning_rate = 1e-3
   c.optimizer.warmup_updates = 8
   c.optimizer.weight_decay = 0.0
   c.eval.every = 10

@@ -1,4 +1,4 @@
-"""Config -> Run: everything a run holds, built once, checked before anything expensive, resumed when there is a past."""
+"""Config -> Run: everything a run holds, built once, checked before anything expensive, resumed if there is a past."""
 
 from __future__ import annotations
 
@@ -187,6 +187,10 @@ def open_data(cfg, tokenizer) -> tuple[pipeline.PromptStream, list[Prompt]]:
     else:
       held = SOURCES[d.source](**source_options(cfg, heldout=True))
     heldout = pipeline.prompts(held, tokenizer, count=cfg.eval.prompts, **rendering)
+    # Generated problems repeat: one that is evaluated must not be trained on.
+    texts = {prompt.text for prompt in heldout}
+    how = dict(chat_template=d.chat_template, instruction=d.instruction)
+    records = [r for r in records if pipeline.render(r, tokenizer, **how) not in texts]
   return pipeline.PromptStream(records, tokenizer, seed=cfg.seed, **rendering), heldout
 
 

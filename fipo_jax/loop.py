@@ -1,4 +1,4 @@
-"""The algorithm on one page: prompts -> rollout -> rewards -> advantages -> Future-KL -> loss -> update -> checkpoint."""
+"""The algorithm on one page: prompts, rollout, rewards, advantages, Future-KL, loss, update, checkpoint."""
 
 from __future__ import annotations
 
@@ -255,7 +255,8 @@ def finish(run: Run) -> dict[str, Any]:
   """Waits for the last checkpoint, exports, writes result.json and the report."""
   cfg, folder = run.cfg, pathlib.Path(run.cfg.workdir)
   run.checkpointer.close()
-  paths = {"metrics": folder / "metrics.jsonl", "samples": folder / "samples.jsonl", "checkpoints": folder / "checkpoints"}
+  paths = {name: folder / f"{name}.jsonl" for name in ("metrics", "samples")}
+  paths["checkpoints"] = folder / "checkpoints"
   if cfg.checkpoint.export:
     paths["export"] = folder / "export"
     hf.save(paths["export"], run.state.params, run.model.config, template_dir=cfg.model.path or None)

@@ -13,8 +13,8 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from absl import app, flags, logging  # noqa: E402
-from ml_collections import config_flags  # noqa: E402
+from absl import app, flags, logging
+from ml_collections import config_flags
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "An experiment file; --config.FIELD=VALUE overrides a field.")
 flags.mark_flag_as_required("config")
@@ -23,7 +23,7 @@ flags.mark_flag_as_required("config")
 def parse(argv):
   """absl's parser, with every mistake in the flags as one line instead of a traceback."""
   try:
-    return app._register_and_parse_flags_with_usage(argv)  # noqa: SLF001: absl has no public parser that prints usage
+    return app._register_and_parse_flags_with_usage(argv)
   except (AttributeError, KeyError, TypeError, ValueError, FileNotFoundError, flags.Error) as e:
     fail(str(e.args[0] if e.args else e), code=2)
 
@@ -83,7 +83,7 @@ def load_experiment(path: str):
   if not os.path.isfile(path):
     raise ValueError(f"model.base_experiment={path!r}: no such file.")
   module = {"__file__": path, "__name__": "experiment"}
-  exec(compile(pathlib.Path(path).read_text(), path, "exec"), module)  # noqa: S102: a config is a program
+  exec(compile(pathlib.Path(path).read_text(), path, "exec"), module)  # a config is a program
   return copy.deepcopy(module["get_config"]())
 
 

@@ -19,7 +19,8 @@ OPTIMIZER = make_optimizer(
 
 
 def abstract(**shape):
-  mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "context": 1, "tensor": 1} | shape, jax.devices()[: shape.get("fsdp", 1)])
+  devices = jax.devices()[: shape.get("fsdp", 1)]
+  mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "context": 1, "tensor": 1} | shape, devices)
   return state.abstract(MODEL, OPTIMIZER, mesh)
 
 

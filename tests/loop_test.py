@@ -164,9 +164,8 @@ def test_more_steps_go_on_from_the_last_one(base, whole):
 
 def test_no_informative_group_saves_and_stops(base, tmp_path):
   (tmp_path / "never.py").write_text("def verify(response, answer, extras):\n  return 0.0\n")
-  c = small(
-    base, tmp_path / "run", **{"reward.file": str(tmp_path / "never.py"), "dynamic_sampling.max_draws": 2, "eval.every": 0}
-  )
+  more = {"reward.file": str(tmp_path / "never.py"), "dynamic_sampling.max_draws": 2, "eval.every": 0}
+  c = small(base, tmp_path / "run", **more)
   with pytest.raises(ValueError, match=r"dynamic_sampling.max_draws=2: 0 of 4 groups .* saved at step 0"):
     loop.train(c)
 
@@ -182,9 +181,8 @@ def test_too_few_informative_groups_train_on_what_there_is_or_stop(base, tmp_pat
   loop.train(c)
   record = lines(tmp_path / "a")[-1]
   assert 0 < record["groups_trained"] < 16
-  c = small(
-    base, tmp_path / "b", **more, **{"batch.prompts": 16, "batch.minibatch_prompts": 8, "dynamic_sampling.on_exhausted": "stop"}
-  )
+  more |= {"batch.prompts": 16, "batch.minibatch_prompts": 8, "dynamic_sampling.on_exhausted": "stop"}
+  c = small(base, tmp_path / "b", **more)
   with pytest.raises(ValueError, match="of 16 groups"):
     loop.train(c)
 

@@ -121,9 +121,8 @@ def test_empty_prompt_file(tmp_path):
 
 
 def test_prompt_over_the_limit_is_refused_when_asked(tmp_path):
-  refused(
-    1, "max_prompt_tokens", *on(model(tmp_path), tmp_path, "--config.data.max_prompt_tokens=9", "--config.data.on_long_prompt=error")
-  )  # fmt: skip
+  flags = ["--config.data.max_prompt_tokens=9", "--config.data.on_long_prompt=error"]
+  refused(1, "max_prompt_tokens", *on(model(tmp_path), tmp_path, *flags))
 
 
 def test_unwritable_workdir(tmp_path):

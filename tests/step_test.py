@@ -23,6 +23,7 @@ TINY = ModelConfig(
 )  # fmt: skip
 MODEL = make_model(TINY)
 ONE = dict(data=1, fsdp=1, context=1, tensor=1)
+ONE_ITEMS = tuple(ONE.items())
 
 
 def groups(count=4, samples=4, seed=0):
@@ -40,7 +41,7 @@ def groups(count=4, samples=4, seed=0):
 
 
 @functools.lru_cache
-def setup(mesh_shape=tuple(ONE.items()), algorithm="fipo"):
+def setup(mesh_shape=ONE_ITEMS, algorithm="fipo"):
   shape = dict(mesh_shape)
   mesh = sharding.make_mesh(shape, jax.devices()[: int(np.prod(list(shape.values())))])
   rate = schedule(learning_rate=1e-2, warmup_updates=0, total_updates=10, kind="constant")

@@ -30,7 +30,8 @@ class ModelConfig:
   """Sizes and numerics of one decoder.
 
   dtype: of matmuls and activations (norms, softmax, rotary angles and logits are float32 always). param_dtype: of
-  the stored parameters. init_std: of random matrices. remat: a row of REMAT. attention: a row of `attention.IMPLEMENTATIONS`.
+  the stored parameters. init_std: of random matrices. remat: a row of REMAT. attention: a row of
+  `attention.IMPLEMENTATIONS`.
   """
 
   vocab_size: int

@@ -77,7 +77,7 @@ def make_steps(
     ok = jnp.isfinite(norm) & jnp.isfinite(total) & (count > 0)
     changes, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, changes)
-    keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(ok, n, o), new, old)  # noqa: E731
+    keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(ok, n, o), new, old)
     new = TrainState(
       updates=state.updates + ok.astype(jnp.int32),
       skipped=jnp.where(ok, 0, state.skipped + 1),
@@ -115,9 +115,9 @@ def make_steps(
 
 def _accumulate(grad: Callable, params: Any, batch: Batch, used: jax.Array):
   """Sums (loss total, (count, metrics), gradients) over the first `used` micro-batches, gradients in float32."""
-  micro = lambda m: jax.tree.map(lambda x: x[m], batch)  # noqa: E731
+  micro = lambda m: jax.tree.map(lambda x: x[m], batch)
   (total, (count, metrics)), _ = jax.eval_shape(grad, params, micro(0))
-  zero = lambda s: jnp.zeros(s.shape, s.dtype)  # noqa: E731
+  zero = lambda s: jnp.zeros(s.shape, s.dtype)
   start = (
     zero(total),
     (zero(count), {name: _identity(record) for name, record in metrics.items()}),
