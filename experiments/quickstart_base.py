@@ -1,7 +1,7 @@
 """A base model to start from: about 1M parameters, taught by noisy worked solutions of chain sums.
 
-Most demonstrations jump to an answer and are usually wrong; some work step by step, some check themselves. The model
-imitates the mix, so it solves about a third: reinforcement learning has something to find.
+Some demonstrations jump to an answer and are usually wrong; some work step by step, some check themselves. The model
+imitates the mix and solves about a quarter: reinforcement learning has something to find.
 Used by quickstart.py, which runs this by itself when its base model is missing.
 """
 

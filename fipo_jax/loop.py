@@ -152,7 +152,7 @@ def score(run: Run, groups: list[list[Rollout]]) -> None:
   rollouts = [r for group in groups for r in group]
   for r in rollouts:
     r.text = run.tokenizer.decode(r.tokens)
-  verifier = "file" if c.reward.file else None
+  verifier = "file" if c.reward.file else c.reward.verifier
   jobs = [
     Job(verifier or r.prompt.verifier, r.text, r.prompt.answer, r.prompt.extras, r.prompt.text) for r in rollouts
   ]

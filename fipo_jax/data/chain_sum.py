@@ -31,7 +31,7 @@ def chain_sum_solutions(
       checked   as worked, then "Check:" undoes the steps from the result; "ok" when it arrives at the first
                 number, else "no" and, with probability fix, a second attempt
 
-  With the defaults about a third of all solutions are right, nearly all of them worked or checked: a model that
+  With the defaults about six in ten solutions are right, nearly all of them worked or checked: a model that
   imitates the mix can gain a lot by choosing its style, which is what reinforcement learning should find.
   All noise is derived from (seed, index).
 
