@@ -23,8 +23,13 @@ flags.mark_flag_as_required("config")
 def parse(argv):
   """absl's parser, with every mistake in the flags as one line instead of a traceback."""
   try:
-    return app._register_and_parse_flags_with_usage(argv)
-  except (AttributeError, KeyError, TypeError, ValueError, FileNotFoundError, flags.Error) as e:
+    app.define_help_flags()
+    rest = flags.FLAGS(argv)
+    # A file that cannot be loaded only says so when a field of it is asked for.
+    if not _CONFIG.value.workdir:
+      raise ValueError("workdir='': name the folder that the run writes to.")
+    return rest
+  except (AttributeError, KeyError, TypeError, ValueError, OSError, flags.Error) as e:
     fail(str(e.args[0] if e.args else e), code=2)
 
 

@@ -229,7 +229,7 @@ def test_init_abstract_and_axes_agree():
 def test_init_numbers():
   params = jax.jit(make_model(SMALL).init)(jax.random.key(0))
   up_LDF = np.asarray(params["layers"]["mlp"]["up_DF"])
-  assert 0.018 < up_LDF.std() < 0.022 and np.abs(up_LDF[0] - up_LDF[1]).max() > 0.01  # layers differ
+  assert 0.9 < up_LDF.std() / SMALL.init_std < 1.1 and np.abs(up_LDF[0] - up_LDF[1]).max() > 0.01  # layers differ
   assert np.abs(up_LDF - np.asarray(params["layers"]["mlp"]["gate_DF"])).max() > 0.01  # so do matrices
   assert (params["layers"]["mlp_norm"]["scale_D"] == 1).all()
   assert (params["layers"]["attention"]["q_bias_Hh"] == 0).all()
