@@ -32,12 +32,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 # beginning.
 PANELS = (
   ("Reward and accuracy", "fraction or score", ("reward", "accuracy", "eval/accuracy")),
-  ("Response length", "tokens", ("response_length", "eval/length")),
+  ("Response length", "tokens", ("response_length", "eval/response_tokens")),
   ("Truncated responses", "fraction", ("truncated",)),
   ("Entropy", "nats per token", ("entropy",)),
   ("Policy KL", "nats per token", ("policy_kl",)),
   ("Future-KL weight: mean, and one standard deviation", "factor", ("weight_mean",)),
-  ("Mean |Future-KL|", "nats", ("future_kl_abs",)),
+  ("Mean |Future-KL|", "nats", ("future_kl_abs_mean",)),
   ("Loss", "", ("loss",)),
   ("Gradient norm", "", ("grad_norm",)),
   ("Sampler against trainer", "nats per token", ("mismatch*",)),

@@ -16,7 +16,7 @@ from fipo_jax import report
 def write_run(folder, *, rows=None, samples=None, result=None):
   folder.mkdir(exist_ok=True)
   rows = rows if rows is not None else [
-    {"step": 0, "eval/accuracy": 0.1, "eval/length": 30.0},
+    {"step": 0, "eval/accuracy": 0.1, "eval/response_tokens": 30.0},
     {"step": 1, "reward": 0.1, "accuracy": 0.2, "response_length": 30.5, "entropy": 1.5,
      "weight_mean": 1.0, "weight_std": 0.1, "seconds/rollout": 2.0, "seconds/update": 3.0,
      "minibatch/policy_kl": [0.0, 0.1], "mismatch_kl": 0.001},
@@ -124,7 +124,7 @@ def test_each_quantity_has_its_panel(tmp_path):
   assert bad == 0
   assert {title: sorted(lines) for title, _, lines in report.found_panels(rows)} == {
     "Reward and accuracy": ["accuracy", "eval/accuracy", "reward"],
-    "Response length": ["eval/length", "response_length"],
+    "Response length": ["eval/response_tokens", "response_length"],
     "Entropy": ["entropy"],
     "Future-KL weight: mean, and one standard deviation": ["weight_mean"],
     "Sampler against trainer": ["mismatch_kl"],
