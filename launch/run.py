@@ -58,10 +58,14 @@ def run(cfg) -> dict:
     flag = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
   # After flag parsing, so that `--help` and flag mistakes answer at once.
-  from fipo_jax import config, loop
+  from fipo_jax import assemble, config, loop, metrics
 
   config.validate(cfg)
   if cfg.model.base_experiment:
+    # Before minutes go into the base model: what would stop the run itself afterwards.
+    assemble.check_tables(cfg)
+    metrics.check_writable(cfg.workdir)
+    assemble.claim_workdir(cfg)
     make_base(cfg)
   return loop.train(cfg)
 
