@@ -235,10 +235,3 @@ def test_save_refuses_a_foreign_template_and_dtype(tmp_path):
   with pytest.raises(ValueError, match="dtype='int4' is unknown"):
     hf.save(tmp_path / "out", params, model.config, dtype="int4")
   assert not list(tmp_path.iterdir())
-
-
-def test_vocab_check():
-  config = hf.read_config(GOLDEN / "tied_mqa")
-  hf.check_vocab(config, 256)
-  with pytest.raises(ValueError, match="vocab_size=256.*257 tokens"):
-    hf.check_vocab(config, 257)

@@ -95,15 +95,6 @@ def read_config(directory) -> ModelConfig:
   )
 
 
-def check_vocab(config: ModelConfig, tokenizer_size: int) -> None:
-  """Raises ValueError when the tokenizer knows ids the embedding has no row for."""
-  if tokenizer_size > config.vocab_size:
-    raise ValueError(
-      f"vocab_size={config.vocab_size} of the model is smaller than the {tokenizer_size} tokens of the tokenizer; "
-      "use the tokenizer that came with the model, or a larger vocab_size."
-    )
-
-
 def _published(config: ModelConfig) -> dict:
   """config.json as the Qwen2.5 files have it."""
   return {
