@@ -12,7 +12,7 @@ from fipo_jax import config
 def get_config():
   c = config.default()
   c.workdir = "runs/quickstart"
-  c.steps = 28
+  c.steps = 45
   c.model.base_experiment = "experiments/quickstart_base.py"
   c.model.path = "runs/quickstart_base/export"
   c.model.dtype = "float32"
@@ -35,12 +35,12 @@ def get_config():
   c.batch.minibatch_prompts = 8
   c.batch.row_tokens = 96
   c.batch.micro_rows = 32
-  c.optimizer.learning_rate = 4e-4
+  c.optimizer.learning_rate = 1e-4
   c.optimizer.warmup_updates = 8
   c.optimizer.weight_decay = 0.0
-  c.eval.every = 10
+  c.eval.every = 15
   c.eval.prompts = 256
   c.eval.samples_per_prompt = 1
   c.eval.top_p = 1.0
-  c.checkpoint.every = 10
+  c.checkpoint.every = 15
   return c
