@@ -12,7 +12,7 @@ from fipo_jax import config
 def get_config():
   c = config.default()
   c.workdir = "runs/quickstart"
-  c.steps = 45
+  c.steps = 24
   c.model.base_experiment = "experiments/quickstart_base.py"
   c.model.path = "runs/quickstart_base/export"
   c.model.dtype = "float32"
@@ -38,9 +38,9 @@ def get_config():
   c.optimizer.learning_rate = 1e-4
   c.optimizer.warmup_updates = 8
   c.optimizer.weight_decay = 0.0
-  c.eval.every = 15
+  c.eval.every = 12
   c.eval.prompts = 256
   c.eval.samples_per_prompt = 1
   c.eval.top_p = 1.0
-  c.checkpoint.every = 15
+  c.checkpoint.every = 12
   return c

@@ -83,7 +83,7 @@ def build(cfg: ml_collections.ConfigDict) -> Run:
   config_lib.check_mesh(cfg, mesh.shape)
   tokenizer, model = open_model(cfg)
   stream, heldout = open_data(cfg, tokenizer)
-  optimizer, rate = open_optimizer(cfg)
+  optimizer, rate = open_optimizer(cfg, model)
   objective = make_objective(cfg.algorithm.name, **hyperparameters(cfg))
   abstract = state_lib.abstract(model, optimizer, mesh)
   steps = step_lib.make_steps(
@@ -213,7 +213,7 @@ def source_options(cfg, *, heldout: bool) -> dict[str, Any]:
   }[d.source]
 
 
-def open_optimizer(cfg) -> tuple[Any, Callable]:
+def open_optimizer(cfg, model) -> tuple[Any, Callable]:
   """The Optax chain and its learning-rate schedule."""
   o = cfg.optimizer
   rate = schedule(
@@ -221,8 +221,9 @@ def open_optimizer(cfg) -> tuple[Any, Callable]:
     total_updates=cfg.steps * (cfg.batch.prompts // cfg.batch.minibatch_prompts),
   )  # fmt: skip
   chain = make_optimizer(
-    rate, b1=o.b1, b2=o.b2, eps=o.eps, weight_decay=o.weight_decay, clip_norm=o.clip_norm
-  )
+    rate, name=o.name, b1=o.b1, b2=o.b2, eps=o.eps, weight_decay=o.weight_decay, clip_norm=o.clip_norm,
+    matrix_axes=model.matrix_axes(),
+  )  # fmt: skip
   return chain, rate
 
 

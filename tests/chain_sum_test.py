@@ -61,10 +61,10 @@ def test_certain_errors():
 def test_the_default_mix_leaves_much_to_gain():
   records = chain_sum_solutions(1500, 1, THREE)
   by_style = {s: [r for r in records if r["extras"]["style"] == s] for s in chain_sum.STYLES}
-  assert 0.5 < accuracy(records) < 0.7
+  assert 0.4 < accuracy(records) < 0.6
   assert accuracy(by_style["direct"]) < 0.2
   assert 0.75 < accuracy(by_style["worked"]) < accuracy(by_style["checked"])
-  assert 0.36 < len(by_style["direct"]) / len(records) < 0.44
+  assert 0.51 < len(by_style["direct"]) / len(records) < 0.59
 
 
 def test_a_failed_check_without_a_second_attempt_keeps_its_answer():

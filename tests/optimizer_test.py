@@ -1,9 +1,27 @@
-"""Schedule values by hand, and one AdamW step against the formula."""
+"""Schedule values by hand, one AdamW step against the formula, what Muon does to matrices and what to the rest."""
 
+import dataclasses
+
+import jax
 import numpy as np
 import pytest
 
-from fipo_jax.train.optimizer import make_optimizer, schedule
+from fipo_jax import sharding
+from fipo_jax.models import PRESETS, make_model
+from fipo_jax.train import state
+from fipo_jax.train.optimizer import MUON_UPDATE_RMS, make_optimizer, schedule
+
+MODEL = make_model(
+  dataclasses.replace(PRESETS["tiny"], num_layers=2, d_model=32, d_mlp=64, num_heads=4, num_kv_heads=2, head_dim=8)
+)
+
+
+def optimizer(name, learning_rate=0.1, weight_decay=0.0):
+  rate = schedule(learning_rate=learning_rate, warmup_updates=0, total_updates=1, kind="constant")
+  return make_optimizer(
+    rate, name=name, b1=0.9, b2=0.99, eps=1e-8, weight_decay=weight_decay, clip_norm=1.0,
+    matrix_axes=MODEL.matrix_axes(),
+  )  # fmt: skip
 
 
 def test_warmup_counts_every_update():
@@ -27,10 +45,51 @@ def test_unknown_schedule_is_named():
 
 
 def test_one_step_is_clipped_adamw():
-  rate = schedule(learning_rate=0.1, warmup_updates=0, total_updates=1, kind="constant")
-  chain = make_optimizer(rate, b1=0.9, b2=0.99, eps=1e-8, weight_decay=0.5, clip_norm=1.0)
+  chain = optimizer("adamw", weight_decay=0.5)
   p, g = np.array([1.0, -2.0], np.float32), np.array([30.0, 40.0], np.float32)
   update, _ = chain.update(g, chain.init(p), p)
   clipped = g / 50.0
   m, v = 0.1 * clipped / (1 - 0.9), 0.01 * clipped**2 / (1 - 0.99)
   np.testing.assert_allclose(update, -0.1 * (m / (np.sqrt(v) + 1e-8) + 0.5 * p), rtol=1e-5, atol=1e-6)
+
+
+def test_unknown_optimizer_is_named():
+  with pytest.raises(ValueError, match="optimizer.name='sgd'"):
+    optimizer("sgd")
+
+
+def test_muon_makes_every_matrix_update_orthogonal_and_leaves_the_rest_to_adam():
+  params = MODEL.init(jax.random.key(0))
+  keys = iter(jax.random.split(jax.random.key(1), 100))
+  grads = jax.tree.map(lambda p: jax.random.normal(next(keys), p.shape), params)
+  step = lambda chain: chain.update(grads, chain.init(params), params)[0]
+  muon, adamw = step(optimizer("muon")), step(optimizer("adamw"))
+  c = MODEL.config
+  for path, inner in (("attention/q_DHh", c.d_model), ("attention/o_DHh", c.d_model), ("mlp/down_DF", c.d_mlp)):
+    part, name = path.split("/")
+    for one in np.asarray(muon["layers"][part][name]):
+      values = np.linalg.svd(one.reshape(c.d_model, -1), compute_uv=False)
+      largest = 0.1 * MUON_UPDATE_RMS * np.sqrt(inner)  # each singular value of an orthogonal update
+      # Newton-Schulz leaves the few tiny ones of a square matrix behind.
+      assert 0.6 * largest < np.quantile(values, 0.15) and values.max() < 1.3 * largest, path
+  for find in (lambda t: t["embed_VD"], lambda t: t["layers"]["attention"]["q_bias_Hh"]):
+    # The first step of Adam goes against the gradient's sign, all entries equally far but the tiniest.
+    update, before = np.asarray(find(muon)), np.asarray(find(grads))
+    np.testing.assert_array_equal(np.sign(update), -np.sign(before))
+    np.testing.assert_array_equal(np.sign(update), np.sign(find(adamw)))
+    assert np.median(np.abs(update)) > 0.8 * np.abs(update).max()
+
+
+@pytest.mark.parametrize(("name", "moments"), [("adamw", 2), ("muon", 1)])
+def test_moments_are_sharded_as_their_parameters(name, moments):
+  mesh = sharding.make_mesh({"data": 1, "fsdp": 4, "context": 1, "tensor": 2})
+  abstract = state.abstract(MODEL, optimizer(name), mesh)
+  wanted = abstract.params["layers"]["mlp"]["up_DF"].sharding
+  found = [
+    leaf.sharding
+    for path, leaf in jax.tree_util.tree_leaves_with_path(abstract.opt_state)
+    if jax.tree_util.keystr(path).endswith("['up_DF']")
+  ]
+  assert not wanted.is_fully_replicated and found == [wanted] * moments
+  counters = [x for x in jax.tree.leaves(abstract.opt_state) if x.ndim == 0]
+  assert counters and all(x.sharding.is_fully_replicated for x in counters)

@@ -110,6 +110,20 @@ class Model:
     is_leaf = lambda x: isinstance(x, nnx.Variable)
     return nnx.to_pure_dict(jax.tree_util.tree_map_with_path(names, _skeleton(self.config)[1], is_leaf=is_leaf))
 
+  def matrix_axes(self) -> dict:
+    """The tree of ((input axes), (output axes)) of the layers' matrices; None for embedding, head, biases and norms.
+
+    Which side is called input follows the residual stream: `embed` is the one, everything else the other.
+    """
+
+    def sides(axes):
+      if axes[0] != "layers" or "embed" not in axes:
+        return None
+      inner = range(1, len(axes))
+      return tuple(i for i in inner if axes[i] == "embed"), tuple(i for i in inner if axes[i] != "embed")
+
+    return jax.tree.map(sides, self.logical_axes(), is_leaf=lambda x: isinstance(x, tuple))
+
   def shardings(self, mesh) -> dict:
     """The tree of NamedShardings of the parameters on this mesh.
 

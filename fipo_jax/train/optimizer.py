@@ -1,8 +1,17 @@
-"""AdamW with warm-up and global-norm clipping, as one Optax chain."""
+"""AdamW or Muon with warm-up and global-norm clipping, as one Optax chain."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import jax
 import optax
+from optax.contrib import MuonDimensionNumbers, muon
+
+OPTIMIZERS = ("adamw", "muon")
+# Both of the paper: with this scale an orthogonal update is as large as AdamW's, so that rates carry over.
+MUON_UPDATE_RMS = 0.2
+MUON_MOMENTUM = 0.95
 
 
 def schedule(*, learning_rate: float, warmup_updates: int, total_updates: int, kind: str) -> optax.Schedule:
@@ -25,15 +34,39 @@ def schedule(*, learning_rate: float, warmup_updates: int, total_updates: int, k
 
 
 def make_optimizer(
-  learning_rate: optax.Schedule, *, b1: float, b2: float, eps: float, weight_decay: float, clip_norm: float
+  learning_rate: optax.Schedule,
+  *,
+  b1: float,
+  b2: float,
+  eps: float,
+  weight_decay: float,
+  clip_norm: float,
+  name: str = "adamw",
+  matrix_axes: Any = None,
 ) -> optax.GradientTransformation:
-  """Clip by global norm, Adam, decoupled weight decay on all parameters (as the released script), learning rate.
+  """Clip by global norm, then the named optimizer; decoupled weight decay on all parameters (as the released script).
 
-  Source: Loshchilov & Hutter 2019; hyperparameters of arXiv 2603.19835 Table 2.
+      adamw   Loshchilov & Hutter 2019, with the hyperparameters of arXiv 2603.19835 Table 2
+      muon    momentum of each matrix made orthogonal by Newton-Schulz iterations, scaled to AdamW's size; AdamW with
+              Nesterov momentum for embeddings, head, norms and biases. About half as many samples as AdamW where
+              small models learn from scratch. Optax's; arXiv 2502.16982.
+
+  Args:
+    b1, b2, eps: of Adam.
+    matrix_axes: for muon: a tree like the parameters, ((input axes), (output axes)) of a matrix and None for the
+      rest (`Model.matrix_axes`).
+  Raises: ValueError for an unknown name.
   """
-  return optax.chain(
-    optax.clip_by_global_norm(clip_norm),
-    optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
-    optax.add_decayed_weights(weight_decay),
-    optax.scale_by_learning_rate(learning_rate),
-  )
+  if name not in OPTIMIZERS:
+    raise ValueError(f"optimizer.name={name!r}: expected one of {', '.join(map(repr, OPTIMIZERS))}.")
+  if name == "adamw":
+    chain = optax.adamw(learning_rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
+  else:
+    is_axes = lambda x: x is None or isinstance(x, tuple)
+    dimensions = lambda axes: None if axes is None else MuonDimensionNumbers(*axes)
+    chain = muon(
+      learning_rate, beta=MUON_MOMENTUM, eps=eps, weight_decay=weight_decay, consistent_rms=MUON_UPDATE_RMS,
+      adam_b1=b1, adam_b2=b2, adam_weight_decay=weight_decay,
+      muon_weight_dimension_numbers=jax.tree.map(dimensions, matrix_axes, is_leaf=is_axes),
+    )  # fmt: skip
+  return optax.chain(optax.clip_by_global_norm(clip_norm), chain)

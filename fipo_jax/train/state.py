@@ -32,20 +32,19 @@ def create(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
 def abstract(model: Model, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
   """The state as ShapeDtypeStructs with shardings, no arrays: what restore and ahead-of-time compiles start from.
 
-  Optimizer leaves shaped like a parameter tree take that tree's shardings; counters are replicated.
+  A leaf of the optimizer state that lies at a parameter's path inside some tree of its own (a moment) takes that
+  parameter's sharding; the rest (counters) are replicated.
   """
   shapes = jax.eval_shape(lambda p: create(p, optimizer), model.abstract())
-  shardings = model.shardings(mesh)
   replicated = NamedSharding(mesh, PartitionSpec())
-  opt_shardings = optax.tree.map_params(
-    optimizer,
-    lambda _, sharding: sharding,
-    shapes.opt_state,
-    shardings,
-    transform_non_params=lambda _: replicated,
-  )
-  layout = TrainState(replicated, replicated, shardings, opt_shardings)
-  return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, layout)
+  of_parameter = dict(jax.tree_util.tree_leaves_with_path(model.shardings(mesh)))
+
+  def place(path, leaf):
+    tails = (path[i:] for i in range(len(path)))
+    sharding = next((of_parameter[tail] for tail in tails if tail in of_parameter), replicated)
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+  return jax.tree_util.tree_map_with_path(place, shapes)
 
 
 def layout(abstract_state: TrainState) -> TrainState:
