@@ -320,6 +320,17 @@ def test_gspo_by_hand():
   np.testing.assert_allclose(gradient, [[-np.exp(0.2) / 2] * 2], rtol=1e-6)
 
 
+def test_grpo_stays_itself_under_the_settings_of_dapo():
+  """One config section serves every objective: its clip_high, dual_clip and loss_norm must not turn grpo into dapo."""
+  logp, batch = packed()
+  config = dict(clip_low=0.2, clip_high=0.28, dual_clip=10.0, loss_norm="global_token")
+  out = make_objective("grpo", **config)(logp, batch)
+  own = losses.dapo(logp, batch, clip_low=0.2, clip_high=0.2, dual_clip=None, loss_norm="sequence_mean").loss
+  dapo = make_objective("dapo", **config)(logp, batch).loss
+  assert out.loss.total == own.total and out.loss.count == own.count == sum(map(len, LENGTHS))
+  assert dapo.count != own.count and dapo.total != own.total
+
+
 def test_make_objective_picks_what_fits_and_names_mistakes():
   objective = make_objective(
     "dapo", clip_high=0.5, half_life_tokens=7.0

@@ -1,6 +1,6 @@
 """Objectives: pure functions (logp_RT, batch, hyperparameters) -> `TokenLoss`.
 
-The policy-gradient ones are all the same clipped surrogate: `dapo` is it, `grpo` is it with other
+The policy-gradient ones are all the same clipped surrogate: `dapo` is it, `grpo` is it with its own
 settings, `fipo` weights its advantages by the future of each token, and `gspo` gives it one ratio a
 response. Rows are packed; whatever concerns a response (Future-KL, rejection, sequence means) stops
 at segment borders. Losses are sums with their counts: nothing is divided here.
@@ -144,23 +144,14 @@ def dapo(
   return _plain(surrogate, delta_RT, ratio_RT, advantages_RT, batch, valid_RT, loss_norm)
 
 
-def grpo(
-  logp_RT,
-  batch: Batch,
-  *,
-  clip_low: float = 0.2,
-  clip_high: float = 0.2,
-  dual_clip: float | None = None,
-  delta_clamp: float | None = 20.0,
-  loss_norm: str = "sequence_mean",
-) -> TokenLoss:
-  """`dapo` with the original's settings: symmetric clip, no dual clip, responses weigh the same.
+def grpo(logp_RT, batch: Batch, *, clip_low: float = 0.2, delta_clamp: float | None = 20.0) -> TokenLoss:
+  """`dapo` with the original's settings: one clip_low on both sides, no dual clip, responses weigh the same.
 
   Source: arXiv 2402.03300 eq. 3, without its KL term.
   """
   return dapo(
-    logp_RT, batch, clip_low=clip_low, clip_high=clip_high, dual_clip=dual_clip,
-    delta_clamp=delta_clamp, loss_norm=loss_norm,
+    logp_RT, batch, clip_low=clip_low, clip_high=clip_low, dual_clip=None,
+    delta_clamp=delta_clamp, loss_norm="sequence_mean",
   )  # fmt: skip
 
 
