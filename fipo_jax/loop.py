@@ -38,6 +38,7 @@ def train(cfg) -> dict[str, Any]:
       progress.note(f"before training: {describe(run.host['before'])}")
     for step in range(run.step + 1, cfg.steps + 1):
       groups, values = collect(run, step, progress)
+      run.engine.release()
       with run.timers("update"):
         values |= learn(run, groups, step, log, progress)
       if cfg.eval.every and (step % cfg.eval.every == 0 or step == cfg.steps):

@@ -159,6 +159,29 @@ def test_progress_and_usage():
   assert e.usage.slot_steps % 8 == 0 and 0 < e.usage.occupancy <= 1
 
 
+@pytest.mark.parametrize(("prompts", "slots"), [(1, 4), (2, 8), (3, 16), (5, 16)])
+def test_a_small_wave_takes_fewer_slots(prompts, slots):
+  e = engine(16)
+  groups = e.generate(make_prompts(prompts), 4, key=KEY, sampling=SAMPLING)
+  longest = [max(len(r.tokens) for g in groups[i : i + 4] for r in g) for i in range(0, prompts, 4)]
+  last = slots if prompts <= 4 else 4
+  assert e.usage.slot_steps == sum(n * s for n, s in zip(longest, [slots, last], strict=False))
+  want = by_sample(engine(12).generate(make_prompts(prompts), 4, key=KEY, sampling=SAMPLING))
+  assert by_sample(groups) == want
+
+
+def test_slots_stay_divisible_by_the_rows_of_the_mesh():
+  e = engine(16, mesh=make_mesh(dict(data=1, fsdp=8, context=1, tensor=1)))
+  assert [e._slots_for(n) for n in (1, 8, 9)] == [8, 8, 16] and engine(6)._slots_for(1) == 3
+
+
+def test_a_released_engine_asks_for_new_parameters():
+  e = engine(8)
+  e.release()
+  with pytest.raises(ValueError, match=r"call update\(params\)"):
+    e.generate(make_prompts(1), 4, key=KEY, sampling=SAMPLING)
+
+
 def test_no_prompts_is_no_work():
   assert engine(8).generate([], 4, key=KEY, sampling=SAMPLING) == []
 

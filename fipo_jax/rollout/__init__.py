@@ -16,6 +16,9 @@ class Engine(Protocol):
   def update(self, params) -> None:
     """Takes the parameters to sample with from now on."""
 
+  def release(self) -> None:
+    """Lets go of them, so that the trainer has the memory; `generate` needs another `update`."""
+
   def generate(
     self,
     prompts: list[Prompt],

@@ -36,8 +36,9 @@ class Usage:
 class NativeEngine:
   """Samples with the trainer's own model code on the trainer's mesh.
 
-  The samples of a call run in waves of `slots`. A prompt is prefilled once for gcd(slots, samples per prompt) of its
-  samples: once for all of them when slots is a multiple. A wave lasts as long as its longest response.
+  The samples of a call run in waves of `slots`; a wave with few samples takes half or a quarter of them. A prompt is
+  prefilled once for gcd(slots, samples per prompt) of its samples: once for all of them when slots is a multiple. A wave
+  lasts as long as its longest response.
 
   A sample's randomness is derived from (key, prompt.id, sample) alone. Padding to other lengths can still move the last
   bit of a logit, so equal tokens in another batch are as good as certain in float32 and likely in bfloat16.
@@ -90,6 +91,10 @@ class NativeEngine:
     with jax.set_mesh(self.mesh):
       self.params = self._adopt(params)
 
+  def release(self) -> None:
+    """Lets go of the parameters; see Engine."""
+    self.params = None
+
   def generate(
     self, prompts: list[Prompt], samples_per_prompt: int, *, key, sampling: Sampling, progress=None
   ) -> list[list[Rollout]]:
@@ -111,7 +116,7 @@ class NativeEngine:
       for first in range(0, len(samples), self.slots):
         rollouts += self._wave(
           samples[first : first + self.slots],
-          math.gcd(samples_per_prompt, self.slots),
+          samples_per_prompt,
           key,
           sampling,
           lambda done, first=first: report(first + done, len(samples)),
@@ -120,8 +125,10 @@ class NativeEngine:
       rollouts[i : i + samples_per_prompt] for i in range(0, len(rollouts), samples_per_prompt)
     ]
 
-  def _wave(self, samples, sharing, key, sampling, report) -> list[Rollout]:
-    """Runs at most `slots` samples, of which each `sharing` in a row have the same prompt, to their ends."""
+  def _wave(self, samples, samples_per_prompt, key, sampling, report) -> list[Rollout]:
+    """Runs at most `slots` samples, groups of the same prompt in a row, to their ends."""
+    slots = self._slots_for(len(samples))
+    sharing = math.gcd(samples_per_prompt, slots)
     length = _bucket(max(len(prompt.tokens) for prompt, _ in samples), self.max_prompt_tokens)
     limit = length + sampling.max_tokens
     entries = _cache_entries(length + 1, limit)
@@ -129,13 +136,13 @@ class NativeEngine:
       self.model,
       sampling,
       self.params,
-      *self._prompts([prompt for prompt, _ in samples[::sharing]], length, self.slots // sharing),
+      *self._prompts([prompt for prompt, _ in samples[::sharing]], length, slots // sharing),
       key,
-      *self._slots(samples),
+      *self._slots(samples, slots),
       entries=entries,
       pad_id=self.pad_id,
     )
-    idle = self.slots - len(samples)
+    idle = slots - len(samples)
     while True:
       wave, done, unfinished = decode.extend(
         self.model, sampling, self.params, wave, np.int32(length), pad_id=self.pad_id
@@ -147,7 +154,7 @@ class NativeEngine:
       wave = decode.grow(wave, entries=entries)
     tokens_SN, logp_SN, count_S, step = map(np.asarray, decode.harvest(wave))
     self.usage.tokens += int(count_S.sum())
-    self.usage.slot_steps += int(step) * self.slots
+    self.usage.slot_steps += int(step) * slots
     report(len(samples))
     return [
       _rollout(prompt, number, tokens_SN[s, : count_S[s]], logp_SN[s, : count_S[s]], sampling)
@@ -163,20 +170,30 @@ class NativeEngine:
       length_R[r] = len(prompt.tokens)
     return self._place(tokens_RT), self._place(length_R)
 
-  def _slots(self, samples):
+  def _slots_for(self, samples: int) -> int:
+    """All slots, or a half or a quarter of them where that is enough: idle slots cost as much as busy ones. Not less, so
+    that few programs are compiled; and not where the rows of the mesh would no longer divide them.
+    """
+    groups = self._row_groups()
+    smaller = [self.slots // n for n in (4, 2) if self.slots % n == 0 and (self.slots // n) % groups == 0]
+    return next((slots for slots in smaller if slots >= samples), self.slots)
+
+  def _slots(self, samples, slots):
     """Mesh arrays (id_S, sample_S, used_S)."""
-    id_S, sample_S = np.zeros(self.slots, np.uint32), np.zeros(self.slots, np.uint32)
+    id_S, sample_S = np.zeros(slots, np.uint32), np.zeros(slots, np.uint32)
     id_S[: len(samples)] = [prompt.id & 0xFFFFFFFF for prompt, _ in samples]
     sample_S[: len(samples)] = [number for _, number in samples]
     return (
       self._place(id_S),
       self._place(sample_S),
-      self._place(np.arange(self.slots) < len(samples)),
+      self._place(np.arange(slots) < len(samples)),
     )
 
+  def _row_groups(self) -> int:
+    return math.prod(self.mesh.shape[axis] for axis in RULES["rows"])
+
   def _place(self, x):
-    groups = math.prod(self.mesh.shape[axis] for axis in RULES["rows"])
-    return to_mesh(self.mesh, x, *(("rows",) if len(x) % groups == 0 else ()))
+    return to_mesh(self.mesh, x, *(("rows",) if len(x) % self._row_groups() == 0 else ()))
 
   def _check(self, prompts, samples_per_prompt, sampling):
     if self.params is None:

@@ -71,7 +71,8 @@ def make_steps(
 
   def update(state: TrainState, batch: Batch, used: jax.Array):
     grad = jax.value_and_grad(total_loss, has_aux=True)
-    total, (count, metrics), grads = _accumulate(grad, state.params, batch, used)
+    # Narrowed once for all micro-batches, which then also hand over narrow gradients: their sum is float32.
+    total, (count, metrics), grads = _accumulate(grad, model.cast(state.params), batch, used)
     grads = jax.tree.map(lambda g: g / jnp.maximum(count, 1e-8).astype(g.dtype), grads)
     norm = optax.global_norm(grads)
     ok = jnp.isfinite(norm) & jnp.isfinite(total) & (count > 0)
@@ -93,6 +94,8 @@ def make_steps(
     return new, metrics
 
   def score(params, batch: Batch, used: jax.Array):
+    params = model.cast(params)
+
     def body(m, logp_MRT):
       micro = jax.tree.map(lambda x: x[m], batch)
       return logp_MRT.at[m].set(token_logp(params, micro, with_entropy=False)[0])
