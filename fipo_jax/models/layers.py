@@ -17,7 +17,7 @@ from fipo_jax.sharding import constrain
 
 
 def matmul(equation: str, x, w):
-  """Einsum of activations and a matrix in x's dtype; float32 means float32, also where the hardware would use fewer bits.
+  """Einsum of activations and a matrix in x's dtype; float32 means float32, also where hardware would use fewer bits.
 
   Its gradients are written out for the order of their operands: left to JAX, the gradient of a matrix that is stored
   input first is a transposed product, which XLA's CPU backend ran at a quarter of the speed (bfloat16).

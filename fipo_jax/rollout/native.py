@@ -37,8 +37,8 @@ class NativeEngine:
   """Samples with the trainer's own model code on the trainer's mesh.
 
   The samples of a call run in waves of `slots`; a wave with few samples takes half or a quarter of them. A prompt is
-  prefilled once for gcd(slots, samples per prompt) of its samples: once for all of them when slots is a multiple. A wave
-  lasts as long as its longest response.
+  prefilled once for gcd(slots, samples per prompt) of its samples: once for all of them when slots is a multiple. A
+  wave lasts as long as its longest response.
 
   A sample's randomness is derived from (key, prompt.id, sample) alone. Padding to other lengths can still move the last
   bit of a logit, so equal tokens in another batch are as good as certain in float32 and likely in bfloat16.
@@ -171,8 +171,9 @@ class NativeEngine:
     return self._place(tokens_RT), self._place(length_R)
 
   def _slots_for(self, samples: int) -> int:
-    """All slots, or a half or a quarter of them where that is enough: idle slots cost as much as busy ones. Not less, so
-    that few programs are compiled; and not where the rows of the mesh would no longer divide them.
+    """All slots, or a half or a quarter of them where that is enough: idle slots cost as much as busy ones.
+
+    Not fewer, so that few programs are compiled; and not where the rows of the mesh would no longer divide them.
     """
     groups = self._row_groups()
     smaller = [self.slots // n for n in (4, 2) if self.slots % n == 0 and (self.slots // n) % groups == 0]
