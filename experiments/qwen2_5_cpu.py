@@ -19,9 +19,11 @@ def get_config():
   c.model.logprob_chunk_tokens = 224  # half a row
   c.data.source = "reasoning_gym"
   c.data.name = "chain_sum"
-  c.data.options = {"min_terms": 3, "max_terms": 4, "min_digits": 2, "max_digits": 2}
+  c.data.options = {"min_terms": 2, "max_terms": 3, "min_digits": 2, "max_digits": 2}
   c.data.size = 1000
-  c.data.instruction = "{question}\nShow the steps briefly. The last line must be 'Answer: ' and the number."
+  c.data.instruction = (
+    "{question}\nWork it out in one or two lines, without explanation, then write 'Answer: ' and the number."
+  )
   c.data.max_prompt_tokens = 96
   c.reward.verifier = "math_dapo"
   c.reward.overlong_buffer_tokens = 32
@@ -30,7 +32,7 @@ def get_config():
   c.rollout.slots = 64
   c.batch.prompts = 8
   c.batch.minibatch_prompts = 4  # two optimizer steps per rollout
-  c.batch.row_tokens = 448  # two responses of full length
+  c.batch.row_tokens = 448  # two prompts with responses of full length
   c.batch.micro_rows = 1
   c.dynamic_sampling.max_draws = 1  # trains on the mixed groups of 8 prompts: another draw costs minutes
   c.optimizer.warmup_updates = 0

@@ -153,10 +153,12 @@ def open_model(cfg) -> tuple[Tokenizer, Model]:
     tokenizer = characters(cfg.model.alphabet)
     model_config = dataclasses.replace(PRESETS[cfg.model.preset], vocab_size=tokenizer.vocab_size)
   pipeline.check_vocab(tokenizer, model_config.vocab_size)
+  if cfg.model.max_position:
+    model_config = dataclasses.replace(model_config, max_position=cfg.model.max_position)
   if (need := cfg.data.max_prompt_tokens + cfg.rollout.max_response_tokens) > model_config.max_position:
     raise ValueError(
       f"data.max_prompt_tokens + rollout.max_response_tokens = {need} is beyond the model's "
-      f"max_position_embeddings={model_config.max_position}; use shorter limits."
+      f"max_position_embeddings={model_config.max_position}; use shorter limits, or model.max_position."
     )
   m = cfg.model
   return tokenizer, make_model(
@@ -231,8 +233,9 @@ def hyperparameters(cfg) -> dict[str, Any]:
   """The config's algorithm fields as the objectives take them: its (), 0 and -1 for "none" become None."""
   a = cfg.algorithm
   return dict(
-    clip_low=a.clip_low, clip_high=a.clip_high, dual_clip=a.dual_clip or None, delta_clamp=a.delta_clamp,
-    half_life_tokens=a.half_life_tokens, participation_mask=a.participation_mask,
+    clip_low=a.clip_low, clip_high=a.clip_high, dual_clip=a.dual_clip or None,
+    delta_clamp=a.delta_clamp or None, half_life_tokens=a.half_life_tokens, participation_mask=a.participation_mask,
+    participation_ratio=a.participation_ratio or None,
     weight_clip=tuple(a.weight_clip) or None, raw_cap=a.raw_cap, safety_mode=a.safety_mode,
     safety_threshold=a.safety_threshold, loss_norm=a.loss_norm,
     sequence_reject_count=None if a.sequence_reject_count < 0 else a.sequence_reject_count,

@@ -27,9 +27,10 @@ def default() -> ml_collections.ConfigDict:
   c.algorithm.clip_low = 0.2  # PPO clip range, [1 - low, 1 + high]
   c.algorithm.clip_high = 0.28
   c.algorithm.dual_clip = 10.0  # c: cap on the ratio where the advantage is negative; 0 = off
-  c.algorithm.delta_clamp = 20.0  # nats; bound on |logp - old_logp|
+  c.algorithm.delta_clamp = 20.0  # nats; bound on |logp - old_logp|; 0 = none
   c.algorithm.half_life_tokens = 32.0  # tau: a shift this far ahead counts half
-  c.algorithm.participation_mask = "all"  # all | negative_only | off: which ratios above c leave Future-KL
+  c.algorithm.participation_mask = "all"  # all | negative_only | off: which too likely tokens leave Future-KL
+  c.algorithm.participation_ratio = 0.0  # the ratio above which they do; 0 = dual_clip
   c.algorithm.weight_clip = (1.0, 1.2)  # range of f; () = only raw_cap
   c.algorithm.raw_cap = 10.0  # cap on exp(Future-KL) where weight_clip is ()
   c.algorithm.safety_mode = "clamp"  # clamp to [0.8, 1] | reset to 1 | off: f of over-likely negatives
@@ -44,6 +45,7 @@ def default() -> ml_collections.ConfigDict:
   c.model.base_experiment = ""  # experiment file that makes model.path when it does not exist yet
   c.model.preset = ""  # a row of PRESETS: start from random weights instead of model.path
   c.model.alphabet = ""  # characters of the tokenizer that goes with model.preset
+  c.model.max_position = 0  # tokens; 0 = the checkpoint's max_position_embeddings, another number replaces it
   c.model.dtype = "bfloat16"  # compute
   c.model.param_dtype = "float32"  # master weights; bf16 loses most updates at RL learning rates
   c.model.remat = "full"  # none | dots | full: what the backward pass recomputes
@@ -166,13 +168,14 @@ def _check_ranges(c) -> None:
   positive(
     "steps", "rollout.samples_per_prompt", "rollout.max_response_tokens", "rollout.slots", "batch.prompts",
     "batch.minibatch_prompts", "batch.row_tokens", "batch.micro_rows", "data.max_prompt_tokens", "data.size",
-    "model.logprob_chunk_tokens", "algorithm.half_life_tokens", "algorithm.delta_clamp", "algorithm.raw_cap",
+    "model.logprob_chunk_tokens", "algorithm.half_life_tokens", "algorithm.raw_cap",
     "algorithm.safety_threshold", "reward.timeout_s", "reward.workers", "dynamic_sampling.max_draws",
     "optimizer.learning_rate", "optimizer.eps", "optimizer.clip_norm", "optimizer.max_skipped_updates",
     "eval.prompts", "eval.samples_per_prompt", "checkpoint.every", "checkpoint.keep", "rollout.temperature",
   )  # fmt: skip
   not_negative(
     "seed", "algorithm.clip_low", "algorithm.clip_high", "algorithm.dual_clip", "rollout.top_k", "eval.top_k",
+    "algorithm.delta_clamp", "algorithm.participation_ratio", "model.max_position",
     "eval.temperature", "reward.overlong_buffer_tokens", "reward.overlong_factor", "optimizer.warmup_updates",
     "optimizer.weight_decay", "eval.every", "log.samples",
   )  # fmt: skip

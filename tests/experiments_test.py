@@ -12,13 +12,18 @@ FILES = sorted(p.relative_to(ROOT) for p in (ROOT / "experiments").glob("*.py"))
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)
-def test_valid(path, monkeypatch):
+def test_valid(path, monkeypatch, tmp_path):
   monkeypatch.chdir(ROOT)
   c = run.load_experiment(str(path))
+  if c.data.source in ("jsonl", "parquet"):  # the user's to name
+    with pytest.raises(ValueError, match="data.path=''"):
+      config.validate(c)
+    c.data.path = str(tmp_path / "prompts")
+    (tmp_path / "prompts").touch()
   config.validate(c)
   assert c.is_locked
   assert set(c.keys()) == set(config.default().keys())
 
 
 def test_there_are_experiments():
-  assert len(FILES) >= 3
+  assert len(FILES) >= 7

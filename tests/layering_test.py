@@ -29,7 +29,7 @@ MAY_IMPORT = {
   "fipo_jax/assemble": (*MIDDLE, *STAGES),
   "fipo_jax/loop": (*MIDDLE, *STAGES, "fipo_jax/evaluate", "fipo_jax/report", "fipo_jax/assemble"),
   "launch/": ("fipo_jax/",),
-  "experiments/": ("fipo_jax/config",),
+  "experiments/": ("fipo_jax/config", "fipo_jax/algorithms/presets"),
   "tests/": ("fipo_jax/", "launch/", "experiments/"),
 }
 

@@ -199,16 +199,34 @@ def test_bfloat16_is_near_and_cast_changes_nothing():
   assert hidden.dtype == jnp.bfloat16
   np.testing.assert_allclose(np.asarray(hidden, np.float32), jax.jit(exact.hidden)(params, *inputs), atol=0.05)
   cast = jax.jit(model.cast)(params)
-  assert cast["embed_VD"].dtype == jnp.bfloat16 and cast["final_norm"]["scale_D"].dtype == jnp.float32
+  assert {x.dtype for x in jax.tree.leaves(cast)} == {jnp.dtype(jnp.bfloat16)}
   np.testing.assert_array_equal(np.asarray(run(cast, *inputs)), np.asarray(hidden))
 
 
-def test_embedding_gradient_adds_up_in_the_table_dtype():
-  # 1024 ones into one row: in bfloat16 the sum stops at 256.
-  table = jnp.zeros((4, 2), jnp.float32)
-  tokens = jnp.full((1024,), 3)
-  grad = jax.grad(lambda t: jnp.sum(layers.lookup(t, tokens, "bfloat16").astype(jnp.float32)))(table)
-  np.testing.assert_array_equal(grad, [[0, 0], [0, 0], [0, 0], [1024, 1024]])
+@pytest.mark.parametrize("table_dtype", ["float32", "bfloat16"])
+def test_embedding_gradient_adds_up_in_float32(table_dtype):
+  tokens = jnp.full((1, 300), 3)
+  grad = jax.grad(lambda table: jnp.sum(layers.lookup(table, tokens, "bfloat16").astype(jnp.float32)))(
+    jnp.zeros((8, 4), table_dtype)
+  )
+  assert grad.dtype == table_dtype
+  np.testing.assert_array_equal(grad[3], 300.0)  # in bfloat16 the sum would stop at 256
+
+
+@pytest.mark.parametrize("lead", [(3,), (2, 5)])
+@pytest.mark.parametrize(("equation", "x", "w"), [
+  ("...d,dhe->...he", (8,), (8, 2, 4)), ("...he,dhe->...d", (2, 4), (8, 2, 4)),
+  ("...d,df->...f", (8,), (8, 6)), ("...f,df->...d", (6,), (8, 6)),
+])  # fmt: skip
+def test_matmul_has_the_gradients_of_einsum(equation, x, w, lead):
+  rng = np.random.default_rng(0)
+  x, w = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((*lead, *x), w))
+  y, pull = jax.vjp(lambda x, w: layers.matmul(equation, x, w), x, w)
+  want, want_pull = jax.vjp(lambda x, w: jnp.einsum(equation, x, w, precision="highest"), x, w)
+  np.testing.assert_allclose(y, want, rtol=1e-6)
+  d_y = jnp.asarray(rng.normal(size=y.shape), jnp.float32)
+  for got, expected in zip(pull(d_y), want_pull(d_y), strict=True):
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_rotation_by_hand():

@@ -116,7 +116,7 @@ lookup.defvjp(_lookup, _lookup_gradient)
 
 
 class RMSNorm(nnx.Module):
-  """Root-mean-square normalisation, in float32.
+  """Root-mean-square normalisation, in float32; the scale is rounded to the dtype of x, as every weight is.
 
       y = x / √(mean(x²) + ε) · scale
   """
@@ -129,7 +129,7 @@ class RMSNorm(nnx.Module):
   def __call__(self, x):
     wide = x.astype(jnp.float32)
     wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.epsilon)
-    return (wide * self.scale_D[...].astype(jnp.float32)).astype(x.dtype)
+    return (wide * self.scale_D[...].astype(x.dtype).astype(jnp.float32)).astype(x.dtype)
 
 
 class Attention(nnx.Module):

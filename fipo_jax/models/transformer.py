@@ -143,12 +143,8 @@ class Model:
     return jax.tree_util.tree_map_with_path(place, self.abstract(), self.logical_axes())
 
   def cast(self, params) -> dict:
-    """Parameters in the compute dtype, norm scales left as they are: gives the same outputs, bit for bit."""
-
-    def narrow(path, x):
-      return x if path[-1].key == "scale_D" else x.astype(self.config.dtype)
-
-    return jax.tree_util.tree_map_with_path(narrow, params)
+    """Parameters in the compute dtype: give the same outputs, bit for bit, as does a file of that dtype."""
+    return jax.tree.map(lambda x: x.astype(self.config.dtype), params)
 
   def hidden(self, params, tokens_RT, positions_RT, segments_RT):
     """Final-normed hidden states of packed rows; a token sees its own segment up to itself.

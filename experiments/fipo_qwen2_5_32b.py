@@ -1,0 +1,37 @@
+"""FIPO on Qwen2.5-32B, as the authors' script: run_fipo_qwen2.5_32b.sh and arXiv 2603.19835 Table 2.
+
+    python launch/run.py --config=experiments/fipo_qwen2_5_32b.py --config.model.path=Qwen2.5-32B \
+      --config.data.path=dapo-math-17k.parquet --config.eval.path=aime-2024.parquet
+
+512 prompts x 16 samples of up to 20,480 tokens, 8 optimizer steps per rollout. The mesh is one slice, sharded over all
+its chips; every number that is not here is the default of fipo_jax/config.py, which follows the same table.
+"""
+
+from fipo_jax import config
+from fipo_jax.algorithms.presets import PRESETS
+
+
+def get_config():
+  c = config.default()
+  c.workdir = "runs/fipo_qwen2_5_32b"
+  c.steps = 500
+  c.algorithm.update(PRESETS["official_32b"])
+  c.model.path = "Qwen2.5-32B"  # override: --config.model.path=DIR
+  c.data.source = "parquet"
+  c.data.max_prompt_tokens = 2048
+  c.rollout.samples_per_prompt = 16
+  c.rollout.max_response_tokens = 20_480
+  c.reward.verifier = "math_dapo"
+  c.reward.overlong_buffer_tokens = 4096
+  c.batch.prompts = 512
+  c.batch.minibatch_prompts = 64  # 8 updates of 1,024 samples
+  c.batch.row_tokens = 22_528
+  c.optimizer.learning_rate = 1e-6
+  c.optimizer.warmup_updates = 80  # 10 rollouts of 8 updates
+  c.optimizer.weight_decay = 0.1
+  c.eval.every = 5
+  c.eval.prompts = 30
+  c.eval.samples_per_prompt = 32
+  c.eval.top_p = 0.7
+  c.checkpoint.every = 5
+  return c
