@@ -202,9 +202,10 @@ def test_a_verifier_that_raises_is_counted_or_stops(base, tmp_path):
 
 def test_a_verifier_that_hangs_is_counted(base, tmp_path):
   (tmp_path / "slow.py").write_text(
-    "import time\n"
+    "import itertools, time\n"
+    "calls = itertools.count(1)\n"
     "def verify(response, answer, extras):\n"
-    "  if len(response) % 5 == 0: time.sleep(60)\n"
+    "  if next(calls) % 4 == 0: time.sleep(60)\n"  # of this worker process
     "  return float(sum(map(ord, response)) % 2)\n"
   )
   more = {"reward.file": str(tmp_path / "slow.py"), "reward.timeout_s": 0.3, "steps": 1, "eval.every": 0}
