@@ -3,8 +3,8 @@
     python launch/run.py --config=experiments/fipo_qwen2_5_32b.py --config.model.path=Qwen2.5-32B \
       --config.data.path=dapo-math-17k.parquet --config.eval.path=aime-2024.parquet
 
-512 prompts x 16 samples of up to 20,480 tokens, 8 optimizer steps per rollout. The mesh is one slice, sharded over all
-its chips; every number that is not here is the default of fipo_jax/config.py, which follows the same table.
+512 prompts x 16 samples of up to 20,480 tokens, 8 optimizer steps per rollout. Algorithm, batch, sampling and optimizer
+are theirs; mesh, rollout.slots, batch.micro_rows, steps and everything else about the machine are to be set for yours.
 """
 
 from fipo_jax import config

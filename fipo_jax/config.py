@@ -25,8 +25,8 @@ def default() -> ml_collections.ConfigDict:
   c.algorithm = ml_collections.ConfigDict()
   c.algorithm.name = "fipo"  # a row of OBJECTIVES
   c.algorithm.clip_low = 0.2  # PPO clip range, [1 - low, 1 + high]
-  c.algorithm.clip_high = 0.28
-  c.algorithm.dual_clip = 10.0  # c: cap on the ratio where the advantage is negative; 0 = off
+  c.algorithm.clip_high = 0.28  # not read by grpo, which has one epsilon, clip_low
+  c.algorithm.dual_clip = 10.0  # c: cap on the ratio where the advantage is negative; 0 = off; not read by grpo
   c.algorithm.delta_clamp = 20.0  # nats; bound on |logp - old_logp|; 0 = none
   c.algorithm.half_life_tokens = 32.0  # tau: a shift this far ahead counts half
   c.algorithm.participation_mask = "all"  # all | negative_only | off: which too likely tokens leave Future-KL

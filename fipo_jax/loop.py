@@ -31,6 +31,11 @@ def train(cfg) -> dict[str, Any]:
   started = time.monotonic() - run.host["seconds"]
   log = metrics.Log(cfg.workdir, resume_step=run.step or -1)
   with jax.set_mesh(run.mesh), run.scorer, metrics.Progress(cfg.workdir, cfg.steps, run.step) as progress:
+    if run.stream.dropped_long:
+      progress.note(
+        f"{run.stream.dropped_long} prompts are longer than data.max_prompt_tokens={cfg.data.max_prompt_tokens} "
+        f"and left out; {run.stream.len_epoch} remain"
+      )
     if run.step == 0 and cfg.eval.every:
       run.engine.update(run.state.params)
       run.host["before"] = evaluate(run, progress)
@@ -229,11 +234,13 @@ def evaluate(run: Run, progress) -> dict[str, float]:
   """Accuracy, length, truncation on the held-out prompts, with the engine's present weights."""
   e = run.cfg.eval
   with run.timers("evaluate"):
-    return evaluate_lib.evaluate(
+    result = evaluate_lib.evaluate(
       run.engine, lambda groups: score(run, groups), run.heldout, samples_per_prompt=e.samples_per_prompt,
       key=run.key(0, STREAM_EVAL), sampling=run.sampling(temperature=e.temperature, top_k=e.top_k, top_p=e.top_p),
       progress=progress.task("evaluate"),
     )  # fmt: skip
+  run.engine.release()
+  return result
 
 
 def save(run: Run) -> None:

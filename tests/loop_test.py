@@ -103,8 +103,11 @@ def test_samples_are_told_token_by_token(whole):
 def test_the_sampler_and_the_export_agree_after_training(whole, base):
   """The exported directory starts another run, which first evaluates: the accuracy is the one this run ended with."""
   workdir, result = whole
-  again = small(base, workdir.parent / "again", **{"model.path": str(workdir / "export"), "steps": 1})
+  more = {"model.path": str(workdir / "export"), "model.max_position": 5000, "steps": 1}
+  again = small(base, workdir.parent / "again", **more)
   assert loop.train(again)["before"] == result["after"]
+  exported = json.loads((workdir.parent / "again/export/config.json").read_text())
+  assert exported == json.loads((workdir / "export/config.json").read_text()) | {"max_position_embeddings": 5000}
 
 
 @pytest.mark.parametrize("algorithm", ["dapo", "grpo"])

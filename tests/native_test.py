@@ -172,7 +172,16 @@ def test_a_small_wave_takes_fewer_slots(prompts, slots):
 
 def test_slots_stay_divisible_by_the_rows_of_the_mesh():
   e = engine(16, mesh=make_mesh(dict(data=1, fsdp=8, context=1, tensor=1)))
-  assert [e._slots_for(n) for n in (1, 8, 9)] == [8, 8, 16] and engine(6)._slots_for(1) == 3
+  assert [e._slots_for(n, 4) for n in (1, 8, 9)] == [8, 8, 16]
+  assert engine(6)._slots_for(1, 1) == 3 and engine(20)._slots_for(4, 4) == 20  # 5 or 10 would split a group of 4
+
+
+def test_an_update_lets_go_of_the_old_parameters_first(monkeypatch):
+  e, seen = engine(8), []
+  adopt = e._adopt
+  monkeypatch.setattr(e, "_adopt", lambda params: seen.append(e.params) or adopt(params))
+  e.update(random_params())
+  assert seen == [None] and e.params is not None
 
 
 def test_a_released_engine_asks_for_new_parameters():

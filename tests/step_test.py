@@ -116,6 +116,27 @@ def test_sharded_is_unsharded(shape):
   assert_same(whole, run(shape, micro_rows=4, num_micro=4))
 
 
+def test_bfloat16_gradients_are_summed_in_float32():
+  """40 copies of a micro-batch have the mean gradient of one; added up in bfloat16 they would be percents apart."""
+  model = make_model(dataclasses.replace(MODEL.config, dtype="bfloat16"))
+  mesh, optimizer, abstract, _ = setup()
+  rate = schedule(learning_rate=1e-2, warmup_updates=0, total_updates=10, kind="constant")
+  steps = make_steps(
+    model, make_objective("sft"), optimizer, rate, abstract, mesh, temperature=1.0, chunk_tokens=8
+  )
+  packed = batching.pack(groups(), row_tokens=32, micro_rows=16, num_micro=1)
+  many = dataclasses.replace(packed, batch=jax.tree.map(lambda x: np.repeat(x, 40, axis=0), packed.batch))
+  with jax.set_mesh(mesh):
+    one, values = steps.update(fresh(mesh, optimizer, abstract), place(mesh, packed), 1)
+    forty, again = steps.update(fresh(mesh, optimizer, abstract), place(mesh, many), 40)
+  assert {x.dtype for x in jax.tree.leaves(one.params)} == {jnp.dtype("float32")}
+  np.testing.assert_allclose(again["grad_norm"].value(), values["grad_norm"].value(), rtol=1e-5)
+  for x, y in zip(jax.tree.leaves(one.opt_state), jax.tree.leaves(forty.opt_state), strict=True):
+    np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-9)
+  _, exact = run(row_tokens=32, micro_rows=16, num_micro=1, algorithm="sft")
+  np.testing.assert_allclose(values["grad_norm"].value(), exact["grad_norm"], rtol=0.03)
+
+
 def test_gradient_is_the_global_token_mean():
   """Against jax.grad of the loss over all rollouts, one per row, divided by all response tokens."""
   mesh, optimizer, abstract, _ = setup(algorithm="sft")

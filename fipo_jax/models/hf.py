@@ -248,16 +248,17 @@ def _fetch(path, leaf, layer: int, dtype: str) -> np.ndarray:
 
 
 def _template_config(template: pathlib.Path, config: ModelConfig) -> dict:
+  """The template's config.json with this model's longest sequence; all other sizes must be equal."""
   theirs = read_config(template)
   for field in dataclasses.fields(ModelConfig):
     name = field.name
-    if name in NUMERICS:
+    if name in NUMERICS or name == "max_position":
       continue
     if getattr(theirs, name) != getattr(config, name):
       raise ValueError(
         f"{template}: {name}={getattr(theirs, name)} of the template, but {getattr(config, name)} of the model to save."
       )
-  return tensor_files.read_json(template / "config.json")
+  return tensor_files.read_json(template / "config.json") | {"max_position_embeddings": config.max_position}
 
 
 def _replace(partial: pathlib.Path, directory: pathlib.Path) -> None:

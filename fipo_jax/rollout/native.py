@@ -88,6 +88,7 @@ class NativeEngine:
 
     Where nothing changes the arrays are shared with the caller, who must update again after donating them.
     """
+    self.release()  # never two copies
     with jax.set_mesh(self.mesh):
       self.params = self._adopt(params)
 
@@ -105,7 +106,7 @@ class NativeEngine:
       progress: called with (samples done, samples in total) as they finish.
     Raises:
       ValueError: a prompt is empty, too long, or has ids outside the vocabulary; max_tokens is above the limit; or
-        `update` was never called.
+        there was no `update` since the start or the last `release`.
     """
     self._check(prompts, samples_per_prompt, sampling)
     self.usage = Usage()
@@ -127,8 +128,8 @@ class NativeEngine:
 
   def _wave(self, samples, samples_per_prompt, key, sampling, report) -> list[Rollout]:
     """Runs at most `slots` samples, groups of the same prompt in a row, to their ends."""
-    slots = self._slots_for(len(samples))
-    sharing = math.gcd(samples_per_prompt, slots)
+    sharing = math.gcd(samples_per_prompt, self.slots)
+    slots = self._slots_for(len(samples), sharing)
     length = _bucket(max(len(prompt.tokens) for prompt, _ in samples), self.max_prompt_tokens)
     limit = length + sampling.max_tokens
     entries = _cache_entries(length + 1, limit)
@@ -170,13 +171,14 @@ class NativeEngine:
       length_R[r] = len(prompt.tokens)
     return self._place(tokens_RT), self._place(length_R)
 
-  def _slots_for(self, samples: int) -> int:
+  def _slots_for(self, samples: int, sharing: int) -> int:
     """All slots, or a half or a quarter of them where that is enough: idle slots cost as much as busy ones.
 
-    Not fewer, so that few programs are compiled; and not where the rows of the mesh would no longer divide them.
+    Not fewer, so that few programs are compiled; and not where the samples that share a prefill, or the rows of the
+    mesh, would no longer divide them.
     """
-    groups = self._row_groups()
-    smaller = [self.slots // n for n in (4, 2) if self.slots % n == 0 and (self.slots // n) % groups == 0]
+    whole = math.lcm(self._row_groups(), sharing)
+    smaller = [self.slots // n for n in (4, 2) if self.slots % (n * whole) == 0]
     return next((slots for slots in smaller if slots >= samples), self.slots)
 
   def _slots(self, samples, slots):
@@ -198,7 +200,7 @@ class NativeEngine:
 
   def _check(self, prompts, samples_per_prompt, sampling):
     if self.params is None:
-      raise ValueError("the engine has no parameters yet; call update(params) before generate.")
+      raise ValueError("the engine has no parameters; call update(params) before generate.")
     if samples_per_prompt < 1:
       raise ValueError(f"samples_per_prompt={samples_per_prompt} must be at least 1.")
     if sampling.max_tokens > self.max_response_tokens:

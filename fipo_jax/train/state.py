@@ -32,15 +32,17 @@ def create(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
 def abstract(model: Model, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
   """The state as ShapeDtypeStructs with shardings, no arrays: what restore and ahead-of-time compiles start from.
 
-  A leaf of the optimizer state that lies at a parameter's path inside some tree of its own (a moment) takes that
-  parameter's sharding; the rest (counters) are replicated.
+  A leaf of the optimizer state that lies at a parameter's path inside some tree of its own and has its shape (a moment)
+  takes that parameter's sharding; the rest (counters) are replicated.
   """
   shapes = jax.eval_shape(lambda p: create(p, optimizer), model.abstract())
   replicated = NamedSharding(mesh, PartitionSpec())
-  of_parameter = dict(jax.tree_util.tree_leaves_with_path(model.shardings(mesh)))
+  shardings = jax.tree_util.tree_leaves_with_path(model.shardings(mesh))
+  sizes = [x.shape for x in jax.tree.leaves(model.abstract())]
+  of_parameter = {(path, shape): sharding for (path, sharding), shape in zip(shardings, sizes, strict=True)}
 
   def place(path, leaf):
-    tails = (path[i:] for i in range(len(path)))
+    tails = ((path[i:], leaf.shape) for i in range(len(path)))
     sharding = next((of_parameter[tail] for tail in tails if tail in of_parameter), replicated)
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 

@@ -56,6 +56,9 @@ def make_steps(
   everywhere = sharding.named(mesh)
   states = layout(abstract_state)
 
+  def narrow(params):
+    return jax.lax.with_sharding_constraint(model.cast(params), states.params)
+
   def token_logp(params, b: Batch, with_entropy: bool):
     hidden_RTD = model.hidden(params, b.tokens, b.positions, b.segments)
     return logprobs.token_logprobs(
@@ -71,8 +74,9 @@ def make_steps(
 
   def update(state: TrainState, batch: Batch, used: jax.Array):
     grad = jax.value_and_grad(total_loss, has_aux=True)
-    # Narrowed once for all micro-batches, which then also hand over narrow gradients: their sum is float32.
-    total, (count, metrics), grads = _accumulate(grad, model.cast(state.params), batch, used)
+    # Narrowed once for all micro-batches. Their gradients are narrow too (as products of narrow operands are); the sum
+    # over micro-batches is float32.
+    total, (count, metrics), grads = _accumulate(grad, narrow(state.params), batch, used)
     grads = jax.tree.map(lambda g: g / jnp.maximum(count, 1e-8).astype(g.dtype), grads)
     norm = optax.global_norm(grads)
     ok = jnp.isfinite(norm) & jnp.isfinite(total) & (count > 0)
@@ -94,7 +98,7 @@ def make_steps(
     return new, metrics
 
   def score(params, batch: Batch, used: jax.Array):
-    params = model.cast(params)
+    params = narrow(params)
 
     def body(m, logp_MRT):
       micro = jax.tree.map(lambda x: x[m], batch)
