@@ -3,7 +3,7 @@
     python launch/run.py --config=experiments/qwen2_5_cpu.py --config.model.path=DIR
 
 DIR is a Hugging Face directory of any small Qwen2.5 (config.json, safetensors, tokenizer.json). Measured for 0.5B on
-two cores: 9 minutes, 15 GB at the peak. The time goes with the number of groups that are neither all right nor all wrong.
+two cores: 9 minutes, 15 GB at the peak; more when more groups are neither all right nor all wrong.
 """
 
 from fipo_jax import config
