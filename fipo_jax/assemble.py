@@ -27,7 +27,7 @@ from fipo_jax.rollout.sampling import Sampling
 from fipo_jax.train import state as state_lib
 from fipo_jax.train import step as step_lib
 from fipo_jax.train.checkpoint import Checkpointer
-from fipo_jax.train.optimizer import make_optimizer, schedule
+from fipo_jax.train.optimizer import OPTIMIZERS, make_optimizer, schedule
 from fipo_jax.types import Prompt
 
 # Streams of randomness: folded into key(seed) after the step, so that no two uses share numbers.
@@ -117,6 +117,7 @@ def check_tables(cfg) -> None:
   config_lib.one_of("algorithm.name", cfg.algorithm.name, tuple(OBJECTIVES))
   config_lib.one_of("data.source", cfg.data.source, tuple(SOURCES))
   config_lib.one_of("rollout.engine", cfg.rollout.engine, tuple(ENGINES))
+  config_lib.one_of("optimizer.name", cfg.optimizer.name, OPTIMIZERS)
   if cfg.reward.verifier:
     config_lib.one_of("reward.verifier", cfg.reward.verifier, tuple(VERIFIERS))
   if cfg.model.preset:

@@ -105,7 +105,7 @@ def default() -> ml_collections.ConfigDict:
   c.batch.micro_rows = 64  # rows whose activations exist at one time, over the whole mesh
 
   c.optimizer = ml_collections.ConfigDict()
-  c.optimizer.name = "adamw"  # adamw | muon
+  c.optimizer.name = "adamw"  # a row of OPTIMIZERS: adamw | muon
   c.optimizer.learning_rate = 1e-6
   c.optimizer.schedule = "constant"  # after warm-up: constant | cosine (to 0 at the last update)
   c.optimizer.warmup_updates = 80  # optimizer steps
@@ -205,7 +205,6 @@ def _check_choices(c) -> None:
   one_of("data.on_long_prompt", c.data.on_long_prompt, ("drop", "error"))
   one_of("reward.on_error", c.reward.on_error, ("score_wrong", "stop"))
   one_of("dynamic_sampling.on_exhausted", c.dynamic_sampling.on_exhausted, ("train", "stop"))
-  one_of("optimizer.name", c.optimizer.name, ("adamw", "muon"))
   one_of("optimizer.schedule", c.optimizer.schedule, ("constant", "cosine"))
 
 

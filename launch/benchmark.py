@@ -90,7 +90,7 @@ def future_kl() -> dict:
   one_RT = jnp.ones((rows, tokens), jnp.int32)
   unit_RT = jnp.ones((rows, tokens), jnp.float32)
   advantages_RT = jnp.asarray(rng.standard_normal((rows, tokens)), jnp.float32)
-  batch = Batch(one_RT, one_RT, one_RT, unit_RT, advantages_RT, 0 * unit_RT - 1, 0 * unit_RT - 1, unit_RT)
+  batch = Batch(one_RT, one_RT, one_RT, unit_RT, advantages_RT, -unit_RT, -unit_RT, unit_RT)
 
   def matmul(x_RT):
     """Per chunk of source tokens a dense [T, chunk] block of decays and a product, added to the running sum."""

@@ -14,7 +14,7 @@ from tests.step_test import TINY
 MODEL = make_model(TINY)
 OPTIMIZER = make_optimizer(
   schedule(learning_rate=1e-2, warmup_updates=0, total_updates=10, kind="constant"),
-  b1=0.9, b2=0.99, eps=1e-8, weight_decay=0.1, clip_norm=1.0,
+  name="adamw", b1=0.9, b2=0.99, eps=1e-8, weight_decay=0.1, clip_norm=1.0,
 )  # fmt: skip
 
 

@@ -45,7 +45,7 @@ def setup(mesh_shape=ONE_ITEMS, algorithm="fipo"):
   shape = dict(mesh_shape)
   mesh = sharding.make_mesh(shape, jax.devices()[: int(np.prod(list(shape.values())))])
   rate = schedule(learning_rate=1e-2, warmup_updates=0, total_updates=10, kind="constant")
-  optimizer = make_optimizer(rate, b1=0.9, b2=0.99, eps=1e-8, weight_decay=0.1, clip_norm=1.0)
+  optimizer = make_optimizer(rate, name="adamw", b1=0.9, b2=0.99, eps=1e-8, weight_decay=0.1, clip_norm=1.0)
   abstract = state.abstract(MODEL, optimizer, mesh)
   objective = make_objective(algorithm, half_life_tokens=4.0, weight_clip=(0.8, 1.2), clip_low=0.2, clip_high=0.28)
   steps = make_steps(MODEL, objective, optimizer, rate, abstract, mesh, temperature=1.0, chunk_tokens=8)

@@ -19,6 +19,12 @@ from fipo_jax.sharding import constrain
 def matmul(equation: str, x, w):
   """Einsum of activations and a matrix in x's dtype; float32 means float32, also where hardware would use fewer bits.
 
+      y = x w,   d_x = d_y wᵀ,   d_w = xᵀ d_y        over the axes that the equation names; all three in x's dtype
+
+  Args:
+    equation: such as "...d,df->...f", where ... are the leading axes of x and y (rows and tokens, or slots).
+    x: [..., inputs]. w: the matrix, in any float dtype.
+
   Its gradients are written out for the order of their operands: left to JAX, the gradient of a matrix that is stored
   input first is a transposed product, which XLA's CPU backend ran at a quarter of the speed (bfloat16).
   """

@@ -9,7 +9,7 @@ import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
 OPTIMIZERS = ("adamw", "muon")
-# Both of the paper: with this scale an orthogonal update is as large as AdamW's, so that rates carry over.
+# Both of arXiv 2502.16982: with this scale an orthogonal update is as large as AdamW's, so that rates carry over.
 MUON_UPDATE_RMS = 0.2
 MUON_MOMENTUM = 0.95
 
@@ -41,7 +41,7 @@ def make_optimizer(
   eps: float,
   weight_decay: float,
   clip_norm: float,
-  name: str = "adamw",
+  name: str,
   matrix_axes: Any = None,
 ) -> optax.GradientTransformation:
   """Clip by global norm, then the named optimizer; decoupled weight decay on all parameters (as the released script).
@@ -52,7 +52,8 @@ def make_optimizer(
               small models learn from scratch. Optax's; arXiv 2502.16982.
 
   Args:
-    b1, b2, eps: of Adam.
+    learning_rate: per update, counted from 0. name: a row of OPTIMIZERS. clip_norm: bound on the global gradient norm.
+    b1, b2, eps: of Adam. weight_decay: per update, times the learning rate.
     matrix_axes: for muon: a tree like the parameters, ((input axes), (output axes)) of a matrix and None for the
       rest (`Model.matrix_axes`).
   Raises: ValueError for an unknown name.
