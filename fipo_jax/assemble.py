@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -10,19 +11,20 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 from jax.sharding import Mesh
 
 from fipo_jax import config as config_lib
 from fipo_jax import metrics, sharding
-from fipo_jax.algorithms import OBJECTIVES, make_objective
+from fipo_jax.algorithms import OBJECTIVES, Terms, control, credit, make_advantages, make_objective
 from fipo_jax.data import SOURCES, pipeline
 from fipo_jax.data.tokenizer import Tokenizer, characters
 from fipo_jax.models import PRESETS, hf, make_model
 from fipo_jax.models.transformer import Model
 from fipo_jax.rewards import VERIFIERS
 from fipo_jax.rewards.score import Scorer
-from fipo_jax.rollout import ENGINES, Engine
+from fipo_jax.rollout import ENGINES, Engine, stored
 from fipo_jax.rollout.sampling import Sampling
 from fipo_jax.train import state as state_lib
 from fipo_jax.train import step as step_lib
@@ -31,12 +33,18 @@ from fipo_jax.train.optimizer import OPTIMIZERS, make_optimizer, schedule
 from fipo_jax.types import Prompt
 
 # Streams of randomness: folded into key(seed) after the step, so that no two uses share numbers.
-STREAM_ROLLOUT, STREAM_EVAL, STREAM_INIT = 0, 1, 2
+STREAM_ROLLOUT, STREAM_EVAL, STREAM_INIT, STREAM_CONTROL = 0, 1, 2, 3
 
 
 @dataclasses.dataclass
 class Run:
-  """What a run holds. step: iterations done. host: JSON-able facts that survive in checkpoints."""
+  """What a run holds. step: iterations done. host: JSON-able facts that survive in checkpoints.
+
+  advantages: rewards [P, G] -> [P, G]. credit: None, or the mini-batches of a step -> the same with GAE advantages.
+  control: None, or (batch, logp_MRT, key) -> (batch, metrics) of an ablation.
+  reference: parameters of the reference policy in the compute dtype, None when the loss has no KL to it.
+  surplus: informative groups that wait for a batch, with the step that sampled them.
+  """
 
   cfg: ml_collections.ConfigDict
   mesh: Mesh
@@ -44,6 +52,10 @@ class Run:
   tokenizer: Tokenizer
   state: state_lib.TrainState
   steps: step_lib.Steps
+  advantages: Callable
+  credit: Callable | None
+  control: Callable | None
+  reference: Any
   engine: Engine
   stream: pipeline.PromptStream
   heldout: list[Prompt]
@@ -52,10 +64,15 @@ class Run:
   step: int
   host: dict[str, Any]
   timers: metrics.Timers
+  surplus: stored.Waiting
 
   def key(self, step: int, stream: int) -> jax.Array:
     """The random key of one use: fold_in(fold_in(key(seed), step), stream)."""
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(self.cfg.seed), step), stream)
+
+  def policy_params(self):
+    """The present weights without a value head: what samples and is exported."""
+    return self.model.policy_params(self.state.params)
 
   def place(self, batch):
     """Host arrays [M, R, T] -> the mesh."""
@@ -84,11 +101,12 @@ def build(cfg: ml_collections.ConfigDict) -> Run:
   tokenizer, model = open_model(cfg)
   stream, heldout = open_data(cfg, tokenizer)
   optimizer, rate = open_optimizer(cfg, model)
-  objective = make_objective(cfg.algorithm.name, **hyperparameters(cfg))
+  objective = make_objective(cfg.algorithm.name, terms=open_terms(cfg), **hyperparameters(cfg))
   abstract = state_lib.abstract(model, optimizer, mesh)
   steps = step_lib.make_steps(
     model, objective, optimizer, rate, abstract, mesh,
     temperature=cfg.rollout.temperature, chunk_tokens=cfg.model.logprob_chunk_tokens,
+    entropy_gradient=cfg.algorithm.entropy_coef > 0,
   )  # fmt: skip
   checkpointer = Checkpointer(cfg.workdir, keep=cfg.checkpoint.keep)
   step = checkpointer.latest() or 0
@@ -98,7 +116,7 @@ def build(cfg: ml_collections.ConfigDict) -> Run:
   else:
     state, host = fresh_state(cfg, model, optimizer, abstract, mesh), {"seconds": 0.0, "counters": {}}
   engine = ENGINES[cfg.rollout.engine](
-    model, mesh, slots=cfg.rollout.slots, max_prompt_tokens=cfg.data.max_prompt_tokens,
+    model.policy(), mesh, slots=cfg.rollout.slots, max_prompt_tokens=cfg.data.max_prompt_tokens,
     max_response_tokens=cfg.rollout.max_response_tokens, pad_id=tokenizer.pad_id,
   )  # fmt: skip
   scorer = Scorer(
@@ -106,9 +124,13 @@ def build(cfg: ml_collections.ConfigDict) -> Run:
     on_error=cfg.reward.on_error, wrong_score=cfg.reward.wrong_score,
   )  # fmt: skip
   scorer.start()  # a broken verifier file is found now, not after the first rollout
+  ddof = cfg.algorithm.advantage_std_ddof
   return Run(
-    cfg, mesh, model, tokenizer, state, steps, engine, stream, heldout, scorer, checkpointer, step, host,
-    metrics.Timers(),
+    cfg, mesh, model, tokenizer, state, steps,
+    advantages=make_advantages(cfg.algorithm.name, std_ddof=None if ddof < 0 else ddof),
+    credit=open_credit(cfg), control=open_control(cfg), reference=open_reference(cfg, model, mesh), engine=engine,
+    stream=stream, heldout=heldout, scorer=scorer, checkpointer=checkpointer, step=step, host=host,
+    timers=metrics.Timers(), surplus=stored.decode(host.pop("surplus", [])),
   )  # fmt: skip
 
 
@@ -164,8 +186,9 @@ def open_model(cfg) -> tuple[Tokenizer, Model]:
   m = cfg.model
   return tokenizer, make_model(
     dataclasses.replace(
-      model_config, dtype=m.dtype, param_dtype=m.param_dtype, remat=m.remat, attention=m.attention
-    )
+      model_config, dtype=m.dtype, param_dtype=m.param_dtype, remat=m.remat, attention=m.attention,
+      value_head=cfg.algorithm.name == "ppo",
+    )  # fmt: skip
   )
 
 
@@ -226,6 +249,7 @@ def open_optimizer(cfg, model) -> tuple[Any, Callable]:
   chain = make_optimizer(
     rate, name=o.name, b1=o.b1, b2=o.b2, eps=o.eps, weight_decay=o.weight_decay, clip_norm=o.clip_norm,
     matrix_axes=model.matrix_axes(),
+    scales={"value_head": o.value_learning_rate / o.learning_rate},
   )  # fmt: skip
   return chain, rate
 
@@ -233,23 +257,75 @@ def open_optimizer(cfg, model) -> tuple[Any, Callable]:
 def hyperparameters(cfg) -> dict[str, Any]:
   """The config's algorithm fields as the objectives take them: its (), 0 and -1 for "none" become None."""
   a = cfg.algorithm
+  weight_clip = tuple(a.weight_clip) or None
   return dict(
-    clip_low=a.clip_low, clip_high=a.clip_high, dual_clip=a.dual_clip or None,
+    clip_low=a.clip_low, clip_high=a.clip_high, dual_clip=a.dual_clip or None, gspo_clip_low=a.gspo_clip_low,
+    gspo_clip_high=a.gspo_clip_high, cispo_ratio_cap=a.cispo_ratio_cap,
+    max_response_tokens=cfg.rollout.max_response_tokens,
     delta_clamp=a.delta_clamp or None, half_life_tokens=a.half_life_tokens, participation_mask=a.participation_mask,
     participation_ratio=a.participation_ratio or None,
-    weight_clip=tuple(a.weight_clip) or None, raw_cap=a.raw_cap, safety_mode=a.safety_mode,
+    # An ablation multiplies its weights into the advantages; the loss itself then has none.
+    weight_clip=weight_clip if a.control == "none" else (1.0, 1.0), raw_cap=a.raw_cap, safety_mode=a.safety_mode,
     safety_threshold=a.safety_threshold, loss_norm=a.loss_norm,
     sequence_reject_count=None if a.sequence_reject_count < 0 else a.sequence_reject_count,
   )  # fmt: skip
 
 
-def fresh_state(cfg, model, optimizer, abstract, mesh) -> state_lib.TrainState:
-  """State at step 0: the weights of model.path, or random ones for model.preset."""
-  layout = state_lib.layout(abstract)
+def open_terms(cfg) -> Terms:
+  """What the loss holds beside the objective."""
+  a = cfg.algorithm
+  return Terms(
+    reference_kl=a.reference_kl, reference_kl_coef=a.reference_kl_coef, entropy_coef=a.entropy_coef,
+    sampler_ratio_cap=a.sampler_ratio_cap or None, value_clip=a.value_clip or None,
+    value_coef=a.value_coef if a.name == "ppo" else 0.0,
+  )  # fmt: skip
+
+
+def open_control(cfg) -> Callable | None:
+  """The jitted ablation of algorithm.control; None for none."""
+  a, h = cfg.algorithm, hyperparameters(cfg)
+  if a.control == "none":
+    return None
+  names = (
+    "delta_clamp", "dual_clip", "participation_ratio", "half_life_tokens", "participation_mask", "raw_cap",
+    "safety_mode", "safety_threshold",
+  )  # fmt: skip
+  own = {name: h[name] for name in names} | {"weight_clip": tuple(a.weight_clip) or None}
+  return jax.jit(functools.partial(control, kind=a.control, **own))
+
+
+def open_credit(cfg) -> Callable | None:
+  """The jitted advantages of a value head, for ppo; None for objectives whose advantages the host has computed."""
+  a = cfg.algorithm
+  if a.name != "ppo":
+    return None
+  return jax.jit(functools.partial(credit, discount=a.discount, gae_lambda=a.gae_lambda))
+
+
+def open_reference(cfg, model: Model, mesh) -> Any:
+  """The starting weights once more, in the compute dtype: the policy that a KL term holds on to."""
+  if not cfg.algorithm.reference_kl_coef:
+    return None
   with jax.set_mesh(mesh):
-    if cfg.model.path:
-      params = hf.load(cfg.model.path, model, mesh)
-    else:
-      key = jax.random.fold_in(jax.random.key(cfg.seed), STREAM_INIT)
-      params = jax.jit(model.init, out_shardings=layout.params)(key)
+    return jax.jit(model.cast, donate_argnums=0)(fresh_params(cfg, model, mesh))
+
+
+def fresh_state(cfg, model, optimizer, abstract, mesh) -> state_lib.TrainState:
+  """State at step 0."""
+  with jax.set_mesh(mesh):
+    params = fresh_params(cfg, model, mesh)
+    layout = state_lib.layout(abstract)
     return jax.jit(lambda p: state_lib.create(p, optimizer), donate_argnums=0, out_shardings=layout)(params)
+
+
+def fresh_params(cfg, model: Model, mesh) -> Any:
+  """The weights of model.path, or random ones for model.preset; a value head is 0."""
+  shardings = model.shardings(mesh)
+  if not cfg.model.path:
+    key = jax.random.fold_in(jax.random.key(cfg.seed), STREAM_INIT)
+    return jax.jit(model.init, out_shardings=shardings)(key)
+  params = hf.load(cfg.model.path, model.policy(), mesh)
+  if model.config.value_head:
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), model.abstract()["value_head"])
+    params["value_head"] = jax.device_put(zeros, shardings["value_head"])
+  return params

@@ -24,9 +24,13 @@ def default() -> ml_collections.ConfigDict:
 
   c.algorithm = ml_collections.ConfigDict()
   c.algorithm.name = "fipo"  # a row of OBJECTIVES
-  c.algorithm.clip_low = 0.2  # PPO clip range, [1 - low, 1 + high]
-  c.algorithm.clip_high = 0.28  # not read by grpo, which has one epsilon, clip_low
-  c.algorithm.dual_clip = 10.0  # c: cap on the ratio where the advantage is negative; 0 = off; not read by grpo
+  # Fields that an objective's paper does not have are not read by it: its name alone makes it what the paper says.
+  c.algorithm.clip_low = 0.2  # PPO clip range, [1 - low, 1 + high]; the one epsilon of grpo, dr_grpo, rloo, ppo, ...
+  c.algorithm.clip_high = 0.28  # fipo, dapo
+  c.algorithm.dual_clip = 10.0  # c: cap on the ratio where the advantage is negative; 0 = off; fipo, dapo
+  c.algorithm.gspo_clip_low = 3e-4  # gspo: the range of a whole response's mean ratio
+  c.algorithm.gspo_clip_high = 4e-4
+  c.algorithm.cispo_ratio_cap = 5.0  # cispo: cap on the importance ratio
   c.algorithm.delta_clamp = 20.0  # nats; bound on |logp - old_logp|; 0 = none
   c.algorithm.half_life_tokens = 32.0  # tau: a shift this far ahead counts half
   c.algorithm.participation_mask = "all"  # all | negative_only | off: which too likely tokens leave Future-KL
@@ -36,8 +40,17 @@ def default() -> ml_collections.ConfigDict:
   c.algorithm.safety_mode = "clamp"  # clamp to [0.8, 1] | reset to 1 | off: f of over-likely negatives
   c.algorithm.safety_threshold = 10.0  # ratio above which a negative token counts as over-likely
   c.algorithm.sequence_reject_count = 1  # more dual-clipped tokens than this drop the response; -1 = never
-  c.algorithm.loss_norm = "global_token"  # global_token | sequence_mean | sequence_sum | group_token
+  c.algorithm.loss_norm = "global_token"  # a row of LOSS_NORMS; fipo, dapo, cispo, sft
   c.algorithm.advantage_std_ddof = 1  # advantages divided by the group's std with this ddof; -1 = not divided
+  c.algorithm.control = "none"  # ablation of f: none | constant | permuted | past; fipo
+  c.algorithm.reference_kl_coef = 0.0  # factor of the KL to the starting policy in the loss; 0 = off (its weights stay)
+  c.algorithm.reference_kl = "k3"  # estimate of that KL: k1 | k2 | k3
+  c.algorithm.entropy_coef = 0.0  # factor of the entropy bonus, per nat; 0 = off
+  c.algorithm.sampler_ratio_cap = 0.0  # truncated importance sampling for the sampler's numerics, e.g. 2; 0 = off
+  c.algorithm.discount = 1.0  # ppo: gamma of GAE, per token
+  c.algorithm.gae_lambda = 1.0  # ppo: lambda of GAE; long chains of thought lose their reward below 1
+  c.algorithm.value_coef = 0.5  # ppo: factor of the value loss
+  c.algorithm.value_clip = 0.2  # ppo: units of reward an estimate may move per rollout; 0 = no bound
   c.algorithm.allow_single_update = False  # one update per rollout makes Future-KL identically zero
 
   c.model = ml_collections.ConfigDict()
@@ -96,7 +109,8 @@ def default() -> ml_collections.ConfigDict:
   c.dynamic_sampling = ml_collections.ConfigDict()
   c.dynamic_sampling.enabled = True  # draw again until batch.prompts groups have mixed accuracy
   c.dynamic_sampling.max_draws = 10
-  c.dynamic_sampling.on_exhausted = "train"  # train on what there is | stop (saved, with a message)
+  c.dynamic_sampling.max_age = 1  # iterations that surplus informative groups wait for a batch; 0 = thrown away
+  c.dynamic_sampling.on_exhausted = "train"  # train on what there is | stop (saved, evaluated, with a message)
 
   c.batch = ml_collections.ConfigDict()
   c.batch.prompts = 512  # groups per iteration
@@ -107,6 +121,7 @@ def default() -> ml_collections.ConfigDict:
   c.optimizer = ml_collections.ConfigDict()
   c.optimizer.name = "adamw"  # a row of OPTIMIZERS: adamw | muon
   c.optimizer.learning_rate = 1e-6
+  c.optimizer.value_learning_rate = 1e-5  # of ppo's value head; follows the same schedule
   c.optimizer.schedule = "constant"  # after warm-up: constant | cosine (to 0 at the last update)
   c.optimizer.warmup_updates = 80  # optimizer steps
   c.optimizer.b1 = 0.9
@@ -170,14 +185,17 @@ def _check_ranges(c) -> None:
     "batch.minibatch_prompts", "batch.row_tokens", "batch.micro_rows", "data.max_prompt_tokens", "data.size",
     "model.logprob_chunk_tokens", "algorithm.half_life_tokens", "algorithm.raw_cap",
     "algorithm.safety_threshold", "reward.timeout_s", "reward.workers", "dynamic_sampling.max_draws",
-    "optimizer.learning_rate", "optimizer.eps", "optimizer.clip_norm", "optimizer.max_skipped_updates",
+    "optimizer.learning_rate", "optimizer.value_learning_rate", "optimizer.eps", "algorithm.cispo_ratio_cap",
+    "optimizer.clip_norm", "optimizer.max_skipped_updates",
     "eval.prompts", "eval.samples_per_prompt", "checkpoint.every", "checkpoint.keep", "rollout.temperature",
   )  # fmt: skip
   not_negative(
     "seed", "algorithm.clip_low", "algorithm.clip_high", "algorithm.dual_clip", "rollout.top_k", "eval.top_k",
     "algorithm.delta_clamp", "algorithm.participation_ratio", "model.max_position",
     "eval.temperature", "reward.overlong_buffer_tokens", "reward.overlong_factor", "optimizer.warmup_updates",
-    "optimizer.weight_decay", "eval.every", "log.samples",
+    "optimizer.weight_decay", "eval.every", "log.samples", "dynamic_sampling.max_age", "algorithm.gspo_clip_low",
+    "algorithm.gspo_clip_high", "algorithm.reference_kl_coef", "algorithm.entropy_coef", "algorithm.sampler_ratio_cap",
+    "algorithm.value_coef", "algorithm.value_clip",
   )  # fmt: skip
   for field in ("rollout.top_p", "eval.top_p"):
     if not 0 < _at(c, field) <= 1:
@@ -185,6 +203,9 @@ def _check_ranges(c) -> None:
   for field in ("optimizer.b1", "optimizer.b2"):
     if not 0 <= _at(c, field) < 1:
       raise ValueError(f"{field}={_at(c, field)!r}: must lie in [0, 1).")
+  for field in ("algorithm.discount", "algorithm.gae_lambda"):
+    if not 0 <= _at(c, field) <= 1:
+      raise ValueError(f"{field}={_at(c, field)!r}: must lie in [0, 1].")
   a = c.algorithm
   if a.dual_clip and a.dual_clip <= 1:
     raise ValueError(f"algorithm.dual_clip={a.dual_clip}: must be greater than 1, or 0 to switch it off.")
@@ -195,8 +216,15 @@ def _check_ranges(c) -> None:
 def _check_choices(c) -> None:
   one_of("algorithm.participation_mask", c.algorithm.participation_mask, ("all", "negative_only", "off"))
   one_of("algorithm.safety_mode", c.algorithm.safety_mode, ("clamp", "reset", "off"))
-  norms = ("global_token", "sequence_mean", "sequence_sum", "group_token")
+  norms = ("global_token", "sequence_mean", "sequence_sum", "sequence_fixed", "group_token", "verl_microbatch")
   one_of("algorithm.loss_norm", c.algorithm.loss_norm, norms)
+  one_of("algorithm.control", c.algorithm.control, ("none", "constant", "permuted", "past"))
+  one_of("algorithm.reference_kl", c.algorithm.reference_kl, ("k1", "k2", "k3"))
+  if c.algorithm.control != "none" and c.algorithm.name != "fipo":
+    raise ValueError(
+      f"algorithm.control={c.algorithm.control!r} changes the weight of fipo; algorithm.name={c.algorithm.name!r} has "
+      "none: use 'fipo', or control 'none'."
+    )
   one_of("algorithm.advantage_std_ddof", c.algorithm.advantage_std_ddof, (-1, 0, 1))
   one_of("model.dtype", c.model.dtype, DTYPES)
   one_of("model.param_dtype", c.model.param_dtype, DTYPES)
@@ -226,8 +254,13 @@ def _check_batch(c) -> None:
       f"batch.minibatch_prompts={b.minibatch_prompts} equals batch.prompts: one optimizer step per rollout makes "
       f"Future-KL identically zero; use at most {max(1, b.prompts // 2)}, or algorithm.allow_single_update=True."
     )
-  if c.algorithm.name != "sft" and g < 2:
+  if c.algorithm.name not in ("sft", "ppo", "reinforce_pp") and g < 2:
     raise ValueError(f"rollout.samples_per_prompt={g}: a group needs at least 2 samples to have an advantage.")
+  if c.algorithm.name != "sft" and g < 2 and c.dynamic_sampling.enabled:
+    raise ValueError(
+      f"rollout.samples_per_prompt={g}: dynamic sampling keeps groups with right and wrong samples; use 2 or more, or "
+      "dynamic_sampling.enabled=False."
+    )
   need = c.data.max_prompt_tokens + c.rollout.max_response_tokens
   if b.row_tokens < need:
     raise ValueError(

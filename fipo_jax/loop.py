@@ -14,15 +14,18 @@ import numpy as np
 
 from fipo_jax import evaluate as evaluate_lib
 from fipo_jax import metrics, report
-from fipo_jax.algorithms import advantages
-from fipo_jax.assemble import STREAM_EVAL, STREAM_ROLLOUT, Run, build
+from fipo_jax.assemble import STREAM_CONTROL, STREAM_EVAL, Run, build
+from fipo_jax.collect import DataExhausted, collect, score
 from fipo_jax.models import hf
-from fipo_jax.rewards.score import Job, overlong_penalty
+from fipo_jax.rollout import stored
 from fipo_jax.train import batching
-from fipo_jax.types import Prompt, Rollout
+from fipo_jax.types import Rollout
 
 # Metrics worth a value per mini-batch: the first one has Future-KL 0 by construction, and averages hide it.
-PER_MINIBATCH = ("loss", "grad_norm", "policy_kl", "future_kl_abs_mean", "weight_mean", "weight_std")
+PER_MINIBATCH = (
+  "loss", "grad_norm", "policy_kl", "clip_fraction", "dual_clip_fraction", "entropy", "future_kl_abs_mean",
+  "weight_mean", "weight_std",
+)  # fmt: skip
 
 
 def train(cfg) -> dict[str, Any]:
@@ -37,20 +40,20 @@ def train(cfg) -> dict[str, Any]:
         f"and left out; {run.stream.len_epoch} remain"
       )
     if run.step == 0 and cfg.eval.every:
-      run.engine.update(run.state.params)
       run.host["before"] = evaluate(run, progress)
       log.write(0, {f"eval/{k}": v for k, v in run.host["before"].items()})
       progress.note(f"before training: {describe(run.host['before'])}")
     for step in range(run.step + 1, cfg.steps + 1):
-      groups, values = collect(run, step, progress)
-      run.engine.release()
-      with run.timers("update"):
-        values |= learn(run, groups, step, log, progress)
+      try:
+        groups, values = collect(run, step, progress)
+      except DataExhausted as reason:
+        end_early(run, log, progress, str(reason))
+        break
+      values |= learn(run, groups, step, log, progress)
       if cfg.eval.every and (step % cfg.eval.every == 0 or step == cfg.steps):
-        run.engine.update(run.state.params)
         run.host["after"] = evaluate(run, progress)
         values |= {f"eval/{k}": v for k, v in run.host["after"].items()}
-      values |= run.timers.pop()
+      values |= speeds(run, values, run.timers.pop())
       log.write(step, values)
       progress.step(step, values)
       run.step, run.host["seconds"] = step, time.monotonic() - started
@@ -60,147 +63,54 @@ def train(cfg) -> dict[str, Any]:
     return finish(run)
 
 
-def collect(run: Run, step: int, progress) -> tuple[list[list[Rollout]], dict[str, float]]:
-  """Groups to learn from, scored and with advantages; and what was seen on the way."""
-  if run.cfg.algorithm.name == "sft":
-    return demonstrations(run), {}
-  run.engine.update(run.state.params)
-  groups, seen = sample_groups(run, step, progress)
-  ddof = run.cfg.algorithm.advantage_std_ddof
-  rewards_PG = np.array([[r.reward for r in group] for group in groups])
-  advantages_PG = advantages.group_relative(rewards_PG, std_ddof=None if ddof < 0 else ddof)
-  for group, row in zip(groups, advantages_PG, strict=True):
-    for rollout, advantage in zip(group, row, strict=True):
-      rollout.advantage = float(advantage)
-  return groups, {**seen, "reward": float(rewards_PG.mean()), "groups_trained": len(groups)}
-
-
-def demonstrations(run: Run) -> list[list[Rollout]]:
-  """Supervised records as groups of one: the target, ended by the stop token, with advantage 1."""
-  groups = []
-  for prompt in run.stream.take(run.cfg.batch.prompts):
-    if "target" not in prompt.extras:
-      raise ValueError(f"algorithm.name='sft': data.source={run.cfg.data.source!r} has no field 'target' to imitate.")
-    text = prompt.extras["target"]
-    tokens = np.array([*run.tokenizer.encode(text), run.tokenizer.stop_ids[0]], np.int32)
-    tokens = tokens[: run.cfg.rollout.max_response_tokens]
-    zeros = np.zeros(len(tokens), np.float32)
-    groups.append([Rollout(prompt, 0, tokens, zeros, "stop", text, advantage=1.0)])
-  return groups
-
-
-def sample_groups(run: Run, step: int, progress) -> tuple[list[list[Rollout]], dict[str, float]]:
-  """Dynamic sampling: draws prompts until batch.prompts groups have both right and wrong responses.
-
-  A group is judged by raw accuracy, not by the shaped reward. After dynamic_sampling.max_draws it trains on what there
-  is, or stops; with no group at all it always stops. Either way the run is saved first.
-  Source: DAPO (arXiv 2503.14476) section 3.2.
-  """
-  c, want = run.cfg.dynamic_sampling, run.cfg.batch.prompts
-  sampling = run.sampling(
-    temperature=run.cfg.rollout.temperature, top_k=run.cfg.rollout.top_k, top_p=run.cfg.rollout.top_p
-  )
-  kept, seen, drawn, keep_rate = [], [], set(), 1.0
-  for draw in range(c.max_draws if c.enabled else 1):
-    prompts = draw_prompts(run, math.ceil((want - len(kept)) / keep_rate), drawn)
-    if not prompts:
-      break
-    key = jax.random.fold_in(run.key(step, STREAM_ROLLOUT), draw)
-    with run.timers("rollout"):
-      groups = run.engine.generate(
-        prompts, run.cfg.rollout.samples_per_prompt, key=key, sampling=sampling,
-        progress=progress.task("rollout"),
-      )  # fmt: skip
-    with run.timers("reward"):
-      score(run, groups)
-    seen += groups
-    kept += [g for g in groups if not c.enabled or len({r.accuracy for r in g}) > 1]
-    if len(kept) >= want:
-      break
-    # Never ask for more than twice the batch at once: one unlucky draw must not order an ocean.
-    keep_rate = max(len(kept) / len(seen), 0.5 * (want - len(kept)) / want, 1e-6)
-  rollouts = [r for g in seen for r in g]
-  values = {
-    "accuracy": float(np.mean([r.accuracy for r in rollouts])),
-    "response_length": float(np.mean([len(r.tokens) for r in rollouts])),
-    "truncated": float(np.mean([r.truncated for r in rollouts])),
-    "prompts_drawn": len(seen),
-    "groups_informative": len(kept),
-    "groups_dropped": max(0, len(kept) - want),
-    "reward_timeouts": sum("timeout" in r.flags for r in rollouts),
-    "reward_errors": sum("error" in r.flags for r in rollouts),
-    "tokens_generated": sum(len(r.tokens) for r in rollouts),
-  }
-  if len(kept) < want and (not kept or c.on_exhausted == "stop"):
-    save(run)
-    raise ValueError(
-      f"dynamic_sampling.max_draws={c.max_draws}: {len(kept)} of {want} groups had both right and wrong responses in "
-      f"{len(seen)} prompts (accuracy {values['accuracy']:.3f}); the run is saved at step {run.step}. Use easier or "
-      "harder prompts, more samples per prompt or draws, or dynamic_sampling.enabled=False."
-    )
-  return kept[:want], values
-
-
-def draw_prompts(run: Run, count: int, drawn: set[int]) -> list[Prompt]:
-  """Up to count prompts that this step has not drawn yet: a repeated one would only repeat its samples."""
-  prompts = []
-  while len(prompts) < count and len(drawn) < run.stream.len_epoch:
-    (prompt,) = run.stream.take(1)
-    if prompt.id not in drawn:
-      drawn.add(prompt.id)
-      prompts.append(prompt)
-  return prompts
-
-
-def score(run: Run, groups: list[list[Rollout]]) -> None:
-  """Fills text, accuracy, score, reward and flags of every rollout: the verifier's score plus the overlong penalty."""
-  c = run.cfg
-  rollouts = [r for group in groups for r in group]
-  for r in rollouts:
-    r.text = run.tokenizer.decode(r.tokens)
-  verifier = "file" if c.reward.file else c.reward.verifier
-  jobs = [
-    Job(verifier or r.prompt.verifier, r.text, r.prompt.answer, r.prompt.extras, r.prompt.text) for r in rollouts
-  ]
-  for r, s in zip(rollouts, run.scorer.score(jobs), strict=True):
-    r.accuracy, r.score, r.pred, r.flags = s.accuracy, s.score, s.pred, tuple(s.flags)
-    r.reward = s.score + overlong_penalty(
-      len(r.tokens), max_tokens=c.rollout.max_response_tokens, buffer_tokens=c.reward.overlong_buffer_tokens,
-      factor=c.reward.overlong_factor,
-    )  # fmt: skip
-
-
 def learn(run: Run, groups: list[list[Rollout]], step: int, log, progress) -> dict[str, Any]:
   """One optimizer step per mini-batch; old log-probs of all of them are taken first, by the trainer's own program."""
   c = run.cfg.batch
-  per_minibatch = c.minibatch_prompts * (len(groups[0]))
   parts = np.array_split(np.arange(len(groups)), c.prompts // c.minibatch_prompts)
   minibatches = [[groups[i] for i in part] for part in parts if len(part)]
+  num_micro = math.ceil(c.minibatch_prompts * len(groups[0]) / c.micro_rows)
   packed = [
-    batching.pack(
-      m, row_tokens=c.row_tokens, micro_rows=c.micro_rows, num_micro=math.ceil(per_minibatch / c.micro_rows)
-    )
-    for m in minibatches
+    batching.pack(m, row_tokens=c.row_tokens, micro_rows=c.micro_rows, num_micro=num_micro) for m in minibatches
   ]
   batches = [run.place(p.batch) for p in packed]
   if run.cfg.algorithm.name != "sft":
-    batches = [
-      dataclasses.replace(b, old_logp=run.steps.score(run.state.params, b, p.used))
-      for b, p in zip(batches, packed, strict=True)
-    ]
+    with run.timers("old_logp"):
+      batches = jax.block_until_ready(prepare(run, batches, packed))
   records, bar = [], progress.task("update")
-  for n, (batch, p) in enumerate(zip(batches, packed, strict=True), start=1):
-    if n == len(batches) and run.cfg.log.samples and run.cfg.algorithm.name != "sft":
-      write_samples(run, step, minibatches[-1], p, batch, log)
-    run.state, record = run.steps.update(run.state, batch, p.used)
-    records.append(record)
-    bar(n, len(batches))
-  merged = records[0]
-  for record in records[1:]:
-    merged = {k: merged[k].merge(record[k]) for k in merged}
-  values, each = numbers(merged), [numbers(r) for r in records]
+  with run.timers("update"):
+    for n, (batch, p) in enumerate(zip(batches, packed, strict=True), start=1):
+      if n == len(batches) and run.cfg.log.samples and run.cfg.algorithm.name != "sft":
+        write_samples(run, step, minibatches[-1], p, batch, log)
+      instead = {}
+      if run.control:
+        logp = run.steps.score(run.state.params, batch, p.used)["logp"]
+        batch, instead = run.control(batch, logp, jax.random.fold_in(run.key(step, STREAM_CONTROL), n))
+      run.state, record = run.steps.update(run.state, batch, p.used)
+      if instead:
+        record = {k: v for k, v in record.items() if not k.startswith("weight_")} | instead
+      records.append(record)
+      bar(n, len(batches))
+    merged = records[0]
+    for record in records[1:]:
+      merged = {k: merged[k].merge(record[k]) for k in merged}
+    values, each = numbers(merged), [numbers(r) for r in records]  # waits for the device
   values |= {f"minibatch/{k}": [e[k] for e in each] for k in PER_MINIBATCH if k in each[0]}
+  values["rows_used"] = sum(p.used for p in packed) * c.micro_rows
+  tokens = sum(int((p.batch.segments > 0).sum()) for p in packed)
+  values["row_fill"] = tokens / (values["rows_used"] * c.row_tokens)
   return values
+
+
+def prepare(run: Run, batches: list, packed: list[batching.Packed]) -> list:
+  """Adds what the policy (and reference, and value head) thought of each token before any update of this step."""
+  ready = []
+  for batch, p in zip(batches, packed, strict=True):
+    scored = run.steps.score(run.state.params, batch, p.used)
+    batch = dataclasses.replace(batch, old_logp=scored["logp"], old_values=scored.get("values"))
+    if run.reference is not None:
+      batch = dataclasses.replace(batch, ref_logp=run.steps.score(run.reference, batch, p.used)["logp"])
+    ready.append(batch)
+  return run.credit(ready) if run.credit else ready
 
 
 def numbers(records: dict[str, Any]) -> dict[str, float]:
@@ -233,6 +143,7 @@ def write_samples(run: Run, step: int, groups, packed: batching.Packed, batch, l
 def evaluate(run: Run, progress) -> dict[str, float]:
   """Accuracy, length, truncation on the held-out prompts, with the engine's present weights."""
   e = run.cfg.eval
+  run.engine.update(run.policy_params())
   with run.timers("evaluate"):
     result = evaluate_lib.evaluate(
       run.engine, lambda groups: score(run, groups), run.heldout, samples_per_prompt=e.samples_per_prompt,
@@ -244,9 +155,42 @@ def evaluate(run: Run, progress) -> dict[str, float]:
 
 
 def save(run: Run) -> None:
-  """Checkpoints state, data position and counters as one step; a step already saved is left alone."""
+  """Checkpoints state, data position, waiting groups and counters as one step; one already saved is left alone."""
   if run.step and run.checkpointer.latest() != run.step:
-    run.checkpointer.save(run.step, run.state, {**run.host, "data": run.stream.state()})
+    host = {**run.host, "data": run.stream.state(), "surplus": stored.encode(run.surplus)}
+    with run.timers("checkpoint"):
+      run.checkpointer.save(run.step, run.state, host)
+
+
+def end_early(run: Run, log, progress, reason: str) -> None:
+  """The data cannot supply another step: saves, evaluates what there is, and says why in result.json."""
+  run.host["ended"] = reason
+  save(run)
+  if run.cfg.eval.every:
+    run.host["after"] = evaluate(run, progress)
+  progress.note(f"the run ends at step {run.step}, saved: {reason}")
+
+
+def speeds(run: Run, values: dict[str, Any], seconds: dict[str, float]) -> dict[str, float]:
+  """Seconds by phase, and from them tokens per second by phase.
+
+  tokens_per_second/rollout counts sampled tokens, /old_logp and /update those of the packed sequences, prompts
+  included, and /step sampled tokens over the whole step. update_tflops: model FLOPs of the update (6 · parameters ·
+  tokens, attention left out) per device, 10¹² per second.
+  """
+  found = dict(seconds)
+  packed_tokens = values["row_fill"] * values["rows_used"] * run.cfg.batch.row_tokens
+  rates = {"rollout": values.get("tokens_generated", 0), "old_logp": packed_tokens, "update": packed_tokens}
+  for phase, tokens in rates.items():
+    if tokens and seconds.get(f"seconds/{phase}"):
+      found[f"tokens_per_second/{phase}"] = tokens / seconds[f"seconds/{phase}"]
+  found["seconds/step"] = sum(seconds.values())
+  if values.get("tokens_generated"):
+    found["tokens_per_second/step"] = values["tokens_generated"] / found["seconds/step"]
+  parameters = sum(x.size for x in jax.tree.leaves(run.state.params))
+  flops = 6 * parameters * packed_tokens / len(run.mesh.devices.flat)
+  found["update_tflops"] = flops / seconds["seconds/update"] / 1e12
+  return found
 
 
 def check_alive(run: Run) -> None:
@@ -267,7 +211,7 @@ def finish(run: Run) -> dict[str, Any]:
   paths["checkpoints"] = folder / "checkpoints"
   if cfg.checkpoint.export:
     paths["export"] = folder / "export"
-    hf.save(paths["export"], run.state.params, run.model.config, template_dir=cfg.model.path or None)
+    hf.save(paths["export"], run.policy_params(), run.model.policy().config, template_dir=cfg.model.path or None)
     if not cfg.model.path:
       run.tokenizer.save(paths["export"])
   before, after = run.host.get("before", {}), run.host.get("after", {})
@@ -275,7 +219,7 @@ def finish(run: Run) -> dict[str, Any]:
     "algorithm": cfg.algorithm.name, "seed": cfg.seed, "steps": run.step, "updates": int(run.state.updates),
     "accuracy_before": before.get("accuracy"), "accuracy_after": after.get("accuracy"),
     "length_before": before.get("response_tokens"), "length_after": after.get("response_tokens"),
-    "seconds": round(run.host["seconds"], 2), "before": before, "after": after,
+    "seconds": round(run.host["seconds"], 2), "before": before, "after": after, "ended": run.host.get("ended"),
   }  # fmt: skip
   (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n")
   if cfg.log.report:

@@ -48,19 +48,53 @@ def quantiles(x, mask, fractions):
 
       value(q) = x₍i₎ + (q·(n − 1) − i) · (x₍i+1₎ − x₍i₎),   i = ⌊q·(n − 1)⌋,   x₍0₎ ≤ x₍1₎ ≤ …
 
+  Order statistics are found bit by bit, by counting: one pass over x per bit, and on a mesh one
+  all-reduce of 2K counts per bit. Nothing is sorted or gathered, so x may be sharded in any way.
+  The places q·(n − 1) are rounded to x's precision. Constant for differentiation.
+
   Args:
-    x, mask: same shape, any number of axes; flattened.
+    x, mask: same shape, any number of axes. float16 and bfloat16 are widened to float32.
     fractions: [K] floats in [0, 1].
-  Returns: [K]; zeros when nothing is kept.
+  Returns: [K] float32, or float64 when x is; zeros when nothing is kept. All NaN when a kept
+    element is NaN, as in NumPy. Between -inf and a finite number (or +inf and one): that infinity;
+    strictly between -inf and +inf: NaN.
   """
-  kept = jnp.asarray(mask, bool).ravel()
-  ordered = jnp.sort(jnp.where(kept, _floating(x).ravel(), jnp.inf))
-  last = jnp.maximum(jnp.sum(kept) - 1, 0)
-  place = jnp.asarray(fractions, ordered.dtype) * last
+  x, kept = jax.lax.stop_gradient(_floating(x)), jnp.asarray(mask, bool)
+  x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+  n = jnp.sum(kept, dtype=jnp.int32)
+  last = jnp.maximum(n - 1, 0)
+  place = jnp.asarray(fractions, x.dtype) * last
   below = jnp.minimum(jnp.floor(place).astype(jnp.int32), last)
-  low, high = ordered[below], ordered[jnp.minimum(below + 1, last)]
-  value = low + (place - below) * (high - low)
-  return jnp.where(jnp.any(kept), value, 0)
+  ranks = jnp.concatenate([below, jnp.minimum(below + 1, last)])
+  low, high = jnp.split(_order_statistics(x, kept, ranks), 2)
+  part, gap = place - below, high - low
+  value = jnp.where(jnp.isfinite(gap), low + part * gap, (1 - part) * low + part * high)
+  value = jnp.where(part == 0, low, value)  # 0 · inf is no number
+  value = jnp.where(jnp.any(kept & jnp.isnan(x)), jnp.nan, value)
+  return jnp.where(n > 0, value, 0)
+
+
+def _order_statistics(x, kept, ranks):
+  """The kept elements of these ranks, 0 the smallest: [K]; anything when nothing is kept.
+
+      x₍k₎ = the largest v with #{kept x < v} ≤ k, over unsigned integers in the order of the floats
+  """
+  bits = x.dtype.itemsize * 8
+  unsigned = jnp.dtype(f"uint{bits}")
+  sign, everything = unsigned.type(1 << (bits - 1)), unsigned.type(2**bits - 1)
+  raw = jax.lax.bitcast_convert_type(x, unsigned)
+  # Positive floats are ordered as their bits are, negative ones the other way round and below.
+  keys = jnp.where(raw & sign != 0, ~raw, raw | sign)
+  keys = jnp.where(kept, keys, everything)  # below no candidate
+
+  def decide(i, found):
+    candidate = found | (sign >> i.astype(unsigned))
+    smaller = keys < candidate.reshape(-1, *[1] * keys.ndim)  # not flattened: that would gather a sharded x
+    count = jnp.sum(smaller, axis=tuple(range(1, smaller.ndim)), dtype=jnp.int32)
+    return jnp.where(count <= ranks, candidate, found)
+
+  found = jax.lax.fori_loop(0, bits, decide, jnp.zeros(ranks.shape, unsigned))
+  return jax.lax.bitcast_convert_type(jnp.where(found & sign != 0, found ^ sign, ~found), x.dtype)
 
 
 def segment_sums(x_RT, segments_RT):

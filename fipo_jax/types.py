@@ -46,6 +46,7 @@ class Rollout:
   accuracy, score, reward: filled by scoring. accuracy is raw correctness in [0, 1]; score is the verifier's
     value; reward is score plus shaping (overlong penalty). advantage: filled from the group's rewards.
   pred: the answer the verifier read from the text, None when it found none; filled by scoring.
+  age: iterations that the group has waited for a batch; the policy has moved since it was sampled.
   """
 
   prompt: Prompt
@@ -60,6 +61,7 @@ class Rollout:
   advantage: float = float("nan")
   flags: tuple[str, ...] = ()
   pred: str | None = None
+  age: int = 0
 
   @property
   def truncated(self) -> bool:
@@ -74,8 +76,12 @@ class Batch:
   tokens: int32. positions: int32, restarting at 0 in each segment. segments: int32, 1, 2, ... per response in a
   row, 0 = padding. mask: float32, 1 on response tokens (end token included), 0 on prompt and padding.
   advantages: float32, per token. old_logp: float32 nats, under the policy before this batch's updates, by the
-  trainer's program. sampler_logp: float32 nats, as the sampler saw it; for the mismatch metric only.
+  trainer's program. sampler_logp: float32 nats, as the sampler saw it; for the mismatch metrics and the correction.
   group_tokens: float32, response tokens of the token's whole group in this mini-batch; for `group_token` only.
+  age: float32, iterations since the token was sampled; None when it is not known (0).
+  Where they are used, and None elsewhere:
+  ref_logp: float32 nats, under the reference policy. old_values, returns: float32 in units of reward, the value
+  head's estimate before this batch's updates, and what it should have been.
   """
 
   tokens: jax.Array
@@ -86,6 +92,10 @@ class Batch:
   old_logp: jax.Array
   sampler_logp: jax.Array
   group_tokens: jax.Array
+  age: jax.Array | None = None
+  ref_logp: jax.Array | None = None
+  old_values: jax.Array | None = None
+  returns: jax.Array | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -134,16 +144,29 @@ class Min:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class Quantiles:
+  """Values whose quantiles are wanted. Quantiles do not add, so the values are kept until the mini-batch is whole.
+
+  values: any shape; keep: bool, the same shape. wanted: (name, fraction in [0, 1]) pairs.
+  """
+
+  values: Any
+  keep: Any
+  wanted: tuple[tuple[str, float], ...] = dataclasses.field(metadata=dict(static=True))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class TokenLoss:
   """What an objective says of one (micro-)batch.
 
   loss: `Mean`; its total is differentiable, its count is not. Gradient of the step = sum of d total / sum of count.
-  metrics: name -> Mean | Max | Min, all detached. per_token: name -> [R, T] arrays for inspection
+  metrics: name -> Mean | Max | Min | Quantiles, all detached. per_token: name -> [R, T] arrays for inspection
   (`future_kl`, `weight`, ...), detached; dropped by the train step, kept by the inspect step.
   """
 
   loss: Mean
-  metrics: dict[str, Mean | Max | Min]
+  metrics: dict[str, Mean | Max | Min | Quantiles]
   per_token: dict[str, jax.Array]
 
 

@@ -1,4 +1,4 @@
-"""The four loss norms on one packed row, by hand."""
+"""The loss norms on one packed row, by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -26,21 +26,23 @@ def batch():
     ("global_token", 44.0, 6.0, (35.0, 3.0)),
     ("sequence_mean", 3.0 + 5.0 + 15.0, 3.0, (20.0, 3.0)),
     ("sequence_sum", 44.0, 3.0, (35.0, 3.0)),
+    ("sequence_fixed", 44.0 / 8, 3.0, (35.0 / 8, 3.0)),
     ("group_token", 14 / 4 + 30 / 2, 2.0, (5 / 4 + 30 / 2, 2.0)),
+    ("verl_microbatch", 44.0 / 6 * 3, 3.0, (35.0 / 3 * 3, 3.0)),
   ],
 )
 def test_by_hand(loss_norm, total, count, without_first):
-  mean = aggregation.aggregate(LOSS, VALID, VALID, batch(), loss_norm=loss_norm)
+  mean = aggregation.aggregate(LOSS, VALID, VALID, batch(), loss_norm=loss_norm, max_response_tokens=8)
   np.testing.assert_allclose([mean.total, mean.count], [total, count], rtol=1e-6)
   keep = VALID & (SEGMENTS != 1)  # the first response is rejected
-  mean = aggregation.aggregate(LOSS, keep, VALID, batch(), loss_norm=loss_norm)
+  mean = aggregation.aggregate(LOSS, keep, VALID, batch(), loss_norm=loss_norm, max_response_tokens=8)
   np.testing.assert_allclose([mean.total, mean.count], without_first, rtol=1e-6)
 
 
 @pytest.mark.parametrize("loss_norm", aggregation.LOSS_NORMS)
 def test_gradient_is_the_weight_of_a_token_and_zero_outside(loss_norm):
   def total(loss):
-    return aggregation.aggregate(loss, VALID, VALID, batch(), loss_norm=loss_norm).total
+    return aggregation.aggregate(loss, VALID, VALID, batch(), loss_norm=loss_norm, max_response_tokens=8).total
 
   gradient = jax.grad(total)(LOSS)
   np.testing.assert_allclose(jnp.sum(gradient * jnp.nan_to_num(LOSS)), total(LOSS), rtol=1e-6)

@@ -3,7 +3,7 @@
 import numpy as np
 from losses_test import packed
 
-from fipo_jax.algorithms import losses
+from fipo_jax.algorithms import diagnostics, losses
 
 
 def numbers():
@@ -12,7 +12,8 @@ def numbers():
   valid = np.asarray(batch.mask) > 0
   token = {name: np.asarray(x, np.float64)[valid] for name, x in out.per_token.items()}
   token["advantage"] = np.asarray(batch.advantages, np.float64)[valid]
-  return {name: metric.value() for name, metric in out.metrics.items()}, token, out, batch
+  metrics = diagnostics.summarise(out.metrics)
+  return {name: metric.value() for name, metric in metrics.items()}, token, out, batch
 
 
 def test_weight_and_future_kl_statistics():

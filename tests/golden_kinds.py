@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from golden_other_kinds import load, setting
 
-from fipo_jax.algorithms import aggregation, future_kl, losses
+from fipo_jax.algorithms import aggregation, diagnostics, future_kl, losses
 from fipo_jax.types import Batch
 
 NORMS = {
@@ -73,7 +73,7 @@ def run(objective, z, dtype):
       return out.loss.total, out
 
     (_, out), gradient_RT = jax.jit(jax.value_and_grad(total, has_aux=True))(logp_RT)
-    values = {name: metric.value() for name, metric in out.metrics.items()}
+    values = {name: metric.value() for name, metric in diagnostics.summarise(out.metrics).items()}
     return jax.tree.map(np.asarray, (out.loss, out.per_token, values, gradient_RT))
 
 
@@ -352,7 +352,7 @@ def check_vanilla(report, folder, entry):
 def check_gspo(report, folder, entry):
   z, mode = load(folder, entry["file"]), "seq-mean-token-mean"  # whatever is asked for
   objective = functools.partial(
-    losses.gspo, loss_norm=NORMS[mode], **clip_settings(entry["config"])
+    losses.gspo, loss_norm=NORMS[mode], **{f"gspo_{k}": v for k, v in clip_settings(entry["config"]).items()}
   )
   compare_plain(report, z, mode, objective)
 

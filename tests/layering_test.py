@@ -19,6 +19,7 @@ MAY_IMPORT = {
   "fipo_jax/config": LOW,
   "fipo_jax/sharding": LOW,
   "fipo_jax/metrics": LOW,
+  "fipo_jax/alarms": LOW,
   "fipo_jax/data/": MIDDLE,
   "fipo_jax/rewards/": MIDDLE,
   "fipo_jax/algorithms/": MIDDLE,

@@ -79,29 +79,23 @@ def _run(mesh_shape, *, row_tokens=32, micro_rows=2, num_micro=8, algorithm="fip
   return jax.device_get(new), values
 
 
-def assert_same(a, b, skip=()):
+def assert_same(a, b):
   (state_a, values_a), (state_b, values_b) = a, b
   for key in values_a:
-    if key not in skip:
-      np.testing.assert_allclose(values_a[key], values_b[key], rtol=2e-4, atol=2e-6, err_msg=key)
+    np.testing.assert_allclose(values_a[key], values_b[key], rtol=2e-4, atol=2e-6, err_msg=key)
   # Adam divides by the gradient's own size, so a first step amplifies rounding where a gradient is about 0.
   for x, y in zip(jax.tree.leaves(state_a.opt_state), jax.tree.leaves(state_b.opt_state), strict=True):
     np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-6)
 
 
-def quantiles(values):
-  """Averaged over micro-batches: all that may depend on how the batch was cut."""
-  return [k for k in values if any(part in k for part in ("_p25", "_p75", "_p99", "median"))]
-
-
 def test_the_cut_into_micro_batches_does_not_matter():
   whole = run(micro_rows=16, num_micro=1)
-  assert_same(whole, run(micro_rows=4, num_micro=4), skip=quantiles(whole[1]))
+  assert_same(whole, run(micro_rows=4, num_micro=4))
 
 
 def test_packing_does_not_matter():
   whole = run(micro_rows=16, num_micro=1)
-  assert_same(whole, run(row_tokens=16, micro_rows=16, num_micro=1), skip=quantiles(whole[1]))
+  assert_same(whole, run(row_tokens=16, micro_rows=16, num_micro=1))
 
 
 def test_unused_micro_batches_cost_and_change_nothing():
@@ -162,7 +156,7 @@ def test_score_equals_inspect_and_makes_the_first_update_on_policy():
   s = fresh(mesh, optimizer, abstract)
   with jax.set_mesh(mesh):
     batch = place(mesh, packed)
-    logp_MRT = steps.score(s.params, batch, packed.used)
+    logp_MRT = steps.score(s.params, batch, packed.used)["logp"]
     batch = dataclasses.replace(batch, old_logp=logp_MRT)
     seen = steps.inspect(s.params, jax.tree.map(lambda x: x[0], batch))
     np.testing.assert_allclose(seen["logp"], logp_MRT[0], atol=1e-6)

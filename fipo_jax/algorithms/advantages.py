@@ -35,6 +35,46 @@ def group_relative(rewards_PG, *, std_ddof: int | None = 1, epsilon: float = 1e-
   return np.array([_one_group(r, std_ddof, epsilon) for r in rewards_PG]).reshape(rewards_PG.shape)
 
 
+def group_centred(rewards_PG) -> np.ndarray:
+  """How much better each sample is than its group: A[p, g] = r[p, g] − mean_g r[p]; [P, G] float64.
+
+  Raises ValueError as `group_relative`. Source: arXiv 2503.20783 section 3.
+  """
+  return group_relative(rewards_PG, std_ddof=None)
+
+
+def leave_one_out(rewards_PG) -> np.ndarray:
+  """How much better each sample is than the others of its group.
+
+      A[p, g] = r[p, g] − mean_{h ≠ g} r[p, h] = G / (G − 1) · (r[p, g] − mean_h r[p, h])
+
+  Returns: [P, G] float64. Raises ValueError as `group_relative`, and for groups of one, which have no others.
+  Source: arXiv 2402.14740 section 2.
+  """
+  centred_PG = group_centred(rewards_PG)
+  G = centred_PG.shape[1]
+  if G < 2:
+    raise ValueError(f"rewards_PG has shape {centred_PG.shape}; leaving one out needs at least 2 samples per prompt.")
+  return centred_PG * (G / (G - 1))
+
+
+def batch_normalised(rewards_PG, *, epsilon: float = 1e-8) -> np.ndarray:
+  """How much better each sample is than the whole batch, in deviations of the batch.
+
+      A[p, g] = (r[p, g] − mean r) / (std r + ε),    std over the batch, divided by its size
+
+  Equal rewards give exactly 0. Returns: [P, G] float64. Raises ValueError as `group_relative`.
+  Source: arXiv 2501.03262 section 3.
+  """
+  rewards_PG = np.asarray(rewards_PG, np.float64)
+  return group_relative(rewards_PG.reshape(1, -1), std_ddof=0, epsilon=epsilon).reshape(rewards_PG.shape)
+
+
+def rewards_themselves(rewards_PG) -> np.ndarray:
+  """For objectives that find their advantages elsewhere (`gae.gae`), or read none."""
+  return np.asarray(rewards_PG, np.float64)
+
+
 def group_relative_ragged(
   rewards_B, groups_B: Sequence[Hashable], *, std_ddof: int | None = 1, epsilon: float = 1e-6
 ) -> np.ndarray:

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 
 from fipo_jax import masked
 from fipo_jax.algorithms import future_kl
-from fipo_jax.types import Max, Mean, Min
+from fipo_jax.types import Max, Mean, Min, Quantiles
 
 NEGATIVE_QUANTILES = {"p75": 0.75, "p995": 0.995, "p999": 0.999}
 POSITIVE_QUANTILES = {"p25": 0.25, "median": 0.5, "p75": 0.75, "p995": 0.995, "p999": 0.999}
+FUTURE_KL_QUANTILES = {"p01": 0.01, "p25": 0.25, "median": 0.5, "p75": 0.75, "p99": 0.99}
 
 
 def token_mean(x_RT, valid_RT) -> Mean:
@@ -29,38 +30,45 @@ def token_min(x_RT, valid_RT) -> Min:
   return Min(masked.min(x_RT, valid_RT))
 
 
-def ratio_quantiles(ratio_RT, advantages_RT, valid_RT) -> dict[str, Mean]:
-  """Quantiles of the ratio over tokens of negative and of positive advantage.
+def token_quantiles(x_RT, valid_RT, wanted: dict[str, float]) -> Quantiles:
+  """Values and mask from which `summarise` takes quantiles, once a whole mini-batch is there."""
+  return Quantiles(x_RT, valid_RT, tuple(wanted.items()))
 
-  Quantiles do not add. Merged, these are means of the micro-batches' quantiles weighted by their
-  tokens: exact for a single micro-batch, an approximation for several.
+
+def summarise(metrics: dict) -> dict[str, Mean | Max | Min]:
+  """Replaces every `Quantiles` by one exact quantile per name, `<metric>_<name>`, over all axes of its values.
+
+  As a `Mean` weighted by its tokens, so that the mean over mini-batches is a token mean of their quantiles.
   """
   found = {}
-  for side, kept_RT, wanted in (
-    ("negative", valid_RT & (advantages_RT < 0), NEGATIVE_QUANTILES),
-    ("positive", valid_RT & (advantages_RT > 0), POSITIVE_QUANTILES),
-  ):
-    values = masked.quantiles(ratio_RT, kept_RT, tuple(wanted.values()))
-    n = masked.count(kept_RT)
-    found |= {f"{side}_ratio_{q}": Mean(v * n, n) for q, v in zip(wanted, values, strict=True)}
+  for name, record in metrics.items():
+    if not isinstance(record, Quantiles):
+      found[name] = record
+      continue
+    labels, fractions = zip(*record.wanted, strict=True)
+    n = masked.count(record.keep)
+    values = masked.quantiles(record.values, record.keep, fractions)
+    found |= {f"{name}_{label}": Mean(value * n, n) for label, value in zip(labels, values, strict=True)}
   return found
 
 
 def policy_metrics(
-  *, loss: Mean, delta_RT, ratio_RT, advantages_RT, clipped_RT, dual_clipped_RT, batch, valid_RT
-) -> dict[str, Mean | Max | Min]:
-  """What every clipped policy loss reports.
+  *, delta_RT, ratio_RT, advantages_RT, clipped_RT, dual_clipped_RT, batch, valid_RT
+) -> dict[str, Mean | Max | Min | Quantiles]:
+  """What every policy loss reports.
 
-  loss: the objective. policy_kl: mean of −delta, nats (k1 estimate of KL(old ‖ new)).
+  policy_kl: mean of −delta, nats (k1 estimate of KL(old ‖ new)).
   clip_fraction, dual_clip_fraction: tokens where the clipped branch is the larger, where the dual
   clip holds. advantage_mean: per token, so long responses count more. negative_… and positive_…:
   ratio statistics over tokens of that sign. positive_ratio_tiny: share of tokens with A > 0 and
-  ratio < 1e-3. sampler_gap_…: |old_logp − sampler_logp|, the sampler's mismatch, nats.
+  ratio < 1e-3. sampler_gap_…: the sampler's mismatch over tokens sampled in this iteration, x = old_logp −
+  sampler_logp: |x| in nats, and its k3 = mean of eˣ − 1 − x, at least 0. waited_fraction: tokens sampled earlier.
   """
+  fresh_RT = valid_RT if batch.age is None else valid_RT & (batch.age == 0)
   negative_RT, positive_RT = valid_RT & (advantages_RT < 0), valid_RT & (advantages_RT > 0)
-  gap_RT = jnp.abs(batch.old_logp - batch.sampler_logp)
+  gap_RT = jnp.where(fresh_RT, batch.old_logp - batch.sampler_logp, 0)
+  held_RT = jnp.clip(gap_RT, -20, 20)
   return {
-    "loss": loss,
     "policy_kl": token_mean(-delta_RT, valid_RT),
     "clip_fraction": token_mean(clipped_RT, valid_RT),
     "dual_clip_fraction": token_mean(dual_clipped_RT, valid_RT),
@@ -70,14 +78,18 @@ def policy_metrics(
     "positive_ratio_min": token_min(ratio_RT, positive_RT),
     "positive_ratio_max": token_max(ratio_RT, positive_RT),
     "positive_ratio_tiny": token_mean(positive_RT & (ratio_RT < 1e-3), valid_RT),
-    "sampler_gap_mean": token_mean(gap_RT, valid_RT),
-    "sampler_gap_max": token_max(gap_RT, valid_RT),
-  } | ratio_quantiles(ratio_RT, advantages_RT, valid_RT)
+    "sampler_gap_mean": token_mean(jnp.abs(gap_RT), fresh_RT),
+    "sampler_gap_max": token_max(jnp.abs(gap_RT), fresh_RT),
+    "sampler_gap_k3": token_mean(jnp.expm1(held_RT) - held_RT, fresh_RT),
+    "waited_fraction": token_mean(~fresh_RT, valid_RT),
+    "negative_ratio": token_quantiles(ratio_RT, negative_RT, NEGATIVE_QUANTILES),
+    "positive_ratio": token_quantiles(ratio_RT, positive_RT, POSITIVE_QUANTILES),
+  }
 
 
 def weight_metrics(
   *, F_RT, weight_RT, ratio_RT, advantages_RT, valid_RT, weight_bounds, dual_clip
-) -> dict[str, Mean | Max | Min]:
+) -> dict[str, Mean | Max | Min | Quantiles]:
   """What FIPO reports beyond `policy_metrics`.
 
   weight_…: the weight used. Its deviation is √(weight_offset_square − (weight_mean − 1)²), with
@@ -112,6 +124,7 @@ def weight_metrics(
     "future_kl_mean": token_mean(F_RT, valid_RT),
     "future_kl_abs_mean": token_mean(jnp.abs(F_RT), valid_RT),
     "future_kl_abs_max": token_max(jnp.abs(F_RT), valid_RT),
+    "future_kl": token_quantiles(F_RT, valid_RT, FUTURE_KL_QUANTILES),
     "negative_ratio_2_3": share_between(2, 3),
     "negative_ratio_3_4": share_between(3, 4),
     "negative_ratio_4_up": share_between(4, jnp.inf if dual_clip is None else dual_clip),

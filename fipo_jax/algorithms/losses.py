@@ -1,14 +1,15 @@
 """Objectives: pure functions (logp_RT, batch, hyperparameters) -> `TokenLoss`.
 
-The policy-gradient ones are all the same clipped surrogate: `dapo` is it, `grpo` is it with its own
-settings, `fipo` weights its advantages by the future of each token, and `gspo` gives it one ratio a
-response. Rows are packed; whatever concerns a response (Future-KL, rejection, sequence means) stops
-at segment borders. Losses are sums with their counts: nothing is divided here.
+Most are one clipped surrogate: `dapo` is it, `grpo`, `dr_grpo`, `rloo` and `reinforce_pp` are it with
+their own clip, weighing of responses and advantages, `fipo` weights its advantages by the future of
+each token, `gspo` gives it one ratio a response, and `ppo` takes its advantages from a value head.
+`cispo` cuts the ratio instead of the loss. Rows are packed; whatever concerns a response (Future-KL,
+rejection, sequence means) stops at segment borders. Losses are sums with their counts: nothing is
+divided here.
 """
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import jax
@@ -17,16 +18,14 @@ import jax.numpy as jnp
 from fipo_jax import masked
 from fipo_jax.algorithms import aggregation, diagnostics
 from fipo_jax.algorithms import future_kl as fkl
+from fipo_jax.algorithms.surrogate import (
+  Surrogate,
+  clipped_surrogate,
+  log_ratio,
+  participates,
+  rejected,
+)
 from fipo_jax.types import Batch, Mean, TokenLoss, check_axes
-
-# Which tokens enter Future-KL, by whether their ratio is above the threshold and by the sign of their advantage.
-PARTICIPATION = {
-  # the published code
-  "all": lambda beyond_RT, advantages_RT: ~beyond_RT,
-  # the paper, eq. 5
-  "negative_only": lambda beyond_RT, advantages_RT: ~(beyond_RT & (advantages_RT < 0)),
-  "off": lambda beyond_RT, advantages_RT: jnp.ones_like(beyond_RT),
-}
 
 
 def fipo(
@@ -59,7 +58,7 @@ def fipo(
 
   Args:
     logp_RT: [R, T] float, nats, under the policy being trained. Differentiable.
-    clip_low, clip_high, dual_clip: see `clipped_surrogate`.
+    clip_low, clip_high, dual_clip: see `surrogate.clipped_surrogate`.
     half_life_tokens: see `future_kl.future_kl`.
     participation_mask: a token with ratio above participation_ratio is left out of F: `all` of
       them, `negative_only` those of negative advantage, or none (`off`).
@@ -69,11 +68,11 @@ def fipo(
     sequence_reject_count: dual-clipped tokens a response may have and stay; None never rejects.
     delta_clamp: bound on |d|, nats; no gradient beyond it. None: no bound (the ratio alone is still
       held finite).
-    loss_norm: see `aggregation.aggregate`.
+    loss_norm: see `aggregation.weigh`.
   Returns:
     per_token: delta, ratio, participation, future_kl, raw_weight, clipped_weight (before the safety
-      rule), weight, token_loss, dual_clipped, keep (1 on tokens in the loss); all [R, T], to be
-      read where mask is 1.
+      rule), weight, token_loss, dual_clipped, keep (1 on tokens in the loss), divisor (of
+      `aggregation.weigh`); all [R, T], to be read where mask is 1.
   Raises:
     ValueError: shapes disagree, or a hyperparameter is out of its range.
   Source: arXiv 2603.19835 eq. 3 to 8; the published code for dual clip, rejection and the safety
@@ -81,44 +80,63 @@ def fipo(
   """
   valid_RT, advantages_RT = _inputs(logp_RT, batch)
   delta_RT, ratio_RT = log_ratio(logp_RT, batch.old_logp, valid_RT, delta_clamp=delta_clamp)
-  shift_RT, change_RT = jax.lax.stop_gradient((delta_RT, ratio_RT))
-
-  threshold = dual_clip if participation_ratio is None else participation_ratio
-  joins_RT = participates(
-    shift_RT, advantages_RT, participation_mask=participation_mask, participation_ratio=threshold
-  )
-  F_RT = fkl.future_kl(
-    shift_RT, valid_RT & joins_RT, batch.segments, half_life_tokens=half_life_tokens
-  )
-  clipped_weight_RT = fkl.influence_weight(F_RT, weight_clip=weight_clip, raw_cap=raw_cap)
-  weight_RT = fkl.safe_weight(
-    clipped_weight_RT, advantages_RT, change_RT,
-    safety_mode=safety_mode, safety_threshold=safety_threshold,
+  credit = influence(
+    *jax.lax.stop_gradient((delta_RT, ratio_RT)), advantages_RT, valid_RT, batch.segments,
+    half_life_tokens=half_life_tokens, participation_mask=participation_mask,
+    participation_ratio=dual_clip if participation_ratio is None else participation_ratio,
+    weight_clip=weight_clip, raw_cap=raw_cap, safety_mode=safety_mode, safety_threshold=safety_threshold,
   )  # fmt: skip
-
   surrogate = clipped_surrogate(
-    ratio_RT, advantages_RT * weight_RT,
+    ratio_RT, advantages_RT * credit.weight,
     clip_low=clip_low, clip_high=clip_high, dual_clip=dual_clip,
   )  # fmt: skip
   keep_RT = valid_RT & ~rejected(surrogate.dual_clipped, batch.segments, sequence_reject_count)
-  loss = aggregation.aggregate(surrogate.loss, keep_RT, valid_RT, batch, loss_norm=loss_norm)
 
-  metrics = _policy_metrics(loss, surrogate, delta_RT, ratio_RT, advantages_RT, batch, valid_RT)
+  metrics = _policy_metrics(surrogate, delta_RT, ratio_RT, advantages_RT, batch, valid_RT)
   metrics |= diagnostics.weight_metrics(
-    F_RT=F_RT, weight_RT=weight_RT, ratio_RT=ratio_RT, advantages_RT=advantages_RT, valid_RT=valid_RT,
-    weight_bounds=fkl.bounds(weight_clip, raw_cap), dual_clip=dual_clip,
+    F_RT=credit.future_kl, weight_RT=credit.weight, ratio_RT=ratio_RT, advantages_RT=advantages_RT,
+    valid_RT=valid_RT, weight_bounds=fkl.bounds(weight_clip, raw_cap), dual_clip=dual_clip,
   )  # fmt: skip
-  metrics["participation_fraction"] = diagnostics.token_mean(joins_RT, valid_RT)
+  metrics["participation_fraction"] = diagnostics.token_mean(credit.joins, valid_RT)
   metrics["rejected_token_fraction"] = diagnostics.token_mean(~keep_RT, valid_RT)
   sequences = aggregation.sequence_count(valid_RT, batch.segments)
   dropped = aggregation.sequence_count(valid_RT & ~keep_RT, batch.segments)
   metrics["rejected_sequence_fraction"] = Mean(dropped, sequences)
-  per_token = _floats(
-    delta=delta_RT, ratio=ratio_RT, participation=joins_RT, future_kl=F_RT,
-    raw_weight=fkl.raw_weight(F_RT), clipped_weight=clipped_weight_RT, weight=weight_RT,
-    token_loss=surrogate.loss, dual_clipped=surrogate.dual_clipped, keep=keep_RT,
+  per_token = dict(
+    delta=delta_RT, ratio=ratio_RT, participation=credit.joins, future_kl=credit.future_kl,
+    raw_weight=fkl.raw_weight(credit.future_kl), clipped_weight=credit.clipped_weight,
+    weight=credit.weight, dual_clipped=surrogate.dual_clipped,
   )  # fmt: skip
-  return TokenLoss(loss, *jax.lax.stop_gradient((metrics, per_token)))
+  return _token_loss(surrogate.loss, keep_RT, valid_RT, batch, metrics, per_token, loss_norm)
+
+
+class Influence(NamedTuple):
+  """Which tokens join Future-KL, its value (nats), and the weight before and after the safety rule; [R, T]."""
+
+  joins: jax.Array
+  future_kl: jax.Array
+  clipped_weight: jax.Array
+  weight: jax.Array
+
+
+def influence(
+  delta_RT, ratio_RT, advantages_RT, valid_RT, segments_RT, *,
+  half_life_tokens, participation_mask, participation_ratio, weight_clip, raw_cap, safety_mode,
+  safety_threshold, scan=fkl.future_kl,
+) -> Influence:  # fmt: skip
+  """From log-probability shifts to the influence weight of each token. Args as `fipo`; nothing is differentiated.
+
+  scan: `future_kl.future_kl`, or `past_kl` for the ablation that looks the other way.
+  """
+  joins_RT = participates(
+    delta_RT, advantages_RT, participation_mask=participation_mask, participation_ratio=participation_ratio
+  )
+  F_RT = scan(delta_RT, valid_RT & joins_RT, segments_RT, half_life_tokens=half_life_tokens)
+  clipped_RT = fkl.influence_weight(F_RT, weight_clip=weight_clip, raw_cap=raw_cap)
+  weight_RT = fkl.safe_weight(
+    clipped_RT, advantages_RT, ratio_RT, safety_mode=safety_mode, safety_threshold=safety_threshold
+  )
+  return Influence(joins_RT, F_RT, clipped_RT, weight_RT)
 
 
 def dapo(
@@ -133,45 +151,118 @@ def dapo(
 ) -> TokenLoss:
   """The clipped surrogate with asymmetric and dual clip: l = surrogate(r, A), over all tokens.
 
-  Args and errors as in `fipo`. per_token: delta, ratio, token_loss, dual_clipped, keep.
+  Args and errors as in `fipo`. per_token: delta, ratio, token_loss, dual_clipped, keep, divisor.
   Source: arXiv 2503.14476 (asymmetric clip, token mean); arXiv 1912.09729 (dual clip).
   """
-  valid_RT, advantages_RT = _inputs(logp_RT, batch)
-  delta_RT, ratio_RT = log_ratio(logp_RT, batch.old_logp, valid_RT, delta_clamp=delta_clamp)
-  surrogate = clipped_surrogate(
-    ratio_RT, advantages_RT, clip_low=clip_low, clip_high=clip_high, dual_clip=dual_clip
-  )
-  return _plain(surrogate, delta_RT, ratio_RT, advantages_RT, batch, valid_RT, loss_norm)
+  return _clipped(
+    logp_RT, batch, clip_low=clip_low, clip_high=clip_high, dual_clip=dual_clip, delta_clamp=delta_clamp,
+    loss_norm=loss_norm,
+  )  # fmt: skip
 
 
 def grpo(logp_RT, batch: Batch, *, clip_low: float = 0.2, delta_clamp: float | None = 20.0) -> TokenLoss:
   """`dapo` with the original's settings: one clip_low on both sides, no dual clip, responses weigh the same.
 
-  Source: arXiv 2402.03300 eq. 3, without its KL term.
+  Source: arXiv 2402.03300 eq. 3; its KL term is `terms.with_terms`.
   """
-  return dapo(
-    logp_RT, batch, clip_low=clip_low, clip_high=clip_low, dual_clip=None,
-    delta_clamp=delta_clamp, loss_norm="sequence_mean",
+  return _clipped(logp_RT, batch, clip_low=clip_low, delta_clamp=delta_clamp, loss_norm="sequence_mean")
+
+
+def dr_grpo(
+  logp_RT, batch: Batch, *, clip_low: float = 0.2, delta_clamp: float | None = 20.0, max_response_tokens: int = 1
+) -> TokenLoss:
+  """`grpo` without its two biases: no division by a response's length, and advantages not divided by a deviation.
+
+      loss = Σ_responses Σ_t l / max_response_tokens / responses,    A = r − mean_group r
+
+  max_response_tokens: the limit of the rollout; a constant, so it only sets the scale.
+  Source: arXiv 2503.20783 section 3 and its code (a constant instead of the length).
+  """
+  return _clipped(
+    logp_RT, batch, clip_low=clip_low, delta_clamp=delta_clamp, loss_norm="sequence_fixed",
+    max_response_tokens=max_response_tokens,
   )  # fmt: skip
+
+
+def rloo(logp_RT, batch: Batch, *, clip_low: float = 0.2, delta_clamp: float | None = 20.0) -> TokenLoss:
+  """REINFORCE with the other samples of the group as baseline, clipped for updates after the first.
+
+      loss = Σ_responses Σ_t l / responses,    A[i] = r[i] − mean_{j ≠ i} r[j]
+
+  At the sampling policy its gradient is −A · ∇ log π(response), the estimator of the paper.
+
+  Source: arXiv 2402.14740 section 2; the clip (one epsilon, per token) as other multi-update trainers add it.
+  """
+  return _clipped(logp_RT, batch, clip_low=clip_low, delta_clamp=delta_clamp, loss_norm="sequence_sum")
+
+
+def reinforce_pp(logp_RT, batch: Batch, *, clip_low: float = 0.2, delta_clamp: float | None = 20.0) -> TokenLoss:
+  """REINFORCE++: the clipped surrogate over all tokens, with advantages normalised over the whole batch.
+
+      A[i] = (r[i] − mean_batch r) / std_batch r
+
+  Source: arXiv 2501.03262 section 3; its KL penalty is `terms.with_terms`, in the loss instead of the reward.
+  """
+  return _clipped(logp_RT, batch, clip_low=clip_low, delta_clamp=delta_clamp, loss_norm="global_token")
+
+
+def ppo(
+  logp_RT,
+  batch: Batch,
+  *,
+  clip_low: float = 0.2,
+  delta_clamp: float | None = 20.0,
+) -> TokenLoss:
+  """PPO's policy loss: the clipped surrogate with one epsilon; its advantages are `gae.gae` of a value head.
+
+  The value loss is added by `terms.with_terms`.
+  Source: arXiv 1707.06347 eq. 7.
+  """
+  return _clipped(logp_RT, batch, clip_low=clip_low, delta_clamp=delta_clamp, loss_norm="global_token")
+
+
+def cispo(
+  logp_RT,
+  batch: Batch,
+  *,
+  cispo_ratio_cap: float = 5.0,
+  delta_clamp: float | None = 20.0,
+  loss_norm: str = "global_token",
+) -> TokenLoss:
+  """REINFORCE with a truncated importance ratio: no token ever loses its gradient.
+
+      l = −sg(min(r, cispo_ratio_cap)) · A · logp,    sg: constant for differentiation
+
+  Args and errors as in `fipo`. per_token as in `dapo`; `clip_fraction` counts truncated ratios.
+  Source: arXiv 2506.13585 eq. 4 (no lower bound, as there); 2510.13786 for caps of 4 to 8.
+  """
+  if not cispo_ratio_cap > 0:
+    raise ValueError(f"cispo_ratio_cap={cispo_ratio_cap}; must be above 0.")
+  valid_RT, advantages_RT = _inputs(logp_RT, batch)
+  delta_RT, ratio_RT = log_ratio(logp_RT, batch.old_logp, valid_RT, delta_clamp=delta_clamp)
+  held_RT = jax.lax.stop_gradient(jnp.minimum(ratio_RT, cispo_ratio_cap))
+  loss_RT = -held_RT * advantages_RT * jnp.where(valid_RT, logp_RT, 0)
+  surrogate = Surrogate(loss_RT, ratio_RT > cispo_ratio_cap, jnp.zeros_like(valid_RT))
+  return _plain(surrogate, delta_RT, ratio_RT, advantages_RT, batch, valid_RT, loss_norm)
 
 
 def gspo(
   logp_RT,
   batch: Batch,
-  *,
-  clip_low: float = 3e-4,
-  clip_high: float = 4e-4,
   loss_norm: str = "sequence_mean",
+  *,
+  gspo_clip_low: float = 3e-4,
+  gspo_clip_high: float = 4e-4,
 ) -> TokenLoss:
-  """One ratio per response: the geometric mean of its tokens' ratios.
+  """One ratio per response: the geometric mean of its tokens' ratios; responses weigh the same.
 
-      s = exp(min(mean_t (logp − old_logp), 10)),    l = max(−A·s, −A·clip(s, 1 − clip_low, 1 + clip_high))
+      s = exp(min(mean_t (logp − old_logp), 10)),    l = max(−A·s, −A·clip(s, 1 − gspo_clip_low, 1 + gspo_clip_high))
 
-  Each token's own log-probability carries the gradient of s (d s / d logp[t] = s; the aggregation
+  Each token's own log-probability carries the gradient of s (d s / d logp[t] = s; the weighing
   divides by the length).
 
-  Args and errors as in `fipo`. per_token as in `dapo`, with the response's ratio on each of its
-  tokens.
+  Args and errors as in `fipo`; loss_norm is the paper's, and not the config's to change. per_token as in `dapo`,
+  with the response's ratio on each of its tokens.
   Source: arXiv 2507.18071, the token variant with equal advantages.
   """
   valid_RT, advantages_RT = _inputs(logp_RT, batch)
@@ -182,7 +273,7 @@ def gspo(
   own_RT = mean_RT + (delta_RT - fixed_RT)  # the value of the mean, the gradient of the token
   ratio_RT = jnp.exp(jnp.where(mean_RT > 10, 10.0, own_RT))
   surrogate = clipped_surrogate(
-    ratio_RT, advantages_RT, clip_low=clip_low, clip_high=clip_high, dual_clip=None
+    ratio_RT, advantages_RT, clip_low=gspo_clip_low, clip_high=gspo_clip_high, dual_clip=None
   )
   return _plain(surrogate, delta_RT, ratio_RT, advantages_RT, batch, valid_RT, loss_norm)
 
@@ -192,105 +283,12 @@ def sft(logp_RT, batch: Batch, *, loss_norm: str = "global_token") -> TokenLoss:
 
   Advantages and old log-probabilities are not read.
 
-  Raises ValueError as `fipo`. per_token: token_loss, keep.
+  Raises ValueError as `fipo`. per_token: token_loss, keep, divisor.
   """
   valid_RT, _ = _inputs(logp_RT, batch)
   loss_RT = jnp.where(valid_RT, -logp_RT, 0)
-  loss = aggregation.aggregate(loss_RT, valid_RT, valid_RT, batch, loss_norm=loss_norm)
-  metrics = {"loss": loss, "nll": diagnostics.token_mean(loss_RT, valid_RT)}
-  per_token = _floats(token_loss=loss_RT, keep=valid_RT)
-  return TokenLoss(loss, *jax.lax.stop_gradient((metrics, per_token)))
-
-
-def log_ratio(logp_RT, old_logp_RT, valid_RT, *, delta_clamp: float | None):
-  """(d, r): d = clamp(logp − old_logp, ±delta_clamp) and r = exp d; 0 and 1 where not valid.
-
-  The gradient passes inside the bounds, bounds included, and is 0 beyond. NaN on a valid token
-  stays NaN: it must be seen.
-  """
-  if delta_clamp is not None and not delta_clamp > 0:
-    raise ValueError(f"delta_clamp={delta_clamp}; must be above 0, or None for no bound.")
-  delta_RT = jnp.where(valid_RT, logp_RT - old_logp_RT, 0)
-  if delta_clamp is None:
-    return delta_RT, jnp.exp(jnp.minimum(delta_RT, 80.0))  # exp(89) overflows float32
-  delta_RT = _clip(delta_RT, -delta_clamp, delta_clamp)
-  return delta_RT, jnp.exp(delta_RT)
-
-
-def participates(
-  delta_RT, advantages_RT, *, participation_mask: str, participation_ratio: float | None
-):
-  """[R, T] bool: whether a token's shift enters Future-KL; a ratio equal to the threshold does.
-
-  Raises ValueError for an unknown participation_mask, or a threshold missing or not above 0.
-  """
-  if participation_mask not in PARTICIPATION:
-    raise ValueError(
-      f"participation_mask={participation_mask!r}; choose one of {', '.join(PARTICIPATION)}."
-    )
-  if participation_mask == "off":
-    return jnp.ones_like(delta_RT, bool)
-  if participation_ratio is None or not participation_ratio > 0:
-    raise ValueError(
-      f"participation_mask={participation_mask!r} needs a ratio: set participation_ratio or dual_clip above 0, "
-      "or participation_mask='off'."
-    )
-  return PARTICIPATION[participation_mask](delta_RT > math.log(participation_ratio), advantages_RT)
-
-
-class Surrogate(NamedTuple):
-  """Per-token loss, where its clipped branch is the larger, and where the dual clip holds it; [R, T]."""
-
-  loss: jax.Array
-  clipped: jax.Array
-  dual_clipped: jax.Array
-
-
-def clipped_surrogate(
-  ratio_RT, advantages_RT, *, clip_low: float, clip_high: float, dual_clip: float | None
-) -> Surrogate:
-  """The pessimistic policy loss of each token.
-
-      u = max(−A·r, −A·clip(r, 1 − clip_low, 1 + clip_high)),    l = min(u, −A·dual_clip) where A < 0, else u
-
-  Args:
-    ratio_RT: [R, T]. Differentiable.
-    advantages_RT: [R, T], weights included, constant.
-    clip_low, clip_high: offsets from 1, at least 0.
-    dual_clip: ratio above which a bad token pushes no more, above 1; None for no such limit.
-  Raises ValueError when one is out of range.
-  """
-  if not (clip_low >= 0 and clip_high >= 0):
-    raise ValueError(f"clip_low={clip_low}, clip_high={clip_high}; both must be at least 0.")
-  if dual_clip is not None and not dual_clip > 1:
-    raise ValueError(f"dual_clip={dual_clip}; must be above 1, or None for no dual clip.")
-  free_RT = -advantages_RT * ratio_RT
-  held_RT = -advantages_RT * _clip(ratio_RT, 1 - clip_low, 1 + clip_high)
-  loss_RT, clipped_RT = jnp.maximum(free_RT, held_RT), held_RT > free_RT
-  if dual_clip is None:
-    return Surrogate(loss_RT, clipped_RT, jnp.zeros_like(clipped_RT))
-  limit_RT = -advantages_RT * dual_clip
-  bad_RT = advantages_RT < 0
-  dual_clipped_RT = bad_RT & (loss_RT > limit_RT)
-  loss_RT = jnp.where(bad_RT, jnp.minimum(loss_RT, limit_RT), loss_RT)
-  return Surrogate(loss_RT, clipped_RT, dual_clipped_RT)
-
-
-def rejected(dual_clipped_RT, segments_RT, sequence_reject_count: int | None):
-  """[R, T] bool: tokens of responses with more than sequence_reject_count dual-clipped tokens; None: no token."""
-  if sequence_reject_count is None:
-    return jnp.zeros_like(dual_clipped_RT)
-  if sequence_reject_count < 0:
-    raise ValueError(
-      f"sequence_reject_count={sequence_reject_count}; must be at least 0, or None to reject nothing."
-    )
-  return masked.segment_total(dual_clipped_RT, segments_RT) > sequence_reject_count
-
-
-def _clip(x, low, high):
-  """clip with full gradient on the bounds (jnp.clip gives half there), none beyond, and NaN left alone."""
-  beyond = (x < low) | (x > high)
-  return jnp.where(beyond, jax.lax.stop_gradient(jnp.clip(x, low, high)), x)
+  metrics = {"nll": diagnostics.token_mean(loss_RT, valid_RT)}
+  return _token_loss(loss_RT, valid_RT, valid_RT, batch, metrics, {}, loss_norm)
 
 
 def _inputs(logp_RT, batch: Batch):
@@ -301,23 +299,44 @@ def _inputs(logp_RT, batch: Batch):
   return valid_RT, jnp.where(valid_RT, batch.advantages, 0)
 
 
-def _policy_metrics(loss, surrogate, delta_RT, ratio_RT, advantages_RT, batch, valid_RT):
+def _policy_metrics(surrogate, delta_RT, ratio_RT, advantages_RT, batch, valid_RT):
   return diagnostics.policy_metrics(
-    loss=loss, delta_RT=delta_RT, ratio_RT=ratio_RT, advantages_RT=advantages_RT,
+    delta_RT=delta_RT, ratio_RT=ratio_RT, advantages_RT=advantages_RT,
     clipped_RT=surrogate.clipped, dual_clipped_RT=surrogate.dual_clipped,
     batch=batch, valid_RT=valid_RT,
   )  # fmt: skip
 
 
-def _plain(surrogate, delta_RT, ratio_RT, advantages_RT, batch, valid_RT, loss_norm) -> TokenLoss:
-  """What dapo, grpo and gspo share after the surrogate: nothing rejected, nothing weighted."""
-  loss = aggregation.aggregate(surrogate.loss, valid_RT, valid_RT, batch, loss_norm=loss_norm)
-  metrics = _policy_metrics(loss, surrogate, delta_RT, ratio_RT, advantages_RT, batch, valid_RT)
-  per_token = _floats(
-    delta=delta_RT, ratio=ratio_RT, token_loss=surrogate.loss,
-    dual_clipped=surrogate.dual_clipped, keep=valid_RT,
+def _clipped(
+  logp_RT, batch, *, clip_low, delta_clamp, loss_norm, clip_high=None, dual_clip=None, max_response_tokens=None
+) -> TokenLoss:  # fmt: skip
+  """The clipped surrogate over all tokens; clip_high None means clip_low on both sides."""
+  valid_RT, advantages_RT = _inputs(logp_RT, batch)
+  delta_RT, ratio_RT = log_ratio(logp_RT, batch.old_logp, valid_RT, delta_clamp=delta_clamp)
+  surrogate = clipped_surrogate(
+    ratio_RT, advantages_RT, clip_low=clip_low, clip_high=clip_low if clip_high is None else clip_high,
+    dual_clip=dual_clip,
   )  # fmt: skip
-  return TokenLoss(loss, *jax.lax.stop_gradient((metrics, per_token)))
+  return _plain(surrogate, delta_RT, ratio_RT, advantages_RT, batch, valid_RT, loss_norm, max_response_tokens)
+
+
+def _plain(
+  surrogate, delta_RT, ratio_RT, advantages_RT, batch, valid_RT, loss_norm, max_response_tokens=None
+) -> TokenLoss:
+  """What objectives other than fipo share after the surrogate: nothing rejected, nothing weighted."""
+  metrics = _policy_metrics(surrogate, delta_RT, ratio_RT, advantages_RT, batch, valid_RT)
+  per_token = dict(delta=delta_RT, ratio=ratio_RT, dual_clipped=surrogate.dual_clipped)
+  return _token_loss(surrogate.loss, valid_RT, valid_RT, batch, metrics, per_token, loss_norm, max_response_tokens)
+
+
+def _token_loss(
+  loss_RT, keep_RT, valid_RT, batch, metrics, per_token, loss_norm, max_response_tokens=None
+) -> TokenLoss:
+  how = dict(loss_norm=loss_norm, max_response_tokens=max_response_tokens)
+  loss = aggregation.aggregate(loss_RT, keep_RT, valid_RT, batch, **how)
+  divisor_RT = aggregation.weigh(keep_RT, valid_RT, batch, **how).divisor_RT
+  per_token = _floats(**per_token, token_loss=loss_RT, keep=keep_RT, divisor=divisor_RT)
+  return TokenLoss(loss, *jax.lax.stop_gradient(({"loss": loss, **metrics}, per_token)))
 
 
 def _floats(**arrays):

@@ -12,8 +12,9 @@ from fipo_jax.types import check_axes
 
 
 def token_logprobs(
-  hidden_RTD, head_VD, tokens_RT, segments_RT, *, temperature=1.0, chunk_tokens: int = 512, with_entropy: bool = True
-):
+  hidden_RTD, head_VD, tokens_RT, segments_RT, *, temperature=1.0, chunk_tokens: int = 512,
+  with_entropy: bool = True, entropy_gradient: bool = False,
+):  # fmt: skip
   """What the model thought of each token given what precedes it; the shift by one lives here and only here.
 
       z[t] = hidden[t - 1] · headᵀ / temperature
@@ -21,32 +22,46 @@ def token_logprobs(
       entropy[t] = - Σ_v p_v log p_v,   p = softmax(z[t])
 
   Both are 0 on padding (segment 0) and on the first token of a segment, which nothing precedes. The gradient of logp is
-  exact, recomputes the logits chunk by chunk and adds up the head's in float32; entropy has no gradient.
+  exact, recomputes the logits chunk by chunk and adds up the head's in float32; so is the entropy's, if asked for.
 
   Args:
     hidden_RTD: compute dtype, final-normed. head_VD: same dtype. tokens_RT, segments_RT: int32.
     temperature: positive, a Python number or a scalar array. chunk_tokens: tokens per row whose logits exist at once.
     with_entropy: False returns zeros for it and saves a pass over the logits.
+    entropy_gradient: False makes the entropy a constant.
   Returns:
     (logp_RT, entropy_RT), float32, nats.
   """
   check_axes(hidden_RTD=hidden_RTD, head_VD=head_VD, tokens_RT=tokens_RT, segments_RT=segments_RT)
   targets_RT = jnp.roll(tokens_RT, -1, axis=1)
   temperature = jnp.asarray(temperature, jnp.float32)
-  logp_RT, entropy_RT = _next_token(hidden_RTD, head_VD, targets_RT, temperature, chunk_tokens, with_entropy)
+  logp_RT, entropy_RT = _next_token(
+    hidden_RTD, head_VD, targets_RT, temperature, chunk_tokens, with_entropy, entropy_gradient
+  )
+  if not entropy_gradient:
+    entropy_RT = jax.lax.stop_gradient(entropy_RT)
+  return of_preceding(logp_RT, segments_RT), of_preceding(entropy_RT, segments_RT)
+
+
+def of_preceding(x_RT, segments_RT):
+  """Moves what was computed at a position to the token it is about, the next one of its segment.
+
+      y[t] = x[t − 1]; 0 on padding and on the first token of a segment
+  """
   follows_RT = (segments_RT != 0) & (segments_RT == jnp.roll(segments_RT, 1, axis=1))
   follows_RT = follows_RT.at[:, 0].set(False)
-  shift = lambda x_RT: jnp.where(follows_RT, jnp.roll(x_RT, 1, axis=1), 0.0)
-  return shift(logp_RT), jax.lax.stop_gradient(shift(entropy_RT))
+  return jnp.where(follows_RT, jnp.roll(x_RT, 1, axis=1), 0.0)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _next_token(hidden_RTD, head_VD, targets_RT, temperature, chunk_tokens, with_entropy):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def _next_token(hidden_RTD, head_VD, targets_RT, temperature, chunk_tokens, with_entropy, entropy_gradient):
   """(log-probability of target[t], entropy) under the logits of hidden[t]."""
-  return _forward(hidden_RTD, head_VD, targets_RT, temperature, chunk_tokens, with_entropy)[0]
+  return _forward(hidden_RTD, head_VD, targets_RT, temperature, chunk_tokens, with_entropy, entropy_gradient)[0]
 
 
-def _forward(hidden_RTD, head_VD, targets_RT, temperature, chunk_tokens, with_entropy):
+def _forward(hidden_RTD, head_VD, targets_RT, temperature, chunk_tokens, with_entropy, entropy_gradient):
+  del entropy_gradient
+
   def chunk(inputs):
     hidden_RCD, targets_RC = inputs
     z_RCV = _logits(hidden_RCD, head_VD) / temperature
@@ -65,20 +80,23 @@ def _forward(hidden_RTD, head_VD, targets_RT, temperature, chunk_tokens, with_en
   T = targets_RT.shape[1]
   pieces = jax.lax.map(chunk, _split((hidden_RTD, targets_RT), chunk_tokens))
   logp_RT, entropy_RT, norm_RT = _join(pieces, T)
-  return (logp_RT, entropy_RT), (hidden_RTD, head_VD, targets_RT, temperature, norm_RT)
+  return (logp_RT, entropy_RT), (hidden_RTD, head_VD, targets_RT, temperature, norm_RT, entropy_RT)
 
 
-def _backward(chunk_tokens, with_entropy, saved, cotangents):
-  """d logp / d z = onehot(target) - softmax(z)."""
+def _backward(chunk_tokens, with_entropy, entropy_gradient, saved, cotangents):
+  """d logp / d z = onehot(target) - p;  d entropy / d z = -p (log p + entropy);  p = softmax(z)."""
   del with_entropy
-  hidden_RTD, head_VD, targets_RT, temperature, norm_RT = saved
+  hidden_RTD, head_VD, targets_RT, temperature, norm_RT, entropy_RT = saved
   dtype, precision = hidden_RTD.dtype, _precision(hidden_RTD)
 
   def chunk(d_head_VD, inputs):
-    hidden_RCD, targets_RC, norm_RC, d_logp_RC = inputs
+    hidden_RCD, targets_RC, norm_RC, entropy_RC, d_logp_RC, d_entropy_RC = inputs
     z_RCV = _logits(hidden_RCD, head_VD) / temperature
     onehot_RCV = _is_target(targets_RC, z_RCV).astype(jnp.float32)
-    d_z_RCV = (onehot_RCV - jnp.exp(z_RCV - norm_RC[..., None])) * (d_logp_RC / temperature)[..., None]
+    logp_RCV = z_RCV - norm_RC[..., None]
+    d_z_RCV = (onehot_RCV - jnp.exp(logp_RCV)) * (d_logp_RC / temperature)[..., None]
+    if entropy_gradient:
+      d_z_RCV -= jnp.exp(logp_RCV) * (logp_RCV + entropy_RC[..., None]) * (d_entropy_RC / temperature)[..., None]
     d_z_RCV = d_z_RCV.astype(dtype)
     d_hidden_RCD = jnp.einsum("rcv,vd->rcd", d_z_RCV, head_VD, precision=precision)
     d_head_VD += jnp.einsum(
@@ -88,7 +106,7 @@ def _backward(chunk_tokens, with_entropy, saved, cotangents):
 
   T = targets_RT.shape[1]
   start = constrain(jnp.zeros(head_VD.shape, jnp.float32), "vocab", None)
-  pieces = _split((hidden_RTD, targets_RT, norm_RT, cotangents[0]), chunk_tokens)
+  pieces = _split((hidden_RTD, targets_RT, norm_RT, entropy_RT, *cotangents), chunk_tokens)
   d_head_VD, d_hidden = jax.lax.scan(chunk, start, pieces)
   return _join(d_hidden, T), d_head_VD.astype(head_VD.dtype), None, None
 

@@ -31,7 +31,7 @@ class ModelConfig:
 
   dtype: of matmuls and activations (norms, softmax, rotary angles and logits are float32 always). param_dtype: of
   the stored parameters. init_std: of random matrices. remat: a row of REMAT. attention: a row of
-  `attention.IMPLEMENTATIONS`.
+  `attention.IMPLEMENTATIONS`. value_head: whether a scalar head (0 at first) sits beside the output matrix.
   """
 
   vocab_size: int
@@ -50,6 +50,7 @@ class ModelConfig:
   param_dtype: str = "float32"
   remat: str = "none"
   attention: str = "xla"
+  value_head: bool = False
 
   def __post_init__(self):
     if self.num_heads % self.num_kv_heads:
@@ -63,8 +64,16 @@ class ModelConfig:
         raise ValueError(f"model.{field}={getattr(self, field)!r} is unknown; choose from {sorted(allowed)}.")
 
 
+class ValueHead(nnx.Module):
+  """A linear map from a hidden state to one number, 0 at first."""
+
+  def __init__(self, config: ModelConfig):
+    self.w_D = nnx.Param(jnp.zeros(config.d_model, config.param_dtype), axes=("embed",))
+    self.bias_1 = nnx.Param(jnp.zeros(1, config.param_dtype), axes=("value",))
+
+
 class Decoder(nnx.Module):
-  """All parameters of the model: embedding, stacked layers, final norm, and a head when it is not tied."""
+  """All parameters of the model: embedding, stacked layers, final norm, a head when it is not tied, a value head."""
 
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
     normal, table = nnx.initializers.normal(config.init_std), (config.vocab_size, config.d_model)
@@ -74,6 +83,8 @@ class Decoder(nnx.Module):
     self.final_norm = layers.RMSNorm(config, rngs)
     if not config.tie_embeddings:
       self.head_VD = nnx.Param(normal(rngs.params(), table, config.param_dtype), axes=("vocab", "embed"))
+    if config.value_head:
+      self.value_head = ValueHead(config)
 
 
 @functools.lru_cache
@@ -87,7 +98,8 @@ class Model:
   """Pure functions of one configuration; hashable, so it can be a static argument of `jax.jit`.
 
   Parameters are a nested dict: embed_VD, layers/{attention_norm, attention, mlp_norm, mlp}/... with a leading L,
-  final_norm/scale_D, and head_VD unless tied. They may be float32 masters or already in the compute dtype (`cast`).
+  final_norm/scale_D, head_VD unless tied, and value_head/{w_D, bias_1} if there is one. They may be float32 masters or
+  already in the compute dtype (`cast`).
   """
 
   config: ModelConfig
@@ -167,6 +179,20 @@ class Model:
     return jnp.einsum(
       "...d,vd->...v", hidden, self.head(params), preferred_element_type=jnp.float32, precision=precision
     )
+
+  def values(self, params, hidden):
+    """Float32 values [...] of hidden states [..., D] by the value head: hidden · w + bias."""
+    head = params["value_head"]
+    value = jnp.einsum("...d,d->...", hidden, head["w_D"].astype(hidden.dtype), preferred_element_type=jnp.float32)
+    return value + head["bias_1"][0].astype(jnp.float32)
+
+  def policy(self) -> Model:
+    """The same model without its value head: what samples, and what is exported."""
+    return Model(dataclasses.replace(self.config, value_head=False))
+
+  def policy_params(self, params) -> dict:
+    """Their part of this model's parameters."""
+    return {name: tree for name, tree in params.items() if name != "value_head"}
 
   def prefill(self, params, tokens_RT, positions_RT, segments_RT):
     """`hidden`, plus what decoding needs of it.

@@ -71,7 +71,7 @@ def pack(groups: Sequence[Sequence[Rollout]], *, row_tokens: int, micro_rows: in
   if used > num_micro:
     raise ValueError(f"batch.micro_rows={micro_rows}: {len(rows)} rows need {used} micro-batches, not {num_micro}.")
   shape = (num_micro, micro_rows, row_tokens)
-  names = [f.name for f in dataclasses.fields(Batch)]
+  names = [f.name for f in dataclasses.fields(Batch) if f.default is dataclasses.MISSING] + ["age"]
   a = {n: np.zeros(shape, np.int32 if n in ("tokens", "positions", "segments") else np.float32) for n in names}
   places: list[Place | None] = [None] * len(rollouts)
   for number, members in enumerate(rows):
@@ -88,5 +88,6 @@ def pack(groups: Sequence[Sequence[Rollout]], *, row_tokens: int, micro_rows: in
       a["advantages"][response] = r.advantage
       a["sampler_logp"][response] = r.logp
       a["group_tokens"][whole] = group_tokens[i]
+      a["age"][whole] = r.age
       places[i], at = Place(micro, row, start, stop), stop
   return Packed(Batch(**a), used, places)

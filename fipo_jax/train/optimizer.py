@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -43,6 +44,7 @@ def make_optimizer(
   clip_norm: float,
   name: str,
   matrix_axes: Any = None,
+  scales: Mapping[str, float] | None = None,
 ) -> optax.GradientTransformation:
   """Clip by global norm, then the named optimizer; decoupled weight decay on all parameters (as the released script).
 
@@ -56,6 +58,7 @@ def make_optimizer(
     b1, b2, eps: of Adam. weight_decay: per update, times the learning rate.
     matrix_axes: for muon: a tree like the parameters, ((input axes), (output axes)) of a matrix and None for the
       rest (`Model.matrix_axes`).
+    scales: factor on the learning rate of a top-level part of the parameters, by its name; the rest have 1.
   Raises: ValueError for an unknown name.
   """
   if name not in OPTIMIZERS:
@@ -70,4 +73,15 @@ def make_optimizer(
       adam_b1=b1, adam_b2=b2, adam_weight_decay=weight_decay,
       muon_weight_dimension_numbers=jax.tree.map(dimensions, matrix_axes, is_leaf=is_axes),
     )  # fmt: skip
-  return optax.chain(optax.clip_by_global_norm(clip_norm), chain)
+  return optax.chain(optax.clip_by_global_norm(clip_norm), chain, _scaled(dict(scales or {})))
+
+
+def _scaled(scales: Mapping[str, float]) -> optax.GradientTransformation:
+  """Multiplies the updates of top-level parts; both optimizers' updates are proportional to their learning rate."""
+
+  def update(updates, state, params=None):
+    del params
+    scale = lambda name, tree: jax.tree.map(lambda x: x * scales[name], tree) if name in scales else tree
+    return {name: scale(name, tree) for name, tree in updates.items()}, state
+
+  return optax.GradientTransformation(lambda _: optax.EmptyState(), update)

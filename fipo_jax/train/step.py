@@ -16,18 +16,20 @@ import jax.numpy as jnp
 import optax
 
 from fipo_jax import sharding
+from fipo_jax.algorithms import diagnostics
 from fipo_jax.models import logprobs
 from fipo_jax.models.transformer import Model
 from fipo_jax.train.state import TrainState, layout
-from fipo_jax.types import Batch, Max, Mean, TokenLoss
+from fipo_jax.types import Batch, Max, Mean, Quantiles, TokenLoss
 
-Objective = Callable[[jax.Array, Batch], TokenLoss]
+Objective = Callable[..., TokenLoss]
 
 
 @dataclasses.dataclass(frozen=True)
 class Steps:
   """update(state, batch, used) -> (state, metrics); donates state.
-  score(params, batch, used) -> logp [M, R, T]. inspect(params, batch [R, T]) -> per-token arrays."""
+  score(params, batch, used) -> {"logp": [M, R, T]}, with a value head also "values".
+  inspect(params, batch [R, T]) -> per-token arrays."""
 
   update: Callable
   score: Callable
@@ -44,12 +46,14 @@ def make_steps(
   *,
   temperature: float,
   chunk_tokens: int,
+  entropy_gradient: bool = False,
 ) -> Steps:
   """Builds the programs of one run.
 
   Args:
-    objective: logp_RT, batch -> TokenLoss. temperature: of the sampler; log-probs are taken at it.
-    chunk_tokens: tokens of a row whose logits exist at one time.
+    objective: logp_RT, batch, entropy_RT, values_RT -> TokenLoss. temperature: of the sampler; log-probs are taken
+      at it. chunk_tokens: tokens of a row whose logits exist at one time.
+    entropy_gradient: whether the objective differentiates the entropy.
   """
   rows = sharding.named(mesh, None, "rows", "tokens")
   one = sharding.named(mesh, "rows", "tokens")
@@ -59,17 +63,23 @@ def make_steps(
   def narrow(params):
     return jax.lax.with_sharding_constraint(model.cast(params), states.params)
 
-  def token_logp(params, b: Batch, with_entropy: bool):
+  def outputs(params, b: Batch, **entropy):
+    """(logp_RT, entropy_RT, values_RT or None) of the tokens of packed rows."""
     hidden_RTD = model.hidden(params, b.tokens, b.positions, b.segments)
-    return logprobs.token_logprobs(
+    logp_RT, entropy_RT = logprobs.token_logprobs(
       hidden_RTD, model.head(params), b.tokens, b.segments,
-      temperature=temperature, chunk_tokens=chunk_tokens, with_entropy=with_entropy,
+      temperature=temperature, chunk_tokens=chunk_tokens, **entropy,
     )  # fmt: skip
+    values_RT = None
+    if model.config.value_head:
+      values_RT = logprobs.of_preceding(model.values(params, hidden_RTD), b.segments)
+    return logp_RT, entropy_RT, values_RT
 
   def total_loss(params, b: Batch):
-    logp_RT, entropy_RT = token_logp(params, b, with_entropy=True)
-    out = objective(logp_RT, b)
-    metrics = {**out.metrics, **_common_metrics(entropy_RT, b)}
+    logp_RT, entropy_RT, values_RT = outputs(params, b, with_entropy=True, entropy_gradient=entropy_gradient)
+    out = objective(logp_RT, b, entropy_RT, values_RT)
+    entropy = Mean(jnp.sum(jax.lax.stop_gradient(entropy_RT) * b.mask), jnp.sum(b.mask))
+    metrics = {**out.metrics, "entropy": entropy}
     return out.loss.total, (out.loss.count, metrics)
 
   def update(state: TrainState, batch: Batch, used: jax.Array):
@@ -99,16 +109,18 @@ def make_steps(
 
   def score(params, batch: Batch, used: jax.Array):
     params = narrow(params)
+    names = ("logp", "values") if model.config.value_head else ("logp",)
 
-    def body(m, logp_MRT):
-      micro = jax.tree.map(lambda x: x[m], batch)
-      return logp_MRT.at[m].set(token_logp(params, micro, with_entropy=False)[0])
+    def body(m, scored):
+      logp_RT, _, values_RT = outputs(params, jax.tree.map(lambda x: x[m], batch), with_entropy=False)
+      new = {"logp": logp_RT, "values": values_RT}
+      return {name: scored[name].at[m].set(new[name]) for name in names}
 
-    return jax.lax.fori_loop(0, used, body, jnp.zeros(batch.tokens.shape, jnp.float32))
+    return jax.lax.fori_loop(0, used, body, {name: jnp.zeros(batch.tokens.shape, jnp.float32) for name in names})
 
   def inspect(params, b: Batch):
-    logp_RT, entropy_RT = token_logp(params, b, with_entropy=True)
-    return {**objective(logp_RT, b).per_token, "logp": logp_RT, "entropy": entropy_RT}
+    logp_RT, entropy_RT, values_RT = outputs(params, b, with_entropy=True)
+    return {**objective(logp_RT, b, entropy_RT, values_RT).per_token, "logp": logp_RT, "entropy": entropy_RT}
 
   params = states.params
   return Steps(
@@ -121,41 +133,39 @@ def make_steps(
 
 
 def _accumulate(grad: Callable, params: Any, batch: Batch, used: jax.Array):
-  """Sums (loss total, (count, metrics), gradients) over the first `used` micro-batches, gradients in float32."""
+  """Sums (loss total, (count, metrics), gradients) over the first `used` micro-batches, gradients in float32.
+
+  What metrics say of quantiles is kept token by token and summarised once, over all micro-batches.
+  """
   micro = lambda m: jax.tree.map(lambda x: x[m], batch)
   (total, (count, metrics)), _ = jax.eval_shape(grad, params, micro(0))
   zero = lambda s: jnp.zeros(s.shape, s.dtype)
+  stacked = lambda s: sharding.constrain(jnp.zeros((batch.tokens.shape[0], *s.shape), s.dtype), None, "rows", "tokens")
   start = (
     zero(total),
-    (zero(count), {name: _identity(record) for name, record in metrics.items()}),
+    (zero(count), {
+      name: jax.tree.map(stacked, r) if isinstance(r, Quantiles) else _identity(r) for name, r in metrics.items()
+    }),
     jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params),
-  )
+  )  # fmt: skip
+
+  def merge(old, new, m):
+    if isinstance(old, Quantiles):
+      return jax.tree.map(lambda all_, one: all_.at[m].set(one), old, new)
+    return old.merge(new)
 
   def body(m, carry):
     total, (count, metrics), grads = carry
     (t, (c, new)), g = grad(params, micro(m))
-    merged = {name: metrics[name].merge(new[name]) for name in metrics}
+    merged = {name: merge(metrics[name], new[name], m) for name in metrics}
     grads = jax.tree.map(lambda a, b: a + b.astype(a.dtype), grads, g)
     return total + t, (count + c, merged), grads
 
-  return jax.lax.fori_loop(0, used, body, start)
+  total, (count, metrics), grads = jax.lax.fori_loop(0, used, body, start)
+  return total, (count, diagnostics.summarise(metrics)), grads
 
 
 def _identity(record):
   """What merges with anything and changes nothing: zeros for Mean, -inf for Max, +inf for Min."""
   fill = 0.0 if isinstance(record, Mean) else -jnp.inf if isinstance(record, Max) else jnp.inf
   return jax.tree.map(lambda s: jnp.full(s.shape, fill, s.dtype), record)
-
-
-def _common_metrics(entropy_RT: jax.Array, b: Batch) -> dict[str, Mean]:
-  """Metrics that do not depend on the objective: entropy, and how far the sampler is from the trainer.
-
-      sampler_gap_k3 = mean of exp(x) - 1 - x,   x = old_logp - sampler_logp   (>= 0; Schulman's k3 estimate of the KL)
-  """
-  on = b.mask > 0
-  n = jnp.sum(b.mask)
-  x_RT = jnp.clip(jnp.where(on, b.old_logp - b.sampler_logp, 0.0), -20.0, 20.0)
-  return {
-    "entropy": Mean(jnp.sum(jnp.where(on, entropy_RT, 0.0)), n),
-    "sampler_gap_k3": Mean(jnp.sum(jnp.expm1(x_RT) - x_RT), n),
-  }

@@ -1,0 +1,221 @@
+"""Groups to learn from: draw prompts, sample, score, keep the informative ones, and turn rewards into advantages."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import numpy as np
+
+from fipo_jax.assemble import STREAM_ROLLOUT, Run
+from fipo_jax.rewards.score import Job, overlong_penalty
+from fipo_jax.types import Prompt, Rollout
+
+Group = list[Rollout]
+KEEP_RATE_MEMORY = 0.5  # weight of the past in the keep rate that sizes the next draw
+LARGEST_DRAW = 2  # batches: one unlucky draw must not order an ocean
+
+
+class DataExhausted(Exception):
+  """No (or too few) informative groups could be found; the run should be saved and ended in good order."""
+
+
+def collect(run: Run, step: int, progress) -> tuple[list[Group], dict[str, float]]:
+  """Groups to learn from, scored and with advantages; and what was seen on the way."""
+  if run.cfg.algorithm.name == "sft":
+    return demonstrations(run), {}
+  run.engine.update(run.policy_params())
+  groups, values = sample_groups(run, step, progress)
+  run.engine.release()
+  rewards_PG = np.array([[r.reward for r in group] for group in groups])
+  for group, row in zip(groups, run.advantages(rewards_PG), strict=True):
+    for rollout, advantage in zip(group, row, strict=True):
+      rollout.advantage = float(advantage)
+  return groups, values | describe_trained(groups)
+
+
+def demonstrations(run: Run) -> list[Group]:
+  """Supervised records as groups of one: the target, ended by the stop token, with advantage 1."""
+  groups = []
+  for prompt in run.stream.take(run.cfg.batch.prompts):
+    if "target" not in prompt.extras:
+      raise ValueError(f"algorithm.name='sft': data.source={run.cfg.data.source!r} has no field 'target' to imitate.")
+    text = prompt.extras["target"]
+    tokens = np.array([*run.tokenizer.encode(text), run.tokenizer.stop_ids[0]], np.int32)
+    tokens = tokens[: run.cfg.rollout.max_response_tokens]
+    zeros = np.zeros(len(tokens), np.float32)
+    groups.append([Rollout(prompt, 0, tokens, zeros, "stop", text, advantage=1.0)])
+  return groups
+
+
+def sample_groups(run: Run, step: int, progress) -> tuple[list[Group], dict[str, float]]:
+  """Dynamic sampling: draws prompts until batch.prompts groups have both right and wrong responses.
+
+  A group is judged by raw accuracy, not by the shaped reward. The size of a draw follows the keep rate of past steps.
+  What is left over waits in run.surplus for the next steps, up to dynamic_sampling.max_age iterations. After
+  dynamic_sampling.max_draws it trains on what there is, or ends the run; with no group at all it always ends.
+
+  Raises:
+    DataExhausted: too few groups; says how many, and what would help.
+  Source: DAPO (arXiv 2503.14476) section 3.2, which throws the surplus away and draws a fixed multiple.
+  """
+  c, want = run.cfg.dynamic_sampling, run.cfg.batch.prompts
+  sampling = run.sampling(
+    temperature=run.cfg.rollout.temperature, top_k=run.cfg.rollout.top_k, top_p=run.cfg.rollout.top_p
+  )
+  waiting = [(s, g) for s, g in run.surplus if step - s <= c.max_age]
+  aged_out = len(run.surplus) - len(waiting)
+  for s, group in waiting:
+    for r in group:
+      r.age = step - s
+  reused, run.surplus = waiting[:want], waiting[want:]
+  kept = [(s, g) for s, g in reused]
+  drawn = {g[0].prompt.id for _, g in waiting}  # a prompt is one group of a batch
+  seen: list[Group] = []
+  keep_rate = run.host.get("keep_rate", 1.0) if c.enabled else 1.0
+  for draw in range(c.max_draws if c.enabled else 1):
+    if len(kept) >= want:
+      break
+    need = min(math.ceil((want - len(kept)) / max(keep_rate, 1e-6)), LARGEST_DRAW * want)
+    prompts = draw_prompts(run, need, drawn)
+    if not prompts:
+      break
+    key = jax.random.fold_in(run.key(step, STREAM_ROLLOUT), draw)
+    with run.timers("rollout"):
+      groups = run.engine.generate(
+        prompts, run.cfg.rollout.samples_per_prompt, key=key, sampling=sampling,
+        progress=progress.task("rollout"),
+      )  # fmt: skip
+    with run.timers("reward"):
+      score(run, groups)
+    seen += groups
+    kept += [(step, g) for g in groups if not c.enabled or informative(g)]
+    keep_rate = (len(kept) - len(reused)) / len(seen)
+  found = len(kept) - len(reused)
+  if seen:
+    measured = found / len(seen)
+    old = run.host.get("keep_rate", measured)
+    run.host["keep_rate"] = KEEP_RATE_MEMORY * old + (1 - KEEP_RATE_MEMORY) * measured
+  kept, left = kept[:want], kept[want:]
+  can_wait = left if c.max_age > 0 else []
+  run.surplus += can_wait
+  values = describe_sampled(seen) | {
+    "prompts_drawn": len(seen),
+    "groups_informative": found,
+    "groups_reused": len(reused),
+    "groups_waiting": len(run.surplus),
+    "groups_dropped": aged_out + len(left) - len(can_wait),
+    "keep_rate": found / len(seen) if seen else math.nan,
+  }
+  if len(kept) < want and (not kept or c.on_exhausted == "stop"):
+    run.surplus = kept  # saved with the run
+    raise DataExhausted(
+      f"dynamic_sampling.max_draws={c.max_draws}: {len(kept)} of {want} groups had both right and wrong responses in "
+      f"{len(seen)} prompts (accuracy {values.get('accuracy', math.nan):.3f}). Use easier or harder prompts, more "
+      "samples per prompt or draws, or dynamic_sampling.enabled=False."
+    )
+  return [g for _, g in kept], count(run, values, kept)
+
+
+def informative(group: Group) -> bool:
+  """Whether a group has both right and wrong responses: else all its advantages are 0."""
+  return len({r.accuracy for r in group}) > 1
+
+
+def draw_prompts(run: Run, number: int, drawn: set[int]) -> list[Prompt]:
+  """Up to so many prompts that this step has not drawn yet: a repeated one would only repeat its samples."""
+  prompts = []
+  while len(prompts) < number and len(drawn) < run.stream.len_epoch:
+    (prompt,) = run.stream.take(1)
+    if prompt.id not in drawn:
+      drawn.add(prompt.id)
+      prompts.append(prompt)
+  return prompts
+
+
+def score(run: Run, groups: list[Group]) -> None:
+  """Fills text, accuracy, score, reward and flags of every rollout: the verifier's score plus the overlong penalty."""
+  c = run.cfg
+  rollouts = [r for group in groups for r in group]
+  for r in rollouts:
+    r.text = run.tokenizer.decode(r.tokens)
+  verifier = "file" if c.reward.file else c.reward.verifier
+  jobs = [
+    Job(verifier or r.prompt.verifier, r.text, r.prompt.answer, r.prompt.extras, r.prompt.text) for r in rollouts
+  ]
+  for r, s in zip(rollouts, run.scorer.score(jobs), strict=True):
+    r.accuracy, r.score, r.pred, r.flags = s.accuracy, s.score, s.pred, tuple(s.flags)
+    r.reward = s.score + overlong_penalty(
+      len(r.tokens), max_tokens=c.rollout.max_response_tokens, buffer_tokens=c.reward.overlong_buffer_tokens,
+      factor=c.reward.overlong_factor,
+    )  # fmt: skip
+
+
+# ---- what was seen ----
+
+
+def describe_sampled(groups: list[Group]) -> dict[str, float]:
+  """Everything sampled in a step, before any filtering: the policy as it is.
+
+  truncated_correct, truncated_wrong: shares of all responses that hit the limit and were right, or not.
+  overlong_penalty: mean of reward − score.
+  """
+  if not groups:
+    return {"tokens_generated": 0}
+  rollouts = [r for g in groups for r in g]
+  column = lambda of: np.array([of(r) for r in rollouts], float)
+  accuracy, cut = column(lambda r: r.accuracy), column(lambda r: r.truncated)
+  lengths, prompts = column(lambda r: len(r.tokens)), np.array([len(g[0].prompt.tokens) for g in groups], float)
+  rewards, scores = column(lambda r: r.reward), column(lambda r: r.score)
+  low, middle, high = np.quantile(lengths, (0.25, 0.5, 0.75))
+  values = {
+    "accuracy": accuracy.mean(),
+    "score": scores.mean(), "score_min": scores.min(), "score_max": scores.max(),
+    "reward": rewards.mean(), "reward_min": rewards.min(), "reward_max": rewards.max(),
+    "overlong_penalty": (rewards - scores).mean(),
+    "response_length": lengths.mean(), "response_length_min": lengths.min(), "response_length_max": lengths.max(),
+    "response_length_p25": low, "response_length_median": middle, "response_length_p75": high,
+    "prompt_length": prompts.mean(), "prompt_length_min": prompts.min(), "prompt_length_max": prompts.max(),
+    "truncated": cut.mean(),
+    "truncated_correct": (cut * (accuracy >= 1)).mean(), "truncated_wrong": (cut * (accuracy < 1)).mean(),
+    "no_answer": column(lambda r: r.pred is None).mean(),
+    "reward_timeouts": column(lambda r: "timeout" in r.flags).sum(),
+    "reward_errors": column(lambda r: "error" in r.flags).sum(),
+    "tokens_generated": lengths.sum(),
+  }  # fmt: skip
+  return {name: float(value) for name, value in values.items()}
+
+
+def describe_trained(groups: list[Group]) -> dict[str, float]:
+  """The groups that are learnt from, after filtering.
+
+      advantage_length_weighted = Σ_i A_i·|o_i| / Σ_i |o_i|
+
+  Above 0: longer responses are the better ones of their groups. Source: arXiv 2603.19835, its early sign of growth.
+  """
+  rollouts = [r for g in groups for r in g]
+  lengths = np.array([len(r.tokens) for r in rollouts], float)
+  advantages = np.array([r.advantage for r in rollouts])
+  values = {
+    "groups_trained": len(groups),
+    "tokens_trained": lengths.sum(),
+    "accuracy_trained": np.mean([r.accuracy for r in rollouts]),
+    "reward_trained": np.mean([r.reward for r in rollouts]),
+    "response_length_trained": lengths.mean(),
+    "sequence_tokens_max": max(len(r.prompt.tokens) + len(r.tokens) for r in rollouts),
+    "advantage_min": advantages.min(), "advantage_max": advantages.max(),
+    "advantage_length_weighted": (advantages * lengths).sum() / lengths.sum(),
+  }  # fmt: skip
+  return {name: float(value) for name, value in values.items()}
+
+
+def count(run: Run, values: dict[str, float], kept: list[tuple[int, Group]]) -> dict[str, float]:
+  """Adds a step to the run's counters, which survive in checkpoints; and the share of generated tokens ever trained."""
+  totals = run.host["counters"]
+  trained = sum(len(r.tokens) for _, g in kept for r in g)
+  for name, value in {**values, "groups_trained": len(kept), "tokens_trained": trained}.items():
+    if name in ("prompts_drawn", "groups_trained", "groups_reused", "groups_dropped", "tokens_generated",
+                "tokens_trained"):  # fmt: skip
+      totals[name] = totals.get(name, 0) + int(value)
+  efficiency = totals["tokens_trained"] / totals["tokens_generated"] if totals["tokens_generated"] else math.nan
+  return values | {"token_efficiency": efficiency} | {f"total/{name}": value for name, value in totals.items()}

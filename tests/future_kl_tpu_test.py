@@ -1,0 +1,51 @@
+"""What the chips of a TPU v5p 4x4x4 say to each other for a discounted sum: compiled by libtpu, without a TPU."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import pytest
+from future_kl_test import collectives
+from jax.experimental import topologies
+
+from fipo_jax import sharding
+from fipo_jax.algorithms import future_kl as fkl
+
+pytestmark = pytest.mark.slow
+
+R, T = 64, 22528
+
+
+@pytest.fixture(scope="module")
+def mesh():
+  """64 chips, rows over 8 and tokens over 8."""
+  pytest.importorskip("libtpu", reason="needs the TPU compiler: pip install libtpu")
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv("TPU_SKIP_MDS_QUERY", "1")  # libtpu would ask a cloud's metadata server, and wait
+    patch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip is held, and tests may run in several processes
+    topology = topologies.get_topology_desc(
+      "v5:4x4x4", "tpu", chip_config_name="megacore", chips_per_host_bounds=(2, 2, 1), wrap=(True, True, True)
+    )
+  return sharding.make_mesh({"data": 1, "fsdp": 8, "context": 8, "tensor": 1}, topology.devices)
+
+
+def compiled(function, mesh):
+  arrays = [
+    jax.ShapeDtypeStruct((R, T), dtype, sharding=sharding.named(mesh, "rows", "tokens"))
+    for dtype in (jnp.float32, jnp.bool_, jnp.int32)
+  ]
+  with jax.set_mesh(mesh):
+    return collectives(jax.jit(function).lower(*arrays).compile().as_text())
+
+
+@pytest.mark.parametrize("function", [fkl.future_kl, fkl.past_kl])
+def test_one_small_all_gather(mesh, function):
+  found = compiled(functools.partial(function, half_life_tokens=32.0), mesh)
+  assert found == [("all-gather", [f"f32[8,4,{R // 8}]"])]  # shards, numbers, rows of a shard
+
+
+def test_the_gradient_adds_one_of_that_size(mesh):
+  loss = lambda *arrays: jnp.sum(jnp.tanh(fkl.future_kl(*arrays, half_life_tokens=32.0)))
+  found = compiled(jax.grad(loss), mesh)
+  assert [name for name, _ in found][0] == "all-gather" and len(found) == 2
+  assert all(shapes == [f"f32[8,4,{R // 8}]"] for _, shapes in found)
