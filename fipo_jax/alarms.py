@@ -17,6 +17,10 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+NAMES = (
+  "collapse", "entropy_collapse", "entropy_explosion", "length_runaway", "reward_stuck", "future_kl_zero",
+  "eval_parse_failures", "verifier_trouble",
+)  # fmt: skip
 # The four signs of a collapse: metric -> how a message names it.
 SIGNS = {
   "dual_clip_fraction": "dual-clipped share of tokens",
@@ -103,16 +107,7 @@ class Watch:
 
   def __init__(self, limits: Limits):
     self._limits = limits
-    self._rules = {
-      "collapse": self._collapse,
-      "entropy_collapse": self._entropy_collapse,
-      "entropy_explosion": self._entropy_explosion,
-      "length_runaway": self._length_runaway,
-      "reward_stuck": self._reward_stuck,
-      "future_kl_zero": self._future_kl_zero,
-      "eval_parse_failures": self._eval_parse_failures,
-      "verifier_trouble": self._verifier_trouble,
-    }
+    self._rules = {name: getattr(self, f"_{name}") for name in NAMES}
     self._memory: dict[str, Any] = {
       "usual": {metric: [] for metric in SIGNS},  # values of the last healthy steps
       "signs": [],  # those that each of the last steps showed
@@ -196,13 +191,13 @@ class Watch:
 
     length:             x < min((1 - drop) * u, u - noise_sigmas * s)
     KL, gradient norm:  x > max(floor, rise * u, u + noise_sigmas * s)
-    dual clip:          x > max(floor, rise * u, 90th percentile), for most values are 0, and so are u and s
+    dual clip:          x > max(floor, rise * u, upper quartile), for most values are 0, and so are u and s
     """
     limits, history, usual = self._limits, self._memory["usual"][metric], self._usual(metric)
     margin = limits.noise_sigmas * _noise(history)
     if metric == "response_length":
       return x < min((1 - limits.collapse_length_drop) * usual, usual - margin)
-    high = sorted(history)[int(0.9 * len(history))]
+    high = sorted(history)[3 * len(history) // 4]
     bounds = {
       "dual_clip_fraction": (limits.collapse_dual_clip, limits.collapse_rise * usual, high),
       "policy_kl": (limits.collapse_policy_kl, limits.collapse_rise * usual, usual + margin),
@@ -315,7 +310,7 @@ class Watch:
     )
 
   def _eval_parse_failures(self, values) -> str | None:
-    share, limits = _number(values, "eval/parse_failures"), self._limits
+    share, limits = _number(values, "eval/no_answer"), self._limits
     if share is None or not limits.parse_failures_max:
       return None
     if not self._on("parse_failures", share > limits.parse_failures_max, limits.parse_failures_evals):

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import ml_collections
 from jax.sharding import Mesh
 
+from fipo_jax import alarms, metrics, rollback, sharding
 from fipo_jax import config as config_lib
-from fipo_jax import metrics, sharding
 from fipo_jax.algorithms import OBJECTIVES, Terms, control, credit, make_advantages, make_objective
 from fipo_jax.data import SOURCES, pipeline
 from fipo_jax.data.tokenizer import Tokenizer, characters
@@ -44,6 +44,7 @@ class Run:
   control: None, or (batch, logp_MRT, key) -> (batch, metrics) of an ablation.
   reference: parameters of the reference policy in the compute dtype, None when the loss has no KL to it.
   surplus: informative groups that wait for a batch, with the step that sampled them.
+  rollbacks: how often the run was taken back to a checkpoint.
   """
 
   cfg: ml_collections.ConfigDict
@@ -65,10 +66,13 @@ class Run:
   host: dict[str, Any]
   timers: metrics.Timers
   surplus: stored.Waiting
+  watch: alarms.Watch
+  rollbacks: int
 
   def key(self, step: int, stream: int) -> jax.Array:
-    """The random key of one use: fold_in(fold_in(key(seed), step), stream)."""
-    return jax.random.fold_in(jax.random.fold_in(jax.random.key(self.cfg.seed), step), stream)
+    """The random key of one use: fold_in(fold_in(key(seed), step), stream); others after each rollback."""
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(self.cfg.seed), step), stream)
+    return jax.random.fold_in(key, self.rollbacks) if self.rollbacks and stream != STREAM_EVAL else key
 
   def policy_params(self):
     """The present weights without a value head: what samples and is exported."""
@@ -93,6 +97,7 @@ def build(cfg: ml_collections.ConfigDict) -> Run:
   check_tables(cfg)
   metrics.check_writable(cfg.workdir)
   claim_workdir(cfg)
+  cfg = rollback.replay(cfg)
   if cfg.compile_cache:
     jax.config.update("jax_compilation_cache_dir", os.path.expanduser(cfg.compile_cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
@@ -124,13 +129,17 @@ def build(cfg: ml_collections.ConfigDict) -> Run:
     on_error=cfg.reward.on_error, wrong_score=cfg.reward.wrong_score,
   )  # fmt: skip
   scorer.start()  # a broken verifier file is found now, not after the first rollout
+  watch = alarms.Watch(alarms.Limits(**{f.name: cfg.alarms[f.name] for f in dataclasses.fields(alarms.Limits)}))
+  if "watch" in host:
+    watch.restore(host["watch"])
   ddof = cfg.algorithm.advantage_std_ddof
   return Run(
     cfg, mesh, model, tokenizer, state, steps,
     advantages=make_advantages(cfg.algorithm.name, std_ddof=None if ddof < 0 else ddof),
     credit=open_credit(cfg), control=open_control(cfg), reference=open_reference(cfg, model, mesh), engine=engine,
     stream=stream, heldout=heldout, scorer=scorer, checkpointer=checkpointer, step=step, host=host,
-    timers=metrics.Timers(), surplus=stored.decode(host.pop("surplus", [])),
+    timers=metrics.Timers(), surplus=stored.decode(host.pop("surplus", [])), watch=watch,
+    rollbacks=len(rollback.records(cfg.workdir)),
   )  # fmt: skip
 
 

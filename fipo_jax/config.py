@@ -6,10 +6,13 @@ its own. Jitted code never sees it; values are passed on by name.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 
 import ml_collections
+
+from fipo_jax import alarms
 
 DTYPES = ("float32", "bfloat16")
 
@@ -147,6 +150,14 @@ def default() -> ml_collections.ConfigDict:
   c.checkpoint.keep = 2
   c.checkpoint.export = True  # write a Hugging Face directory at the end
 
+  c.alarms = ml_collections.ConfigDict(dataclasses.asdict(alarms.Limits()))  # thresholds, with reasons in alarms.py
+  c.alarms.action = "warn"  # warn | stop | rollback (to the last good checkpoint): on the alarms of acting
+  c.alarms.acting = ("collapse", "entropy_collapse", "entropy_explosion", "length_runaway")  # the others only warn
+  c.alarms.rollback_steps = 5  # a checkpoint is good when it is so many iterations older than the alarm
+  c.alarms.max_rollbacks = 2  # after that an alarm stops the run
+  # What a rollback changes, such as {"optimizer": {"learning_rate": 5e-7}}; otherwise only the random numbers differ.
+  c.alarms.rollback_overrides = ml_collections.ConfigDict(type_safe=False)
+
   c.log = ml_collections.ConfigDict()
   c.log.samples = 4  # responses a step written to samples.jsonl, token by token
   c.log.report = True  # plots and an HTML page at the end
@@ -164,6 +175,7 @@ def validate(c: ml_collections.ConfigDict) -> None:
   _check_ranges(c)
   _check_choices(c)
   _check_batch(c)
+  _check_alarms(c)
   _check_source(c)
 
 
@@ -274,6 +286,34 @@ def _check_batch(c) -> None:
     )
 
 
+def _check_alarms(c) -> None:
+  a = c.alarms
+  alarms.Limits(**{f.name: a[f.name] for f in dataclasses.fields(alarms.Limits)})
+  one_of("alarms.action", a.action, ("warn", "stop", "rollback"))
+  for name in a.acting:
+    one_of("alarms.acting", name, alarms.NAMES)
+  for field in ("rollback_steps", "max_rollbacks"):
+    if not a[field] >= 0:
+      raise ValueError(f"alarms.{field}={a[field]!r}: must be 0 or greater.")
+  if a.action == "rollback" and (c.checkpoint.keep - 1) * c.checkpoint.every < a.rollback_steps:
+    need = -(-a.rollback_steps // c.checkpoint.every) + 1
+    raise ValueError(
+      f"checkpoint.keep={c.checkpoint.keep}: alarms.action='rollback' needs one that is alarms.rollback_steps="
+      f"{a.rollback_steps} older than an alarm; keep {need} or more, one every {c.checkpoint.every} iterations."
+    )
+  changed = c.copy_and_resolve_references()
+  changed.alarms.rollback_overrides = ml_collections.ConfigDict()
+  for section in a.rollback_overrides:
+    if section not in ("algorithm", "optimizer", "rollout", "reward", "dynamic_sampling"):
+      raise ValueError(f"alarms.rollback_overrides.{section}: cannot change within a run; algorithm and optimizer can.")
+  try:
+    changed.update(a.rollback_overrides)
+  except (KeyError, AttributeError, TypeError) as e:
+    raise ValueError(f"alarms.rollback_overrides={a.rollback_overrides.to_dict()}: does not fit the config: {e}") from e
+  if a.rollback_overrides:
+    validate(changed)
+
+
 def _check_source(c) -> None:
   if bool(c.model.path) == bool(c.model.preset):
     raise ValueError(
@@ -312,7 +352,7 @@ def check_mesh(c, mesh_shape) -> None:
 
 
 # Fields that may change when a run is resumed: they do not alter what a step computes.
-RESUMABLE = ("steps", "workdir", "compile_cache", "checkpoint", "log", "reward.workers")
+RESUMABLE = ("steps", "workdir", "compile_cache", "checkpoint", "log", "alarms", "reward.workers")
 
 
 def differences(old: dict, new: dict, prefix: str = "") -> list[str]:

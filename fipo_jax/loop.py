@@ -14,9 +14,11 @@ import numpy as np
 
 from fipo_jax import evaluate as evaluate_lib
 from fipo_jax import metrics, report
+from fipo_jax.alarms import Alarm
 from fipo_jax.assemble import STREAM_CONTROL, STREAM_EVAL, Run, build
 from fipo_jax.collect import DataExhausted, collect, score
 from fipo_jax.models import hf
+from fipo_jax.rollback import Rollback, roll_back
 from fipo_jax.rollout import stored
 from fipo_jax.train import batching
 from fipo_jax.types import Rollout
@@ -30,7 +32,18 @@ PER_MINIBATCH = (
 
 def train(cfg) -> dict[str, Any]:
   """Runs a config to its last step, resuming whatever its workdir holds; returns the contents of result.json."""
+  while True:
+    try:
+      return train_until_alarm(cfg)
+    except Rollback as asked:
+      to = roll_back(cfg, asked.alarm)
+      print(f"alarm {asked.alarm.name} at step {asked.alarm.step}: going back to step {to}", flush=True)
+
+
+def train_until_alarm(cfg) -> dict[str, Any]:
+  """The same, unless an alarm raises `Rollback`."""
   run = build(cfg)
+  cfg = run.cfg
   started = time.monotonic() - run.host["seconds"]
   log = metrics.Log(cfg.workdir, resume_step=run.step or -1)
   with jax.set_mesh(run.mesh), run.scorer, metrics.Progress(cfg.workdir, cfg.steps, run.step) as progress:
@@ -54,9 +67,11 @@ def train(cfg) -> dict[str, Any]:
         run.host["after"] = evaluate(run, progress)
         values |= {f"eval/{k}": v for k, v in run.host["after"].items()}
       values |= speeds(run, values, run.timers.pop())
-      log.write(step, values)
+      alarms = run.watch.check(step, values)
+      log.write(step, values | {"alarms": [a.name for a in alarms]})
       progress.step(step, values)
       run.step, run.host["seconds"] = step, time.monotonic() - started
+      heed(run, alarms, progress)
       if step % cfg.checkpoint.every == 0 or step == cfg.steps:
         save(run)
       check_alive(run)
@@ -157,7 +172,7 @@ def evaluate(run: Run, progress) -> dict[str, float]:
 def save(run: Run) -> None:
   """Checkpoints state, data position, waiting groups and counters as one step; one already saved is left alone."""
   if run.step and run.checkpointer.latest() != run.step:
-    host = {**run.host, "data": run.stream.state(), "surplus": stored.encode(run.surplus)}
+    host = {**run.host, "data": run.stream.state(), "surplus": stored.encode(run.surplus), "watch": run.watch.state()}
     with run.timers("checkpoint"):
       run.checkpointer.save(run.step, run.state, host)
 
@@ -191,6 +206,24 @@ def speeds(run: Run, values: dict[str, Any], seconds: dict[str, float]) -> dict[
   flops = 6 * parameters * packed_tokens / len(run.mesh.devices.flat)
   found["update_tflops"] = flops / seconds["seconds/update"] / 1e12
   return found
+
+
+def heed(run: Run, alarms: list[Alarm], progress) -> None:
+  """Says what is wrong, and for the alarms of alarms.acting ends the run or takes it back."""
+  a = run.cfg.alarms
+  for alarm in alarms:
+    progress.note(f"alarm {alarm.name} at step {alarm.step}: {alarm.message}")
+  for alarm in alarms:
+    if a.action == "warn" or alarm.name not in a.acting:
+      continue
+    run.checkpointer.close()
+    if a.action == "rollback" and run.rollbacks < a.max_rollbacks:
+      raise Rollback(alarm)
+    after = f" after {run.rollbacks} rollbacks" if run.rollbacks else ""
+    raise ValueError(
+      f"alarms.action={a.action!r}: stopped{after} at step {alarm.step} by the alarm {alarm.name}, checkpoints are "
+      f"kept: {alarm.message}"
+    )
 
 
 def check_alive(run: Run) -> None:

@@ -1,4 +1,4 @@
-"""Sum, mean, std, max, min, quantiles of what a mask keeps; sums over segments of packed rows.
+"""Sum, mean, std, max, min, quantiles of what a mask keeps.
 
 What is masked out never enters the arithmetic: it is replaced (`where`), not multiplied by zero, so
 NaN or inf under the mask reaches neither values nor gradients. Nothing left is not an error: sums,
@@ -95,30 +95,6 @@ def _order_statistics(x, kept, ranks):
 
   found = jax.lax.fori_loop(0, bits, decide, jnp.zeros(ranks.shape, unsigned))
   return jax.lax.bitcast_convert_type(jnp.where(found & sign != 0, found ^ sign, ~found), x.dtype)
-
-
-def segment_sums(x_RT, segments_RT):
-  """Σ x per segment of each row: [R, T + 1], column s for segment s (0 = padding); absent segments are 0."""
-  bins = segments_RT.shape[1] + 1  # a row of T tokens holds at most T segments, and padding
-
-  def of_row(x_T, segments_T):
-    return jax.ops.segment_sum(x_T, segments_T, num_segments=bins)
-
-  return jax.vmap(of_row)(_floating(x_RT), segments_RT)
-
-
-def segment_total(x_RT, segments_RT):
-  """Gives each token the sum of x over its own segment within its row.
-
-      total[r, t] = Σ_k x[r, k] · [segments[r, k] = segments[r, t]]
-
-  O(T) per row. Padding is a segment of its own (0). Mask x first: this adds whatever it is given.
-
-  Args:
-    x_RT: [R, T] float, int or bool.
-    segments_RT: [R, T] int32 in 0..T.
-  """
-  return jnp.take_along_axis(segment_sums(x_RT, segments_RT), segments_RT, axis=1)
 
 
 def _floating(x):

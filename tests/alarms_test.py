@@ -32,7 +32,7 @@ def stream(steps, seed=0, **changes):
       "tokens_generated": 512_000,
     }
     if step % 5 == 0:
-      values |= {"eval/accuracy": 0.5, "eval/parse_failures": 0.03}
+      values |= {"eval/accuracy": 0.5, "eval/no_answer": 0.03}
     for name, change in changes.items():
       name = name.replace("eval_", "eval/").replace("minibatch_", "minibatch/")
       # Held-out metrics come with an evaluation only.
@@ -128,8 +128,9 @@ def test_collapse_fires_before_length_has_halved(seed, shape, earliest, latest):
 def test_collapse_says_what_it_saw():
   (alarm,) = alarms(stream(72, **collapse(70, 1, 1, 0.3)))
   assert (alarm.name, alarm.step) == ("collapse", 71)
-  assert alarm.message.startswith("3 of 4 signs of a collapse: dual-clipped share of tokens 6e-05 (usually 0), ")
+  assert alarm.message.startswith("4 of 4 signs of a collapse: dual-clipped share of tokens 6e-05 (usually 0), ")
   assert "policy KL in nats 0.01 (usually 0.00" in alarm.message and "gradient norm 0.4 " in alarm.message
+  assert "mean length in tokens 700 (usually " in alarm.message
   assert "\n" not in alarm.message and "optimizer.learning_rate" in alarm.message
 
 
@@ -155,14 +156,53 @@ def test_collapse_waits_for_the_warmup():
   assert fired(stream(9, **collapse(6, 1, 1, 0.3))) == []
 
 
-def test_noise_of_a_metric_is_no_sign_of_a_collapse():
-  """KL that scatters around 0, as on a few responses a step, exceeds any multiple of its median all the time."""
-  rng = np.random.default_rng(0)
-  noisy = {
-    "policy_kl": lambda step: float(rng.normal(2e-4, 2e-3)), "dual_clip_fraction": lambda step: 1e-4 * (step % 2),
-    "grad_norm": lambda step: 0.3 if step % 2 else 0.1,
-  }  # fmt: skip
-  assert fired(stream(200, **noisy)) == []
+STEADY = {
+  "policy_kl": lambda step: 0.002 if step % 2 else 0.0021, "grad_norm": lambda step: 0.1 if step % 2 else 0.102,
+  "dual_clip_fraction": lambda step: 0.0, "response_length": lambda step: 1000.0 if step % 2 else 1010.0,
+}  # fmt: skip
+WRONG = {"policy_kl": 0.01, "grad_norm": 0.4, "dual_clip_fraction": 6e-5, "response_length": 600.0}
+
+
+def from_70(usual, then):
+  return lambda step: usual(step) if step < 70 else then
+
+
+@pytest.mark.parametrize(
+  ("metric", "wild"),
+  [
+    # As on a few responses a step: KL scatters around 0, so that any multiple of its median is exceeded all the time.
+    ("policy_kl", lambda step: float(np.random.default_rng(step).normal(2e-4, 2e-3))),
+    ("grad_norm", lambda step: float(0.1 * np.random.default_rng(step).lognormal(0, 0.8))),
+    ("dual_clip_fraction", lambda step: 1e-4 * (step % 5 < 2)),
+    ("response_length", lambda step: float(np.random.default_rng(step).normal(1000, 150))),
+    # Steady, and not far enough.
+    ("policy_kl", from_70(STEADY["policy_kl"], 0.0058)),
+    ("grad_norm", from_70(STEADY["grad_norm"], 0.195)),
+    ("dual_clip_fraction", from_70(STEADY["dual_clip_fraction"], 9e-6)),
+    ("response_length", from_70(STEADY["response_length"], 880.0)),
+  ],
+)
+def test_what_a_metric_always_does_is_no_sign_of_a_collapse(metric, wild):
+  """Two of the other signs are there for good, so that this one would complete them."""
+  a, b = [m for m in ("policy_kl", "grad_norm", "response_length") if m != metric][:2]
+  changes = STEADY | {m: from_70(STEADY[m], WRONG[m]) for m in (a, b)} | {metric: wild}
+  assert fired(stream(100, **changes)) == []
+  changes |= {metric: from_70(wild, 1.0 if metric != "response_length" else 400.0)}
+  assert [name for name, _ in fired(stream(100, **changes))] == ["collapse"]
+
+
+def test_a_long_collapse_does_not_become_usual():
+  def twice(metric):  # 40-139 and 150-
+    return lambda step: WRONG[metric] if 40 <= step < 140 or step >= 150 else STEADY[metric](step)
+
+  assert fired(stream(160, **{m: twice(m) for m in WRONG})) == [("collapse", 41), ("collapse", 151)]
+
+
+def test_length_is_held_against_its_latest_values_while_it_grows():
+  """A fifth below the peak is still far above the median of the last 60 steps."""
+  changes = STEADY | {m: from_70(STEADY[m], WRONG[m]) for m in ("policy_kl", "dual_clip_fraction")}
+  changes["response_length"] = lambda step: 500 * 1.02 ** min(step, 70) * (1 if step <= 70 else 0.8)
+  assert fired(stream(90, **changes)) == [("collapse", 71)]
 
 
 @pytest.mark.parametrize(
@@ -176,8 +216,9 @@ def test_noise_of_a_metric_is_no_sign_of_a_collapse():
     ({"accuracy": between(50, 99, 0.0)}, ("reward_stuck", 54)),
     ({"accuracy": between(50, 99, 1.0)}, ("reward_stuck", 54)),
     ({"minibatch_future_kl_abs_mean": between(50, 99, [0.0, 0.0, 1e-7])}, ("future_kl_zero", 54)),
+    ({"minibatch_future_kl_abs_mean": between(50, 99, [2e-6, 0.0])}, ("future_kl_zero", 54)),
     ({"minibatch_future_kl_abs_mean": between(50, 99, [0.0])}, ("future_kl_zero", 54)),
-    ({"eval_parse_failures": between(50, 99, 0.7)}, ("eval_parse_failures", 55)),
+    ({"eval_no_answer": between(50, 99, 0.7)}, ("eval_parse_failures", 55)),
     ({"reward_timeouts": between(50, 99, 20), "reward_errors": between(50, 99, 20)}, ("verifier_trouble", 54)),
   ],
 )
@@ -191,6 +232,16 @@ def test_entropy_multiple_of_the_first_steps():
   run = stream(90, entropy=lambda step: 0.1 if step < 50 else 0.6)
   assert fired(run) == [("entropy_explosion", 54)]
   assert fired(run, dataclasses.replace(LIMITS, entropy_multiple=0.0)) == []
+
+
+def test_entropy_is_held_against_the_first_steps_only():
+  run = stream(90, entropy=lambda step: 0.4 if step <= 10 else 0.1 if step < 60 else 0.035)
+  assert fired(run) == [("entropy_collapse", 64)]
+
+
+def test_a_surge_waits_until_there_are_steps_enough_to_look_back():
+  run = stream(30, response_length=lambda s: 100.0 if s <= 3 else 300.0, truncated=lambda s: 0.0 if s <= 3 else 0.3)
+  assert fired(run) == [("length_runaway", 13)]
 
 
 @pytest.mark.parametrize(
@@ -208,8 +259,8 @@ def test_entropy_multiple_of_the_first_steps():
     {"accuracy": lambda step: step % 2},  # 0 and 1 in turn
     {"minibatch_future_kl_abs_mean": between(50, 53, [0.0, 0.0])},
     {"minibatch_future_kl_abs_mean": between(50, 99, [0.0, 0.0, 1e-5])},
-    {"eval_parse_failures": between(50, 54, 0.7)},  # one evaluation
-    {"eval_parse_failures": between(50, 99, 0.4)},
+    {"eval_no_answer": between(50, 54, 0.7)},  # one evaluation
+    {"eval_no_answer": between(50, 99, 0.4)},
     {"reward_timeouts": between(50, 99, 15)},
     {"reward_errors": between(50, 53, 200)},
   ],
@@ -239,7 +290,7 @@ TROUBLED = [
   collapse(40, 8, 4, 0.1),
   {"entropy": between(38, 60, 0.008), "accuracy": between(36, 60, 0.0)},
   {"truncated": lambda s: min(0.9, s / 60), "response_length": lambda s: 500.0 * 1.1 ** min(s, 60)},
-  {"minibatch_future_kl_abs_mean": between(38, 60, [0.0, 0.0]), "eval_parse_failures": between(30, 60, 1.0)},
+  {"minibatch_future_kl_abs_mean": between(38, 60, [0.0, 0.0]), "eval_no_answer": between(30, 60, 1.0)},
 ]
 
 
@@ -307,7 +358,7 @@ ALL_WRONG = {
   "length_runaway": {"truncated": between(30, 90, 1.0), "response_length": between(30, 90, 9000.0)},
   "reward_stuck": {"accuracy": between(30, 90, 0.0)},
   "future_kl_zero": {"minibatch_future_kl_abs_mean": between(30, 90, [0.0, 0.0])},
-  "eval_parse_failures": {"eval_parse_failures": between(30, 90, 1.0)},
+  "eval_parse_failures": {"eval_no_answer": between(30, 90, 1.0)},
   "verifier_trouble": {"reward_errors": between(30, 90, 500)},
 }  # fmt: skip
 

@@ -1,13 +1,12 @@
 """Future-KL against its quadratic definition, whole and cut over a mesh, and the weights made of it."""
 
 import functools
-import math
-import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from segments_test import mesh, packed_rows, random_rows
 
 from fipo_jax import sharding
 from fipo_jax.algorithms import future_kl as fkl
@@ -21,15 +20,6 @@ def slow_future_kl(delta, counts, segments, half_life):
       if counts[r, k] and segments[r, k] == segments[r, t]:
         F[r, t] += 2.0 ** (-(k - t) / half_life) * delta[r, k]
   return F
-
-
-def random_rows(rows=3, T=50, seed=0):
-  rng = np.random.default_rng(seed)
-  delta = rng.normal(size=(rows, T))
-  counts = rng.random((rows, T)) < 0.7
-  segments = np.cumsum(rng.random((rows, T)) < 0.1, axis=1).astype(np.int32) + 1
-  segments[:, T - 4 :] = 0
-  return delta, counts, segments
 
 
 def test_by_hand():
@@ -90,110 +80,6 @@ def test_past_kl_is_the_definition_read_backwards():
   np.testing.assert_allclose(hole, [[0.5, 0.25, 0.375]])
 
 
-def slow_sum(x, segments, decay, reverse):
-  """The recurrence of a discounted sum, a token at a time."""
-  S = np.array(x, np.float64)
-  step = 1 if reverse else -1
-  for t in list(range(x.shape[1]))[::-step]:
-    if 0 <= t + step < x.shape[1]:
-      S[:, t] += decay * S[:, t + step] * (segments[:, t] == segments[:, t + step])
-  return S
-
-
-@pytest.mark.parametrize("reverse", [True, False])
-@pytest.mark.parametrize("decay", [0.0, 0.5, 0.97, 1.0])
-def test_discounted_sum_equals_its_recurrence(decay, reverse):
-  x, _, segments = random_rows(seed=4)
-  slow = slow_sum(x, segments, decay, reverse)
-  with jax.enable_x64(True):
-    ours = fkl.discounted_sum(jnp.asarray(x), jnp.asarray(segments), decay=decay, reverse=reverse)
-    assert ours.dtype == jnp.float64
-    np.testing.assert_allclose(ours, slow, atol=1e-13)
-  ours = fkl.discounted_sum(jnp.asarray(x, jnp.float32), segments, decay=decay, reverse=reverse)
-  assert ours.dtype == jnp.float32
-  np.testing.assert_allclose(ours, slow, atol=5e-6)
-  narrow = fkl.discounted_sum(jnp.asarray(x, jnp.bfloat16), segments, decay=decay, reverse=reverse)
-  assert narrow.dtype == jnp.float32
-
-
-def packed_rows(T=64):
-  """Eight packed rows whose responses end inside shards, on their borders, and several shards further on."""
-  lengths = [
-    [64],  # the whole row: nothing may come round from its other end
-    [8, 8, 24, 16, 8],  # every border on a shard's edge, for 2 to 8 shards
-    [5, 40, 7, -12],  # longer than two shards of eight; padding
-    [31, 2, 31],  # one token on each side of the middle
-    [-64],
-    [1] * 16 + [47, -1],
-    [16, 33, -15],
-    [3, 12, 17, 32],
-  ]
-  segments = np.zeros((len(lengths), T), np.int32)
-  for row, runs in zip(segments, lengths, strict=True):
-    start = 0
-    for number, n in enumerate(runs, 1):
-      row[start : start + abs(n)] = number if n > 0 else 0
-      start += abs(n)
-    assert start == T
-  return np.random.default_rng(5).normal(size=segments.shape), segments
-
-
-MESHES = [
-  {"context": 2},
-  {"context": 4},
-  {"context": 8},
-  {"data": 2, "context": 4},
-  {"fsdp": 2, "context": 2, "tensor": 2},
-]
-MESH_IDS = ["-".join(f"{axis}{n}" for axis, n in sizes.items()) for sizes in MESHES]
-
-
-def mesh(**sizes):
-  return sharding.make_mesh(dict.fromkeys(sharding.MESH_AXES, 1) | sizes, jax.devices()[: math.prod(sizes.values())])
-
-
-def sum_and_gradient(reverse):
-  """(x, segments) -> (the gradient of a loss on their discounted sum, that sum)."""
-
-  def loss(x, segments):
-    S = fkl.discounted_sum(x, segments, decay=0.93, reverse=reverse)
-    return jnp.sum(jnp.sin(S)), S
-
-  return jax.jit(jax.grad(loss, has_aux=True))
-
-
-@functools.cache
-def whole_rows(reverse):
-  x, segments = packed_rows()
-  return sum_and_gradient(reverse)(x.astype(np.float32), segments)
-
-
-@pytest.mark.parametrize("reverse", [True, False])
-@pytest.mark.parametrize("sizes", MESHES, ids=MESH_IDS)
-def test_a_cut_row_has_the_sum_and_the_gradient_of_the_whole_one(sizes, reverse):
-  x, segments = packed_rows()
-  made = mesh(**sizes)
-  with jax.set_mesh(made):
-    cut = sharding.to_mesh(made, (x.astype(np.float32), segments), "rows", "tokens")
-    gradient, ours = sum_and_gradient(reverse)(*cut)
-  whole_gradient, whole = whole_rows(reverse)
-  assert ours.sharding.is_equivalent_to(sharding.named(made, "rows", "tokens"), 2)
-  np.testing.assert_allclose(ours, whole, rtol=1e-6, atol=2e-6)
-  np.testing.assert_allclose(gradient, whole_gradient, rtol=1e-6, atol=4e-6)
-  assert np.abs(whole_gradient - np.cos(whole)).max() > 0.1  # gradients do cross tokens
-
-
-@pytest.mark.parametrize("reverse", [True, False])
-def test_a_cut_row_in_float64_equals_the_recurrence(reverse):
-  x, segments = packed_rows()
-  made = mesh(context=8)
-  with jax.enable_x64(True), jax.set_mesh(made):
-    f = jax.jit(functools.partial(fkl.discounted_sum, decay=0.93, reverse=reverse))
-    ours = f(*sharding.to_mesh(made, (x, segments), "rows", "tokens"))
-    assert ours.dtype == jnp.float64
-  np.testing.assert_allclose(ours, slow_sum(x, segments, 0.93, reverse), atol=1e-13)
-
-
 def test_future_and_past_kl_of_cut_rows():
   delta, segments = packed_rows()
   counts = np.random.default_rng(6).random(delta.shape) < 0.7
@@ -204,36 +90,6 @@ def test_future_and_past_kl_of_cut_rows():
     with jax.set_mesh(made):
       ours = jax.jit(f)(*sharding.to_mesh(made, arrays, "rows", "tokens"))
     np.testing.assert_allclose(ours, f(*arrays), rtol=1e-6, atol=2e-6)
-
-
-def collectives(hlo: str) -> list[tuple[str, list[str]]]:
-  """(operation, shapes of its results) of every collective in a compiled program's text."""
-  pattern = r"= (\(.*?\)|\S+) ((?:ragged-)?all-[a-z-]+?|reduce-scatter|collective-[a-z]+|send|recv)(?:-start)?\("
-  return [(name, re.findall(r"\w+\[[\d,]*\]", shape)) for shape, name in re.findall(pattern, hlo)]
-
-
-def test_collectives_are_found_in_a_program():
-  made = mesh(context=8)
-  with jax.set_mesh(made):
-    x = sharding.to_mesh(made, np.ones((4, 64), np.float32), "rows", "tokens")
-    hlo = jax.jit(lambda x: jnp.cumsum(x, axis=1) / jnp.sum(x)).lower(x).compile().as_text()
-  found = collectives(hlo)
-  assert len(found) == len(re.findall(r"channel_id=", hlo)) > 0
-  assert ("all-reduce", ["f32[]"]) in found
-
-
-@pytest.mark.parametrize("reverse", [True, False])
-def test_one_small_all_gather_is_all_that_shards_say(reverse):
-  made = mesh(context=8)
-  R, T = 6, 4096
-  arrays = [
-    jax.ShapeDtypeStruct((R, T), dtype, sharding=sharding.named(made, "rows", "tokens"))
-    for dtype in (jnp.float32, jnp.int32)
-  ]
-  with jax.set_mesh(made):
-    f = jax.jit(functools.partial(fkl.discounted_sum, decay=0.9, reverse=reverse))
-    found = collectives(f.lower(*arrays).compile().as_text())
-  assert found == [("all-gather", [f"f32[8,4,{R}]"])]  # shards, numbers, rows
 
 
 def test_weights_by_hand():
@@ -275,11 +131,6 @@ def test_mistakes_are_named():
       fkl.future_kl(x, x, x, half_life_tokens=value)
     with pytest.raises(ValueError, match="half_life_tokens="):
       fkl.past_kl(x, x, x, half_life_tokens=value)
-  for value in (-0.1, 1.5, float("nan")):
-    with pytest.raises(ValueError, match="decay="):
-      fkl.discounted_sum(x, x, decay=value)
-  with jax.set_mesh(mesh(context=8)), pytest.raises(ValueError, match=r"12 tokens .* context=8"):
-    fkl.discounted_sum(jnp.zeros((1, 12)), jnp.zeros((1, 12), jnp.int32), decay=0.5)
   with pytest.raises(ValueError, match="weight_clip="):
     fkl.influence_weight(x, weight_clip=(1.2, 1.0), raw_cap=None)
   with pytest.raises(ValueError, match="raw_cap=0"):

@@ -5,8 +5,8 @@ import functools
 import jax
 import jax.numpy as jnp
 import pytest
-from future_kl_test import collectives
 from jax.experimental import topologies
+from segments_test import collectives
 
 from fipo_jax import sharding
 from fipo_jax.algorithms import future_kl as fkl

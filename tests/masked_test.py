@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from future_kl_test import collectives
+from segments_test import collectives
 
 from fipo_jax import masked, sharding
 
@@ -116,12 +116,3 @@ def test_nothing_left():
 def test_gradients_pass_no_nan_from_under_the_mask():
   gradient = jax.grad(lambda x: masked.mean(x, MASK) + masked.sum(x, MASK))(jnp.asarray(X))
   np.testing.assert_array_equal(gradient, MASK * 1.25)
-
-
-def test_segment_total_adds_within_a_segment_of_a_row():
-  x = jnp.array([[1.0, 2.0, 4.0, 8.0], [1.0, 1.0, 1.0, 5.0]])
-  segments = jnp.array([[1, 1, 2, 0], [1, 2, 3, 4]])
-  np.testing.assert_array_equal(masked.segment_total(x, segments), [[3, 3, 4, 8], [1, 1, 1, 5]])
-  np.testing.assert_array_equal(
-    masked.segment_sums(x, segments), [[8, 3, 4, 0, 0], [0, 1, 1, 1, 5]]
-  )

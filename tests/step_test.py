@@ -22,6 +22,7 @@ TINY = ModelConfig(
   norm_eps=1e-6, tie_embeddings=True, max_position=64,
 )  # fmt: skip
 MODEL = make_model(TINY)
+WIDE = make_model(dataclasses.replace(TINY, num_heads=8, num_kv_heads=8))  # heads for a tensor axis of 8
 ONE = dict(data=1, fsdp=1, context=1, tensor=1)
 ONE_ITEMS = tuple(ONE.items())
 
@@ -41,19 +42,20 @@ def groups(count=4, samples=4, seed=0):
 
 
 @functools.lru_cache
-def setup(mesh_shape=ONE_ITEMS, algorithm="fipo"):
+def setup(mesh_shape=ONE_ITEMS, algorithm="fipo", model=MODEL):
   shape = dict(mesh_shape)
   mesh = sharding.make_mesh(shape, jax.devices()[: int(np.prod(list(shape.values())))])
   rate = schedule(learning_rate=1e-2, warmup_updates=0, total_updates=10, kind="constant")
   optimizer = make_optimizer(rate, name="adamw", b1=0.9, b2=0.99, eps=1e-8, weight_decay=0.1, clip_norm=1.0)
-  abstract = state.abstract(MODEL, optimizer, mesh)
-  objective = make_objective(algorithm, half_life_tokens=4.0, weight_clip=(0.8, 1.2), clip_low=0.2, clip_high=0.28)
-  steps = make_steps(MODEL, objective, optimizer, rate, abstract, mesh, temperature=1.0, chunk_tokens=8)
+  abstract = state.abstract(model, optimizer, mesh)
+  settings = dict(half_life_tokens=4.0, weight_clip=(0.8, 1.2), clip_low=0.2, clip_high=0.28, dual_clip=1.3)
+  objective = make_objective(algorithm, sequence_reject_count=2, **settings)
+  steps = make_steps(model, objective, optimizer, rate, abstract, mesh, temperature=1.0, chunk_tokens=8)
   return mesh, optimizer, abstract, steps
 
 
-def fresh(mesh, optimizer, abstract):
-  params = jax.device_put(MODEL.init(jax.random.key(0)), state.layout(abstract).params)
+def fresh(mesh, optimizer, abstract, model=MODEL):
+  params = jax.device_put(model.init(jax.random.key(0)), state.layout(abstract).params)
   return jax.jit(lambda p: state.create(p, optimizer), out_shardings=state.layout(abstract))(params)
 
 
@@ -70,11 +72,15 @@ def run(mesh_shape=ONE, **how):
 
 
 @functools.lru_cache
-def _run(mesh_shape, *, row_tokens=32, micro_rows=2, num_micro=8, algorithm="fipo"):
-  mesh, optimizer, abstract, steps = setup(mesh_shape, algorithm)
-  packed = batching.pack(groups(), row_tokens=row_tokens, micro_rows=micro_rows, num_micro=num_micro)
+def _run(mesh_shape, *, row_tokens=32, micro_rows=2, num_micro=8, algorithm="fipo", model=MODEL, order=None):
+  mesh, optimizer, abstract, steps = setup(mesh_shape, algorithm, model)
+  rollouts = groups()
+  packed = batching.pack(
+    [rollouts[i] for i in order or range(len(rollouts))], row_tokens=row_tokens, micro_rows=micro_rows,
+    num_micro=num_micro,
+  )  # fmt: skip
   with jax.set_mesh(mesh):
-    new, metrics = steps.update(fresh(mesh, optimizer, abstract), place(mesh, packed), packed.used)
+    new, metrics = steps.update(fresh(mesh, optimizer, abstract, model), place(mesh, packed), packed.used)
   values = {k: float(m.value()) for k, m in metrics.items()}
   return jax.device_get(new), values
 
@@ -98,16 +104,37 @@ def test_packing_does_not_matter():
   assert_same(whole, run(row_tokens=16, micro_rows=16, num_micro=1))
 
 
+def test_the_order_of_groups_does_not_matter():
+  assert_same(run(micro_rows=4, num_micro=4), run(micro_rows=4, num_micro=4, order=(2, 0, 3, 1)))
+
+
+def test_every_branch_of_the_loss_is_met():
+  """Else invariance would say little: tokens rejected, clipped, dual-clipped, weights on and off their bounds."""
+  _, values = run(micro_rows=4, num_micro=4)
+  for name in ("rejected_sequence_fraction", "clip_fraction", "dual_clip_fraction", "weight_upper_fraction",
+               "weight_lower_fraction", "policy_kl"):  # fmt: skip
+    assert 0 < abs(values[name]) < 0.9, name
+  assert values["weight_upper_fraction"] + values["weight_lower_fraction"] < 0.95
+
+
 def test_unused_micro_batches_cost_and_change_nothing():
   assert_same(run(micro_rows=4, num_micro=4), run(micro_rows=4, num_micro=9))
 
 
-@pytest.mark.parametrize(
-  "shape", [dict(data=2, fsdp=2, context=1, tensor=2), dict(data=1, fsdp=4, context=2, tensor=1)], ids=str
-)
+@pytest.mark.parametrize("shape", [
+  dict(data=2), dict(data=8), dict(fsdp=2), dict(fsdp=4), dict(fsdp=8), dict(context=2), dict(context=4),
+  dict(context=8), dict(tensor=2), dict(data=4, context=2), dict(data=2, fsdp=2, tensor=2), dict(fsdp=4, context=2),
+], ids=str)  # fmt: skip
 def test_sharded_is_unsharded(shape):
-  whole = run(micro_rows=4, num_micro=4)
-  assert_same(whole, run(shape, micro_rows=4, num_micro=4))
+  """Loss, gradients (in the moments) and every metric, on 2, 4 and 8 devices over each axis."""
+  whole = run(micro_rows=8, num_micro=2)
+  assert_same(whole, run({**ONE, **shape}, micro_rows=8, num_micro=2))
+
+
+def test_sharded_over_the_heads_is_unsharded():
+  whole = run(micro_rows=8, num_micro=2, model=WIDE)
+  for shape in (dict(tensor=4), dict(tensor=8)):
+    assert_same(whole, run({**ONE, **shape}, micro_rows=8, num_micro=2, model=WIDE))
 
 
 def test_bfloat16_gradients_are_summed_in_float32():

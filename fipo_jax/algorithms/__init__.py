@@ -67,7 +67,7 @@ def make_objective(name: str, *, terms: Terms | None = None, **hyperparameters) 
   objective = with_terms(functools.partial(function, **_own(function, hyperparameters)), terms or Terms())
   one = jax.ShapeDtypeStruct((1, 1), jnp.float32)
   number = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-  batch = Batch(number, number, number, one, one, one, one, one, one, one, one)
+  batch = Batch(number, number, number, *[one] * 9)
   jax.eval_shape(objective, one, batch, one, one)
   return objective
 

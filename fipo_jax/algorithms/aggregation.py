@@ -12,12 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from fipo_jax import masked
+from fipo_jax.algorithms.segments import segment_total, sequence_count
 from fipo_jax.types import Batch, Mean
-
-
-def sequence_count(valid_RT, segments_RT):
-  """Responses with any valid token, as a float."""
-  return masked.count(masked.segment_sums(valid_RT, segments_RT)[:, 1:] > 0)
 
 
 def _global_token(keep_RT, valid_RT, batch, limit):
@@ -25,7 +21,7 @@ def _global_token(keep_RT, valid_RT, batch, limit):
 
 
 def _sequence_mean(keep_RT, valid_RT, batch, limit):
-  tokens_RT = jnp.maximum(masked.segment_total(keep_RT, batch.segments), 1)
+  tokens_RT = jnp.maximum(segment_total(keep_RT, batch.segments), 1)
   return tokens_RT, sequence_count(valid_RT, batch.segments)
 
 

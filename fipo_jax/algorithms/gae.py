@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fipo_jax import masked
-from fipo_jax.algorithms.future_kl import discounted_sum
+from fipo_jax.algorithms.segments import discounted_sum
 from fipo_jax.types import Batch
 
 

@@ -15,9 +15,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fipo_jax import masked
 from fipo_jax.algorithms import aggregation, diagnostics
 from fipo_jax.algorithms import future_kl as fkl
+from fipo_jax.algorithms.segments import segment_total, sequence_count
 from fipo_jax.algorithms.surrogate import (
   Surrogate,
   clipped_surrogate,
@@ -99,8 +99,8 @@ def fipo(
   )  # fmt: skip
   metrics["participation_fraction"] = diagnostics.token_mean(credit.joins, valid_RT)
   metrics["rejected_token_fraction"] = diagnostics.token_mean(~keep_RT, valid_RT)
-  sequences = aggregation.sequence_count(valid_RT, batch.segments)
-  dropped = aggregation.sequence_count(valid_RT & ~keep_RT, batch.segments)
+  sequences = sequence_count(valid_RT, batch.segments)
+  dropped = sequence_count(valid_RT & ~keep_RT, batch.segments)
   metrics["rejected_sequence_fraction"] = Mean(dropped, sequences)
   per_token = dict(
     delta=delta_RT, ratio=ratio_RT, participation=credit.joins, future_kl=credit.future_kl,
@@ -268,8 +268,8 @@ def gspo(
   valid_RT, advantages_RT = _inputs(logp_RT, batch)
   delta_RT = jnp.where(valid_RT, logp_RT - batch.old_logp, 0)
   fixed_RT = jax.lax.stop_gradient(delta_RT)
-  tokens_RT = masked.segment_total(valid_RT, batch.segments)
-  mean_RT = masked.segment_total(fixed_RT, batch.segments) / jnp.maximum(tokens_RT, 1)
+  tokens_RT = segment_total(valid_RT, batch.segments)
+  mean_RT = segment_total(fixed_RT, batch.segments) / jnp.maximum(tokens_RT, 1)
   own_RT = mean_RT + (delta_RT - fixed_RT)  # the value of the mean, the gradient of the token
   ratio_RT = jnp.exp(jnp.where(mean_RT > 10, 10.0, own_RT))
   surrogate = clipped_surrogate(

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fipo_jax import masked
+from fipo_jax.algorithms.segments import segment_total
 
 # Which tokens enter Future-KL, by whether their ratio is above the threshold and by the sign of their advantage.
 PARTICIPATION = {
@@ -102,7 +102,7 @@ def rejected(dual_clipped_RT, segments_RT, sequence_reject_count: int | None):
     raise ValueError(
       f"sequence_reject_count={sequence_reject_count}; must be at least 0, or None to reject nothing."
     )
-  return masked.segment_total(dual_clipped_RT, segments_RT) > sequence_reject_count
+  return segment_total(dual_clipped_RT, segments_RT) > sequence_reject_count
 
 
 def _clip(x, low, high):

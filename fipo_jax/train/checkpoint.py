@@ -33,6 +33,14 @@ class Checkpointer:
     """The newest whole step, or None."""
     return self._manager.latest_step()
 
+  def steps(self) -> list[int]:
+    """All whole steps, oldest first."""
+    return sorted(self._manager.all_steps())
+
+  def delete(self, step: int) -> None:
+    """Removes a step, so that `latest` is an earlier one."""
+    self._manager.delete(step)
+
   def save(self, step: int, state: TrainState, host: dict[str, Any]) -> None:
     """Starts saving; returns once the state was copied off the devices, so that it may be donated."""
     args = ocp.args.Composite(state=ocp.args.StandardSave(state), host=ocp.args.JsonSave(host))

@@ -1,0 +1,163 @@
+"""Dynamic sampling: sizes of draws, groups that wait, ages, counters, and the end of the data. A scripted sampler."""
+
+import contextlib
+import dataclasses
+import json
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from fipo_jax import collect, config
+from fipo_jax.rollout import Sampling, stored
+from fipo_jax.types import Prompt, Rollout
+
+
+class Stream:
+  """Prompts 0, 1, 2, ... over and over."""
+
+  def __init__(self, size):
+    self.len_epoch, self.next = size, 0
+
+  def take(self, n):
+    ids = [(self.next + i) % self.len_epoch for i in range(n)]
+    self.next += n
+    return [Prompt(i, np.array([1, 2, i], np.int32), f"p{i}", "42", "none") for i in ids]
+
+
+class Engine:
+  """Groups of G rollouts of 3 and 5 tokens; which ones are mixed is up to `mixed`."""
+
+  def __init__(self, mixed):
+    self.mixed, self.asked = mixed, []
+
+  def generate(self, prompts, samples, *, key, sampling, progress):
+    self.asked.append(len(prompts))
+    return [
+      [Rollout(p, g, np.arange(3 + 2 * (g % 2), dtype=np.int32), np.zeros(3 + 2 * (g % 2), np.float32), "stop",
+               accuracy=float(g == 0) if self.mixed(p.id) else 1.0) for g in range(samples)]
+      for p in prompts
+    ]  # fmt: skip
+
+
+def make(mixed, *, want=4, size=1000, **fields):
+  cfg = config.default()
+  cfg.batch.prompts, cfg.rollout.samples_per_prompt = want, 2
+  cfg.update_from_flattened_dict({f"dynamic_sampling.{k}": v for k, v in fields.items()})
+  return types.SimpleNamespace(
+    cfg=cfg, engine=Engine(mixed), stream=Stream(size), surplus=[], step=0, host={"counters": {}},
+    sampling=lambda **_: Sampling(), timers=lambda _: contextlib.nullcontext(),
+    key=lambda *_: jax.random.key(0),
+  )  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def no_verifier(monkeypatch):
+  """The sampler has filled in accuracies; rewards follow them."""
+
+  def score(run, groups):
+    for r in (r for g in groups for r in g):
+      r.score = r.reward = r.accuracy
+
+  monkeypatch.setattr(collect, "score", score)
+
+
+def sample(run, step):
+  progress = types.SimpleNamespace(task=lambda _: None)
+  groups, values = collect.sample_groups(run, step, progress)
+  return [g[0].prompt.id for g in groups], values
+
+
+def test_half_of_the_groups_are_informative():
+  run = make(lambda i: i % 2 == 0)
+  ids, values = sample(run, 1)
+  assert ids == [0, 2, 4, 6] and run.engine.asked == [4, 4]  # 4 asked, 2 found; then 2 / 0.5 = 4
+  assert (values["prompts_drawn"], values["groups_informative"], values["keep_rate"]) == (8, 4, 0.5)
+  assert values["token_efficiency"] == 0.5
+  ids, values = sample(run, 2)
+  assert ids == [8, 10, 12, 14] and run.engine.asked == [4, 4, 8]  # the measured rate sizes the first draw
+
+
+def test_surplus_waits_and_is_used_first():
+  run = make(lambda i: i >= 4 or i == 0)  # the first draw finds 1, the second too many
+  ids, values = sample(run, 1)
+  assert run.engine.asked == [4, 8] and ids == [0, 4, 5, 6]  # 3 missing / 0.25 = 12, but at most two batches
+  assert values["groups_waiting"] == 5 and values["groups_dropped"] == 0
+  ids, values = sample(run, 2)
+  assert ids == [7, 8, 9, 10] and run.engine.asked == [4, 8]  # nothing had to be sampled
+  assert (values["groups_reused"], values["prompts_drawn"], values["tokens_generated"]) == (4, 0, 0)
+  assert [r.age for s, g in run.surplus for r in g] == [1, 1]
+  assert values["total/groups_trained"] == 8 and np.isnan(values["keep_rate"])
+  generated = 12 * 8
+  np.testing.assert_allclose(values["token_efficiency"], 8 * 8 / generated)
+  ids, values = sample(run, 3)  # the one left is two iterations old now
+  assert 11 not in ids and values["groups_dropped"] == 1 and values["groups_reused"] == 0
+
+
+def test_surplus_is_thrown_away_without_an_age():
+  run = make(lambda i: i >= 4 or i == 0, max_age=0)
+  _, values = sample(run, 1)
+  assert values["groups_waiting"] == 0 and values["groups_dropped"] == 5 and run.surplus == []
+
+
+def test_a_waiting_prompt_is_not_drawn_again():
+  run = make(lambda i: True, size=6, max_age=3)
+  run.surplus = [(1, g) for g in run.engine.generate(run.stream.take(1), 2, key=0, sampling=0, progress=0)]
+  run.stream.next = 0
+  ids, _ = sample(run, 2)
+  assert ids == [0, 1, 2, 3]
+
+
+def test_small_data_trains_on_what_there_is_or_ends():
+  ids, values = sample(make(lambda i: i < 2, size=6), 1)
+  assert ids == [0, 1] and values["prompts_drawn"] == 6
+  run = make(lambda i: i < 2, size=6, on_exhausted="stop")
+  with pytest.raises(collect.DataExhausted, match=r"max_draws=10: 2 of 4 groups .* 6 prompts \(accuracy 0.833\)"):
+    sample(run, 1)
+  assert [g[0].prompt.id for _, g in run.surplus] == [0, 1]  # nothing found is lost
+  with pytest.raises(collect.DataExhausted, match="0 of 4 groups"):
+    sample(make(lambda i: False, size=100, max_draws=3), 1)
+
+
+def test_off_takes_everything_once():
+  run = make(lambda i: False, enabled=False)
+  ids, values = sample(run, 1)
+  assert ids == [0, 1, 2, 3] and run.engine.asked == [4] and values["groups_informative"] == 4
+
+
+def test_what_was_sampled_and_trained_is_described():
+  prompt = Prompt(0, np.zeros(4, np.int32), "", "", "none")
+  one = lambda n, accuracy, reward, stop: Rollout(
+    prompt, 0, np.zeros(n, np.int32), np.zeros(n, np.float32), stop, accuracy=accuracy, score=2 * accuracy - 1,
+    reward=reward, advantage=reward, pred="1" if accuracy else None,
+  )  # fmt: skip
+  cut = [one(6, 0.0, -1.5, "length"), one(4, 1.0, 0.5, "length")]
+  groups = [[one(2, 1.0, 1.0, "stop"), *cut, one(8, 0, -1.0, "stop")]]
+  seen = collect.describe_sampled(groups)
+  assert (seen["accuracy"], seen["truncated"]) == (0.5, 0.5)
+  assert (seen["truncated_correct"], seen["truncated_wrong"]) == (0.25, 0.25)
+  assert (seen["response_length"], seen["response_length_median"], seen["response_length_p25"]) == (5.0, 5.0, 3.5)
+  assert (seen["overlong_penalty"], seen["no_answer"], seen["tokens_generated"]) == (-0.25, 0.5, 20)
+  trained = collect.describe_trained(groups)
+  np.testing.assert_allclose(trained["advantage_length_weighted"], (2 * 1 - 6 * 1.5 + 4 * 0.5 - 8) / 20)
+  assert trained["sequence_tokens_max"] == 12 and trained["advantage_min"] == -1.5
+
+
+def test_waiting_groups_survive_as_json():
+  engine = Engine(lambda i: True)
+  groups = engine.generate(Stream(9).take(2), 3, key=0, sampling=0, progress=0)
+  groups[0][1].flags, groups[0][1].pred = ("timeout",), "7"
+  groups[0][2].logp = np.array([-0.1, -2.0, -1e-9], np.float32)
+  again = stored.decode(json.loads(json.dumps(stored.encode([(4, groups[0]), (5, groups[1])]))))
+  assert [s for s, _ in again] == [4, 5]
+  for old, (_, new) in zip(groups, again, strict=True):
+    for a, b in zip(old, new, strict=True):
+      for field in dataclasses.fields(Rollout):
+        x, y = getattr(a, field.name), getattr(b, field.name)
+        if field.name == "prompt":
+          assert (x.id, x.text, x.answer, x.verifier, x.extras) == (y.id, y.text, y.answer, y.verifier, y.extras)
+          np.testing.assert_array_equal(x.tokens, y.tokens)
+        elif field.name != "advantage":
+          np.testing.assert_array_equal(x, y)
+  assert again[0][1][0].tokens.dtype == np.int32 and again[0][1][0].logp.dtype == np.float32
