@@ -3,9 +3,9 @@
     python launch/run.py --config=experiments/collapse.py
 
 The quickstart with what keeps FIPO stable taken away: no token leaves Future-KL, f is not clipped (but for the cap of
-the released code), no safety rule, no response dropped, and a learning rate 20 times as high. arXiv 2603.19835 saw such a
-run break near step 70. The alarm takes the run back to the last good checkpoint, with the filter and the clip on and the
-quickstart's learning rate. --config.alarms.action=warn lets it collapse.
+the released code), no safety rule, no response dropped, and a learning rate 20 times as high. arXiv 2603.19835 saw
+such a run break near step 70. The alarm takes the run back to the last good checkpoint, with the filter and the clip
+on and the quickstart's learning rate. --config.alarms.action=warn lets it collapse.
 """
 
 from experiments import quickstart

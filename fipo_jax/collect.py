@@ -72,6 +72,7 @@ def sample_groups(run: Run, step: int, progress) -> tuple[list[Group], dict[str,
   kept = [(s, g) for s, g in reused]
   drawn = {g[0].prompt.id for _, g in waiting}  # a prompt is one group of a batch
   seen: list[Group] = []
+  draws = 0
   keep_rate = run.host.get("keep_rate", 1.0) if c.enabled else 1.0
   for draw in range(c.max_draws if c.enabled else 1):
     if len(kept) >= want:
@@ -80,6 +81,7 @@ def sample_groups(run: Run, step: int, progress) -> tuple[list[Group], dict[str,
     prompts = draw_prompts(run, need, drawn)
     if not prompts:
       break
+    draws += 1
     key = jax.random.fold_in(run.key(step, STREAM_ROLLOUT), draw)
     with run.timers("rollout"):
       groups = run.engine.generate(
@@ -100,6 +102,7 @@ def sample_groups(run: Run, step: int, progress) -> tuple[list[Group], dict[str,
   can_wait = left if c.max_age > 0 else []
   run.surplus += can_wait
   values = describe_sampled(seen) | {
+    "draws": draws,
     "prompts_drawn": len(seen),
     "groups_informative": found,
     "groups_reused": len(reused),

@@ -205,7 +205,7 @@ def speeds(run: Run, values: dict[str, Any], seconds: dict[str, float]) -> dict[
   parameters = sum(x.size for x in jax.tree.leaves(run.state.params))
   flops = 6 * parameters * packed_tokens / len(run.mesh.devices.flat)
   found["update_tflops"] = flops / seconds["seconds/update"] / 1e12
-  return found
+  return found | metrics.memory()
 
 
 def heed(run: Run, alarms: list[Alarm], progress) -> None:

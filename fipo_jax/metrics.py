@@ -15,6 +15,7 @@ import math
 import numbers
 import os
 import pathlib
+import resource
 import time
 from collections.abc import Callable, Iterator, Mapping
 
@@ -222,6 +223,15 @@ class Timers:
     """`seconds/<phase>` of all phases since the last call, and starts over."""
     seconds, self._seconds = self._seconds, {}
     return {f"seconds/{phase}": value for phase, value in seconds.items()}
+
+
+def memory() -> dict[str, float]:
+  """host_memory_peak_gb of this process; device_memory_peak_gb of its fullest device, where devices say. 10⁹ bytes."""
+  found = {"host_memory_peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9}
+  peaks = [(d.memory_stats() or {}).get("peak_bytes_in_use") for d in jax.local_devices()]
+  if peaks and None not in peaks:
+    found["device_memory_peak_gb"] = max(peaks) / 1e9
+  return found
 
 
 class Progress:

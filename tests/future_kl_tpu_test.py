@@ -1,6 +1,8 @@
 """What the chips of a TPU v5p 4x4x4 say to each other for a discounted sum: compiled by libtpu, without a TPU."""
 
 import functools
+import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,9 @@ from jax.experimental import topologies
 from segments_test import collectives
 
 from fipo_jax import sharding
+from fipo_jax.algorithms import diagnostics, losses
 from fipo_jax.algorithms import future_kl as fkl
+from fipo_jax.types import Batch
 
 pytestmark = pytest.mark.slow
 
@@ -49,3 +53,21 @@ def test_the_gradient_adds_one_of_that_size(mesh):
   found = compiled(jax.grad(loss), mesh)
   assert [name for name, _ in found][0] == "all-gather" and len(found) == 2
   assert all(shapes == [f"f32[8,4,{R // 8}]"] for _, shapes in found)
+
+
+def test_the_whole_loss_exchanges_edges_and_numbers_but_no_row(mesh):
+  """Objective, gradient and all metrics, rejection and exact quantiles included."""
+  cut = sharding.named(mesh, "rows", "tokens")
+  f, i = (jax.ShapeDtypeStruct((R, T), dtype, sharding=cut) for dtype in (jnp.float32, jnp.int32))
+
+  def loss(logp, batch):
+    out = losses.fipo(logp, batch)
+    return out.loss.total, (out.loss.count, diagnostics.summarise(out.metrics))
+
+  with jax.set_mesh(mesh):
+    program = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    found = collectives(program.lower(f, Batch(i, i, i, f, f, f, f, f)).compile().as_text())
+  numbers = [
+    math.prod(int(n) for n in re.findall(r"\d+", shape.split("[")[1])) for _, shapes in found for shape in shapes
+  ]
+  assert len(found) >= 8 and max(numbers) <= 8 * 4 * R // 8

@@ -143,3 +143,27 @@ def test_shapes_are_checked():
   hidden_RTD, head_VD, tokens_RT = inputs()
   with pytest.raises(ValueError, match="axis D"):
     token_logprobs(hidden_RTD, head_VD[:, :-1], tokens_RT, SEGMENTS_RT)
+
+
+@pytest.mark.parametrize("chunk_tokens", [2, 512])
+def test_gradient_of_the_entropy(chunk_tokens):
+  """Against jax.grad of the definition; and none unless it is asked for."""
+  hidden_RTD, head_VD, tokens_RT = inputs()
+  weight_RT = np.random.default_rng(1).normal(size=tokens_RT.shape).astype(np.float32)
+
+  def ours(hidden, head, gradient=True):
+    how = dict(temperature=0.7, chunk_tokens=chunk_tokens, entropy_gradient=gradient)
+    logp, entropy = token_logprobs(hidden, head, tokens_RT, SEGMENTS_RT, **how)
+    return jnp.sum(weight_RT * entropy) + 0.5 * jnp.sum(logp) * gradient
+
+  def plain(hidden, head):
+    logp_RTV = jax.nn.log_softmax(jnp.einsum("rtd,vd->rtv", hidden, head, precision="highest") / 0.7)
+    entropy = -jnp.sum(jnp.exp(logp_RTV) * logp_RTV, -1)[:, :-1]
+    taken = jnp.take_along_axis(logp_RTV[:, :-1], tokens_RT[:, 1:, None], -1)[..., 0]
+    on = (SEGMENTS_RT[:, 1:] != 0) & (SEGMENTS_RT[:, 1:] == SEGMENTS_RT[:, :-1])
+    return jnp.sum(jnp.where(on, weight_RT[:, 1:] * entropy + 0.5 * taken, 0))
+
+  got, expected = (jax.grad(f, (0, 1))(hidden_RTD, head_VD) for f in (ours, plain))
+  for a, b in zip(got, expected, strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+  assert not any(x.any() for x in jax.grad(ours, (0, 1))(hidden_RTD, head_VD, False))

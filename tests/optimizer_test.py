@@ -93,3 +93,16 @@ def test_moments_are_sharded_as_their_parameters(name, moments):
   assert not wanted.is_fully_replicated and found == [wanted] * moments
   counters = [x for x in jax.tree.leaves(abstract.opt_state) if x.ndim == 0]
   assert counters and all(x.sharding.is_fully_replicated for x in counters)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_a_part_of_the_parameters_may_have_its_own_rate(name):
+  params = MODEL.init(jax.random.key(0))
+  grads = jax.tree.map(lambda p: 0.01 * jax.numpy.cos(7 * p), params)
+  rate = schedule(learning_rate=0.1, warmup_updates=0, total_updates=1, kind="constant")
+  how = dict(name=name, b1=0.9, b2=0.99, eps=1e-8, weight_decay=0.1, clip_norm=1.0, matrix_axes=MODEL.matrix_axes())
+  plain, scaled = make_optimizer(rate, **how), make_optimizer(rate, **how, scales={"final_norm": 10.0})
+  ours = scaled.update(grads, scaled.init(params), params)[0]
+  same = plain.update(grads, plain.init(params), params)[0]
+  np.testing.assert_allclose(ours["final_norm"]["scale_D"], 10 * same["final_norm"]["scale_D"], rtol=1e-6)
+  np.testing.assert_array_equal(ours["embed_VD"], same["embed_VD"])

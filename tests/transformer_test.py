@@ -276,3 +276,18 @@ def test_mistakes_are_named():
   mesh = make_mesh({"data": 1, "fsdp": 1, "context": 1, "tensor": 8})
   with pytest.raises(ValueError, match="mesh.tensor=8 must divide"):
     make_model(SMALL).shardings(mesh)
+
+
+def test_value_head_by_hand_and_beside_the_policy():
+  model = make_model(dataclasses.replace(SMALL, value_head=True))
+  params = random_params(model)
+  hidden = np.random.default_rng(1).normal(size=(2, 3, 16)).astype(np.float32)
+  head = params["value_head"]
+  np.testing.assert_allclose(model.values(params, hidden), hidden @ head["w_D"] + head["bias_1"][0], rtol=1e-5)
+  zero = model.init(jax.random.key(0))
+  assert not np.asarray(model.values(zero, hidden)).any()
+  policy, own = model.policy(), model.policy_params(params)
+  assert policy == make_model(SMALL) and jax.tree.structure(own) == jax.tree.structure(policy.abstract())
+  tokens = np.ones((1, 4), np.int32)
+  args = (tokens, positions_like(tokens), tokens)
+  np.testing.assert_array_equal(model.hidden(params, *args), policy.hidden(own, *args))
