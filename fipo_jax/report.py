@@ -33,15 +33,19 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 PANELS = (
   ("Reward and accuracy", "fraction or score", ("reward", "accuracy", "eval/accuracy")),
   ("Response length", "tokens", ("response_length", "eval/response_tokens")),
-  ("Truncated responses", "fraction", ("truncated",)),
+  ("Truncated responses", "fraction", ("truncated", "truncated_correct", "truncated_wrong")),
+  ("Length-weighted mean advantage", "deviations", ("advantage_length_weighted",)),
   ("Entropy", "nats per token", ("entropy",)),
   ("Policy KL", "nats per token", ("policy_kl",)),
   ("Future-KL weight: mean, and one standard deviation", "factor", ("weight_mean",)),
   ("Mean |Future-KL|", "nats", ("future_kl_abs_mean",)),
   ("Loss", "", ("loss",)),
   ("Gradient norm", "", ("grad_norm",)),
-  ("Sampler against trainer", "nats per token", ("mismatch*",)),
+  ("Dual-clipped tokens", "fraction", ("dual_clip_fraction",)),
+  ("Dynamic sampling", "fraction", ("keep_rate", "token_efficiency")),
+  ("Sampler against trainer", "nats per token", ("sampler_gap_mean", "sampler_gap_k3")),
   ("Time", "seconds per step", ("seconds/*",)),
+  ("Speed", "tokens per second", ("tokens_per_second/*",)),
 )
 BAND = {"weight_mean": "weight_std"}
 SAMPLES = 60  # shown on the page; a thousand coloured responses would make it too heavy to open
@@ -65,7 +69,9 @@ def write_report(workdir, out=None) -> pathlib.Path:
   samples_path, result_path = workdir / "samples.jsonl", workdir / "result.json"
   samples, bad_samples = read_lines(samples_path) if samples_path.is_file() else ([], 0)
   result = _read_result(result_path) if result_path.is_file() else {}
-  picture = draw(found_panels(rows))
+  earlier = [read_lines(p)[0] for p in sorted(workdir.glob("metrics.rollback*.jsonl"))]
+  marks = [(row["step"], name) for r in (*earlier, rows) for row in r for name in row.get("alarms") or ()]
+  picture = draw(found_panels(rows), earlier=[found_panels(r) for r in earlier], marks=marks)
   out.mkdir(parents=True, exist_ok=True)
   _replace(out / "report.png", picture)
   page = render(workdir.resolve().name, result, rows, picture, samples, bad + bad_samples)
@@ -144,8 +150,12 @@ def minibatch_panels(rows: list[dict], keys: list[str]) -> list[tuple[str, str, 
   return panels
 
 
-def draw(panels: list[tuple[str, str, dict]], columns: int = 3) -> bytes:
-  """The panels as one PNG."""
+def draw(panels: list[tuple[str, str, dict]], columns: int = 3, *, earlier=(), marks=()) -> bytes:
+  """The panels as one PNG.
+
+  earlier: the panels of attempts that were rolled back, drawn dotted. marks: (step, name) of alarms,
+  vertical lines.
+  """
   columns = max(1, min(columns, len(panels)))
   height = max(1, -(-len(panels) // columns))
   figure = matplotlib.figure.Figure(figsize=(5.2 * columns, 3.4 * height), layout="constrained")
@@ -163,9 +173,14 @@ def draw(panels: list[tuple[str, str, dict]], columns: int = 3) -> bytes:
           [v + b for v, b in zip(y, band, strict=True)],
         )
         axes.fill_between(x, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+    for attempt in earlier:
+      for key, (x, y, _) in next((lines for t, _, lines in attempt if t == title), {}).items():
+        axes.plot(x, y, linestyle=":", linewidth=1.3, color="grey", label=f"{key}, rolled back")
+    for step, name in marks:
+      axes.axvline(step, color="red", linewidth=0.9, linestyle="--", label=f"alarm: {name}")
     axes.set(title=title, xlabel="step", ylabel=unit)
     axes.grid(alpha=0.3)
-    if len(lines) > 1:
+    if len(axes.get_legend_handles_labels()[1]) > 1:
       axes.legend(fontsize=8)
   png = io.BytesIO()
   figure.savefig(png, format="png", dpi=90)

@@ -19,7 +19,7 @@ def write_run(folder, *, rows=None, samples=None, result=None):
     {"step": 0, "eval/accuracy": 0.1, "eval/response_tokens": 30.0},
     {"step": 1, "reward": 0.1, "accuracy": 0.2, "response_length": 30.5, "entropy": 1.5,
      "weight_mean": 1.0, "weight_std": 0.1, "seconds/rollout": 2.0, "seconds/update": 3.0,
-     "minibatch/policy_kl": [0.0, 0.1], "mismatch_kl": 0.001},
+     "minibatch/policy_kl": [0.0, 0.1], "sampler_gap_mean": 0.001},
     {"step": 2, "reward": None, "accuracy": 0.3, "weight_mean": 1.01, "nonfinite": ["reward"]},
   ]  # fmt: skip
   (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -127,7 +127,7 @@ def test_each_quantity_has_its_panel(tmp_path):
     "Response length": ["eval/response_tokens", "response_length"],
     "Entropy": ["entropy"],
     "Future-KL weight: mean, and one standard deviation": ["weight_mean"],
-    "Sampler against trainer": ["mismatch_kl"],
+    "Sampler against trainer": ["sampler_gap_mean"],
     "Time": ["seconds/rollout", "seconds/update"],
     "policy_kl, by mini-batch": ["mini-batch 1", "mini-batch 2"],
   }
@@ -217,3 +217,20 @@ def test_runs_as_a_script_without_jax(tmp_path):
     check=False,
   )
   assert (done.returncode, done.stdout.strip()) == (0, str(run / "report.html")), done.stderr
+
+
+def test_attempts_that_were_rolled_back_and_alarms_are_drawn(tmp_path, monkeypatch):
+  rows = [{"step": s, "accuracy": 0.5, "policy_kl": 0.001, "alarms": []} for s in (1, 2, 3)]
+  run = write_run(tmp_path / "run", rows=rows)
+  gone = [{"step": s, "accuracy": 0.1, "policy_kl": 0.01 * s, "alarms": ["collapse"] * (s == 4)} for s in (3, 4)]
+  (run / "metrics.rollback1.jsonl").write_text("".join(json.dumps(r) + "\n" for r in gone))
+  drawn = {}
+  real = report.draw
+  monkeypatch.setattr(report, "draw", lambda panels, **more: (drawn.update(more), real(panels, **more))[1])
+  report.write_report(run)
+  assert drawn["marks"] == [(4, "collapse")]
+  panels = {title: lines for title, _, lines in drawn["earlier"][0]}
+  assert panels["Policy KL"]["policy_kl"][:2] == ([3, 4], [0.03, 0.04])
+  plain = write_run(tmp_path / "plain", rows=rows)
+  report.write_report(plain)
+  assert (run / "report.png").read_bytes() != (plain / "report.png").read_bytes()
