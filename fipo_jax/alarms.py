@@ -21,13 +21,16 @@ NAMES = (
   "collapse", "entropy_collapse", "entropy_explosion", "length_runaway", "reward_stuck", "future_kl_zero",
   "eval_parse_failures", "verifier_trouble",
 )  # fmt: skip
-# The four signs of a collapse: metric -> how a message names it.
+# The five signs of a collapse: metric -> how a message names it.
 SIGNS = {
   "dual_clip_fraction": "dual-clipped share of tokens",
   "policy_kl": "policy KL in nats",
   "grad_norm": "gradient norm",
   "response_length": "mean length in tokens",
+  "accuracy": "accuracy",
 }
+# Those that fall: metric -> the limit that says by how much.
+FALLING = {"response_length": "collapse_length_drop", "accuracy": "collapse_accuracy_drop"}
 # A sign of the update holds when so many of the last steps show it: one bad batch shows all three, but only once, and
 # the dual clip of a collapse comes and goes. A fall of the mean length is seldom chance, and waiting costs length: it
 # holds at once.
@@ -59,12 +62,13 @@ class Limits:
   clear_steps: int = 5  # times in a row that a raised alarm must be absent before it can be raised again
 
   # collapse: unmasked Future-KL in the paper takes KL from 0.002 to 0.01 and the low-clip share from 0 to 1e-5.
-  collapse_signs: int = 3  # of the four signs (0 = off); two alone also come with a healthy change of regime
+  collapse_signs: int = 3  # of the five signs (0 = off); two alone also come with a healthy change of regime
   collapse_dual_clip: float = 1e-5  # share of tokens; below it the sign never shows
   collapse_policy_kl: float = 1e-3  # nats; below it the sign never shows: half of what healthy long runs reach
   collapse_rise: float = 3.0  # times the usual dual clip and policy KL; a KL that grows in step with time stays below 2
   collapse_grad_rise: float = 2.0  # times the usual gradient norm, which clipping and Adam keep steadier than KL
   collapse_length_drop: float = 0.15  # share of the usual length; a third of the way to half
+  collapse_accuracy_drop: float = 0.3  # share of the usual accuracy; harder prompts alone seldom cost as much at once
 
   # entropy_collapse, entropy_explosion.
   entropy_min: float = 0.01  # nats per token (0 = off); the policy is all but deterministic and groups become uniform
@@ -159,11 +163,13 @@ class Watch:
   # The rules. Each returns a message while its condition is on, "" while it is not, None where that cannot be known.
 
   def _collapse(self, values) -> str | None:
-    """At least collapse_signs of: dual clip up, policy KL up, gradient norm up, length down; see `_sign`.
+    """At least collapse_signs of: dual clip, policy KL, gradient norm up, length, accuracy down; see `_sign`.
 
-    The three signs of the update can speak before the length, their consequence, has moved; and no single metric,
-    however wild, speaks alone. A step that shows so many signs is not healthy and does not change what is usual.
-    Source: arXiv 2603.19835, training without the mask on Future-KL, which breaks near step 70.
+    The three signs of the update can speak before length and accuracy, their consequences, have moved; and no single
+    metric, however wild, speaks alone. A step that shows so many signs is not healthy and does not change what is
+    usual.
+    Source: arXiv 2603.19835, training without the mask on Future-KL, which breaks near step 70; accuracy is our
+    addition: where few tokens are sampled the gradient norm is too noisy to be a sign.
     """
     limits, memory = self._limits, self._memory
     measured = {metric: x for metric in SIGNS if (x := _number(values, metric)) is not None}
@@ -189,14 +195,14 @@ class Watch:
   def _sign(self, metric: str, x: float) -> bool:
     """Whether x departs from what is usual, u, in the direction of a collapse; s is the metric's noise.
 
-    length:             x < min((1 - drop) * u, u - noise_sigmas * s)
+    length, accuracy:   x < min((1 - drop) * u, u - noise_sigmas * s)
     KL, gradient norm:  x > max(floor, rise * u, u + noise_sigmas * s)
     dual clip:          x > max(floor, rise * u, upper quartile), for most values are 0, and so are u and s
     """
     limits, history, usual = self._limits, self._memory["usual"][metric], self._usual(metric)
     margin = limits.noise_sigmas * _noise(history)
-    if metric == "response_length":
-      return x < min((1 - limits.collapse_length_drop) * usual, usual - margin)
+    if metric in FALLING:
+      return x < min((1 - getattr(limits, FALLING[metric])) * usual, usual - margin)
     high = sorted(history)[3 * len(history) // 4]
     bounds = {
       "dual_clip_fraction": (limits.collapse_dual_clip, limits.collapse_rise * usual, high),

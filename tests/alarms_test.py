@@ -128,7 +128,7 @@ def test_collapse_fires_before_length_has_halved(seed, shape, earliest, latest):
 def test_collapse_says_what_it_saw():
   (alarm,) = alarms(stream(72, **collapse(70, 1, 1, 0.3)))
   assert (alarm.name, alarm.step) == ("collapse", 71)
-  assert alarm.message.startswith("4 of 4 signs of a collapse: dual-clipped share of tokens 6e-05 (usually 0), ")
+  assert alarm.message.startswith("4 of 5 signs of a collapse: dual-clipped share of tokens 6e-05 (usually 0), ")
   assert "policy KL in nats 0.01 (usually 0.00" in alarm.message and "gradient norm 0.4 " in alarm.message
   assert "mean length in tokens 700 (usually " in alarm.message
   assert "\n" not in alarm.message and "optimizer.learning_rate" in alarm.message
@@ -150,6 +150,16 @@ def test_collapse_says_what_it_saw():
 )  # fmt: skip
 def test_less_than_a_collapse_is_quiet(changes):
   assert fired(stream(120, **changes)) == []
+
+
+@pytest.mark.parametrize("usual_gradient", [True, False])
+def test_a_fall_of_accuracy_is_a_sign(usual_gradient):
+  """Beside policy KL and dual clip, with a gradient norm too noisy to say anything."""
+  noisy = {} if usual_gradient else {"grad_norm": lambda step: float(np.random.default_rng(step).lognormal(0, 1))}
+  two = {"policy_kl": between(70, 200, 0.03), "dual_clip_fraction": between(70, 200, 1e-4), **noisy}
+  assert fired(stream(90, **two)) == []
+  assert fired(stream(90, **two, accuracy=between(70, 200, 0.1))) == [("collapse", 71)]
+  assert fired(stream(90, **two, accuracy=between(70, 200, 0.4))) == []
 
 
 def test_collapse_waits_for_the_warmup():
