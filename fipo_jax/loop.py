@@ -44,6 +44,7 @@ def train_until_alarm(cfg) -> dict[str, Any]:
   """The same, unless an alarm raises `Rollback`."""
   run = build(cfg)
   cfg = run.cfg
+  run.host.pop("ended", None)  # of an earlier process; this one tries again
   started = time.monotonic() - run.host["seconds"]
   log = metrics.Log(cfg.workdir, resume_step=run.step or -1)
   with jax.set_mesh(run.mesh), run.scorer, metrics.Progress(cfg.workdir, cfg.steps, run.step) as progress:

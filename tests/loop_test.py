@@ -22,6 +22,11 @@ def verify(response, answer, extras):
   return float(sum(map(ord, response)) % 2)
 '''
 
+SOME = """
+def verify(response, answer, extras):
+  return float(sum(map(ord, response)) % 2) if extras['entry']['metadata']['source_index'] % 3 == 0 else 0.0
+"""
+
 
 @pytest.fixture(scope="session")
 def base(tmp_path_factory):
@@ -174,10 +179,7 @@ def test_more_steps_go_on_from_the_last_one(base, whole):
 
 def test_too_few_informative_groups_train_on_what_there_is_or_stop(base, tmp_path):
   """Only one prompt in three has mixed answers."""
-  (tmp_path / "some.py").write_text(
-    "def verify(response, answer, extras):\n"
-    "  return float(sum(map(ord, response)) % 2) if extras['entry']['metadata']['source_index'] % 3 == 0 else 0.0\n"
-  )
+  (tmp_path / "some.py").write_text(SOME)
   more = {"reward.file": str(tmp_path / "some.py"), "dynamic_sampling.max_draws": 1, "steps": 1, "eval.every": 0}
   c = small(base, tmp_path / "a", **more, **{"batch.prompts": 16, "batch.minibatch_prompts": 8})
   loop.train(c)
@@ -245,7 +247,7 @@ def test_terms_of_the_loss_in_a_run(base, tmp_path):
 
 
 def test_a_control_changes_weights_and_nothing_else_of_the_first_update(base, whole, tmp_path):
-  loop.train(small(base, tmp_path / "run", **{"algorithm.control": "constant", "steps": 1, "eval.every": 0}))
+  loop.train(small(base, tmp_path / "run", **{"algorithm.control": "constant", "steps": 1}))
   control, fipo = lines(tmp_path / "run")[0], lines(whole[0])[1]
   assert control["minibatch/loss"][0] == pytest.approx(fipo["minibatch/loss"][0], rel=1e-4)
   # Before the second update the policy is the same, so is the mean of the weights; but they do not differ any more.
@@ -253,13 +255,18 @@ def test_a_control_changes_weights_and_nothing_else_of_the_first_update(base, wh
   assert control["minibatch/weight_std"][1] < 1e-3 < fipo["minibatch/weight_std"][1]
 
 
-def test_groups_wait_in_checkpoints(whole):
-  """The resumed run above equals the whole one although groups were waiting at the kill: they came back."""
-  records = lines(whole[0])[1:]
-  assert any(r["groups_waiting"] for r in records[:-1]) and any(r["groups_reused"] for r in records)
-  assert records[-1]["total/groups_trained"] == 12
-  for r in records:
-    assert r["token_efficiency"] <= 1 and r["tokens_per_second/rollout"] > 0 and r["waited_fraction"] <= 1
+def test_groups_that_wait_survive_in_checkpoints(base, tmp_path):
+  """One prompt in three is mixed, so draws overshoot; a run resumed in between equals one that was not stopped."""
+  (tmp_path / "some.py").write_text(SOME)
+  more = {"reward.file": str(tmp_path / "some.py"), "eval.every": 0}
+  loop.train(small(base, tmp_path / "whole", **more))
+  records = lines(tmp_path / "whole")
+  assert records[1]["groups_waiting"] > 0 and records[2]["groups_reused"] == records[1]["groups_waiting"]
+  assert records[2]["waited_fraction"] > 0 and records[2]["total/groups_trained"] == 12
+  assert all(r["token_efficiency"] < 1 and r["tokens_per_second/rollout"] > 0 for r in records)
+  loop.train(small(base, tmp_path / "parts", **more, steps=2))
+  loop.train(small(base, tmp_path / "parts", **more))
+  assert without_time(lines(tmp_path / "parts")) == without_time(records)
 
 
 def test_data_that_cannot_supply_ends_the_run_in_good_order(base, tmp_path):
@@ -280,12 +287,12 @@ def test_an_alarm_takes_the_run_back_changes_settings_and_then_stops_it(base, tm
   cfg = small(base, tmp_path / "run", **more)
   cfg.alarms.rollback_overrides = {"optimizer": {"learning_rate": 3e-6}, "algorithm": {"weight_clip": (0.9, 1.1)}}
   config.validate(cfg)
-  with pytest.raises(ValueError, match="stopped after 1 rollbacks at step 5 by the alarm reward_stuck"):
+  with pytest.raises(ValueError, match="stopped after 1 rollbacks at step 3 by the alarm reward_stuck"):
     loop.train(cfg)
   workdir = tmp_path / "run"
   assert json.loads((workdir / "rollbacks.json").read_text()) == [{"alarm": "reward_stuck", "step": 3, "to": 2}]
   before, after = lines(workdir, "metrics.rollback1.jsonl"), lines(workdir)
   assert [r["step"] for r in before] == [1, 2, 3] and before[-1]["alarms"] == ["reward_stuck"]
-  assert [r["step"] for r in after] == [1, 2, 3, 4, 5] and after[:2] == before[:2]
+  assert [r["step"] for r in after] == [1, 2, 3] and after[:2] == before[:2]
   assert after[2]["learning_rate"] == pytest.approx(3e-6 * 5 / 8) and before[2]["learning_rate"] > 1e-5
   assert after[2]["response_length"] != before[2]["response_length"]  # other random numbers
