@@ -106,7 +106,12 @@ def build(cfg: ml_collections.ConfigDict) -> Run:
   tokenizer, model = open_model(cfg)
   stream, heldout = open_data(cfg, tokenizer)
   optimizer, rate = open_optimizer(cfg, model)
-  objective = make_objective(cfg.algorithm.name, terms=open_terms(cfg), **hyperparameters(cfg))
+  if cfg.algorithm.name != "sft" and cfg.batch.prompts > stream.len_epoch:
+    raise ValueError(
+      f"batch.prompts={cfg.batch.prompts} is more than the {stream.len_epoch} prompts there are; use at most that many."
+    )
+  for each in (rollback.overridden(cfg), cfg):  # what an alarm would change to is checked now
+    objective = make_objective(each.algorithm.name, terms=open_terms(each), **hyperparameters(each))
   abstract = state_lib.abstract(model, optimizer, mesh)
   steps = step_lib.make_steps(
     model, objective, optimizer, rate, abstract, mesh,

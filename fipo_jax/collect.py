@@ -14,6 +14,7 @@ from fipo_jax.types import Prompt, Rollout
 Group = list[Rollout]
 KEEP_RATE_MEMORY = 0.5  # weight of the past in the keep rate that sizes the next draw
 LARGEST_DRAW = 2  # batches: one unlucky draw must not order an ocean
+MARGIN = 1.1  # on a draw whose surplus may wait: a second one would take as long as its longest response
 
 
 class DataExhausted(Exception):
@@ -25,13 +26,15 @@ def collect(run: Run, step: int, progress) -> tuple[list[Group], dict[str, float
   if run.cfg.algorithm.name == "sft":
     return demonstrations(run), {}
   run.engine.update(run.policy_params())
-  groups, values = sample_groups(run, step, progress)
-  run.engine.release()
+  try:
+    groups, values = sample_groups(run, step, progress)
+  finally:
+    run.engine.release()
   rewards_PG = np.array([[r.reward for r in group] for group in groups])
   for group, row in zip(groups, run.advantages(rewards_PG), strict=True):
     for rollout, advantage in zip(group, row, strict=True):
       rollout.advantage = float(advantage)
-  return groups, values | describe_trained(groups)
+  return groups, values | describe_trained(groups, advantages=run.credit is None)
 
 
 def demonstrations(run: Run) -> list[Group]:
@@ -77,7 +80,8 @@ def sample_groups(run: Run, step: int, progress) -> tuple[list[Group], dict[str,
   for draw in range(c.max_draws if c.enabled else 1):
     if len(kept) >= want:
       break
-    need = min(math.ceil((want - len(kept)) / max(keep_rate, 1e-6)), LARGEST_DRAW * want)
+    need = (want - len(kept)) / max(keep_rate, 1e-6) * (MARGIN if c.enabled and c.max_age else 1)
+    need = min(math.ceil(need), LARGEST_DRAW * want)
     prompts = draw_prompts(run, need, drawn)
     if not prompts:
       break
@@ -112,8 +116,9 @@ def sample_groups(run: Run, step: int, progress) -> tuple[list[Group], dict[str,
   }
   if len(kept) < want and (not kept or c.on_exhausted == "stop"):
     run.surplus = kept  # saved with the run
+    limit = f"max_draws={c.max_draws}" if draws == c.max_draws else f"all {len(drawn)} prompts were drawn"
     raise DataExhausted(
-      f"dynamic_sampling.max_draws={c.max_draws}: {len(kept)} of {want} groups had both right and wrong responses in "
+      f"dynamic_sampling: {limit}: {len(kept)} of {want} groups had both right and wrong responses in "
       f"{len(seen)} prompts (accuracy {values.get('accuracy', math.nan):.3f}). Use easier or harder prompts, more "
       "samples per prompt or draws, or dynamic_sampling.enabled=False."
     )
@@ -189,8 +194,10 @@ def describe_sampled(groups: list[Group]) -> dict[str, float]:
   return {name: float(value) for name, value in values.items()}
 
 
-def describe_trained(groups: list[Group]) -> dict[str, float]:
+def describe_trained(groups: list[Group], *, advantages: bool = True) -> dict[str, float]:
   """The groups that are learnt from, after filtering.
+
+  advantages: False leaves those out, for they are not known before a value head has spoken.
 
       advantage_length_weighted = Σ_i A_i·|o_i| / Σ_i |o_i|
 
@@ -198,7 +205,7 @@ def describe_trained(groups: list[Group]) -> dict[str, float]:
   """
   rollouts = [r for g in groups for r in g]
   lengths = np.array([len(r.tokens) for r in rollouts], float)
-  advantages = np.array([r.advantage for r in rollouts])
+  A = np.array([r.advantage for r in rollouts])
   values = {
     "groups_trained": len(groups),
     "tokens_trained": lengths.sum(),
@@ -206,9 +213,10 @@ def describe_trained(groups: list[Group]) -> dict[str, float]:
     "reward_trained": np.mean([r.reward for r in rollouts]),
     "response_length_trained": lengths.mean(),
     "sequence_tokens_max": max(len(r.prompt.tokens) + len(r.tokens) for r in rollouts),
-    "advantage_min": advantages.min(), "advantage_max": advantages.max(),
-    "advantage_length_weighted": (advantages * lengths).sum() / lengths.sum(),
   }  # fmt: skip
+  if advantages:
+    values |= {"advantage_min": A.min(), "advantage_max": A.max(),
+               "advantage_length_weighted": (A * lengths).sum() / lengths.sum()}  # fmt: skip
   return {name: float(value) for name, value in values.items()}
 
 

@@ -15,6 +15,10 @@ import ml_collections
 from fipo_jax import alarms
 
 DTYPES = ("float32", "bfloat16")
+# Rows of tables that lie above this file; tests hold them equal. (sequence_fixed is dr_grpo's own.)
+LOSS_NORMS = ("global_token", "sequence_mean", "sequence_sum", "group_token", "verl_microbatch")
+CONTROLS = ("none", "constant", "permuted", "past")
+KL_ESTIMATES = ("k1", "k2", "k3")
 
 
 def default() -> ml_collections.ConfigDict:
@@ -228,10 +232,12 @@ def _check_ranges(c) -> None:
 def _check_choices(c) -> None:
   one_of("algorithm.participation_mask", c.algorithm.participation_mask, ("all", "negative_only", "off"))
   one_of("algorithm.safety_mode", c.algorithm.safety_mode, ("clamp", "reset", "off"))
-  norms = ("global_token", "sequence_mean", "sequence_sum", "sequence_fixed", "group_token", "verl_microbatch")
-  one_of("algorithm.loss_norm", c.algorithm.loss_norm, norms)
-  one_of("algorithm.control", c.algorithm.control, ("none", "constant", "permuted", "past"))
-  one_of("algorithm.reference_kl", c.algorithm.reference_kl, ("k1", "k2", "k3"))
+  one_of("algorithm.loss_norm", c.algorithm.loss_norm, LOSS_NORMS)
+  one_of("algorithm.control", c.algorithm.control, CONTROLS)
+  one_of("algorithm.reference_kl", c.algorithm.reference_kl, KL_ESTIMATES)
+  for field in ("reference_kl_coef", "sampler_ratio_cap"):
+    if c.algorithm.name == "sft" and c.algorithm[field]:
+      raise ValueError(f"algorithm.{field}={c.algorithm[field]}: supervised training samples nothing; set it to 0.")
   if c.algorithm.control != "none" and c.algorithm.name != "fipo":
     raise ValueError(
       f"algorithm.control={c.algorithm.control!r} changes the weight of fipo; algorithm.name={c.algorithm.name!r} has "
@@ -303,9 +309,11 @@ def _check_alarms(c) -> None:
     )
   changed = c.copy_and_resolve_references()
   changed.alarms.rollback_overrides = ml_collections.ConfigDict()
-  for section in a.rollback_overrides:
-    if section not in ("algorithm", "optimizer", "rollout", "reward", "dynamic_sampling"):
+  for section, fields in a.rollback_overrides.items():
+    if section not in ("algorithm", "optimizer", "reward", "dynamic_sampling"):
       raise ValueError(f"alarms.rollback_overrides.{section}: cannot change within a run; algorithm and optimizer can.")
+    if "name" in fields:
+      raise ValueError(f"alarms.rollback_overrides.{section}.name={fields['name']!r}: cannot change within a run.")
   try:
     changed.update(a.rollback_overrides)
   except (KeyError, AttributeError, TypeError) as e:
@@ -351,7 +359,7 @@ def check_mesh(c, mesh_shape) -> None:
     )
 
 
-# Fields that may change when a run is resumed: they do not alter what a step computes.
+# Fields that may change when a run is resumed: they do not alter what a step computes (alarms only what follows one).
 RESUMABLE = ("steps", "workdir", "compile_cache", "checkpoint", "log", "alarms", "reward.workers")
 
 

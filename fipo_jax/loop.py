@@ -57,11 +57,12 @@ def train_until_alarm(cfg) -> dict[str, Any]:
       run.host["before"] = evaluate(run, progress)
       log.write(0, {f"eval/{k}": v for k, v in run.host["before"].items()})
       progress.note(f"before training: {describe(run.host['before'])}")
+      run.timers.pop()  # not part of the first step
     for step in range(run.step + 1, cfg.steps + 1):
       try:
         groups, values = collect(run, step, progress)
       except DataExhausted as reason:
-        end_early(run, log, progress, str(reason))
+        end_early(run, progress, str(reason))
         break
       values |= learn(run, groups, step, log, progress)
       if cfg.eval.every and (step % cfg.eval.every == 0 or step == cfg.steps):
@@ -82,13 +83,17 @@ def train_until_alarm(cfg) -> dict[str, Any]:
 def learn(run: Run, groups: list[list[Rollout]], step: int, log, progress) -> dict[str, Any]:
   """One optimizer step per mini-batch; old log-probs of all of them are taken first, by the trainer's own program."""
   c = run.cfg.batch
-  parts = np.array_split(np.arange(len(groups)), c.prompts // c.minibatch_prompts)
+  # In an order of the step's own: groups that waited come first, and only the first mini-batch has f = 1.
+  order = np.random.default_rng([run.cfg.seed, step]).permutation(len(groups))
+  parts = np.array_split(order, c.prompts // c.minibatch_prompts)
   minibatches = [[groups[i] for i in part] for part in parts if len(part)]
   num_micro = math.ceil(c.minibatch_prompts * len(groups[0]) / c.micro_rows)
-  packed = [
-    batching.pack(m, row_tokens=c.row_tokens, micro_rows=c.micro_rows, num_micro=num_micro) for m in minibatches
-  ]
-  batches = [run.place(p.batch) for p in packed]
+  packed, batches, tokens = [], [], 0
+  for minibatch in minibatches:
+    p = batching.pack(minibatch, row_tokens=c.row_tokens, micro_rows=c.micro_rows, num_micro=num_micro)
+    batches.append(run.place(p.batch))
+    tokens += int((p.batch.segments > 0).sum())
+    packed.append(dataclasses.replace(p, batch=None))  # at scale the host has no room for all of them
   if run.cfg.algorithm.name != "sft":
     with run.timers("old_logp"):
       batches = jax.block_until_ready(prepare(run, batches, packed))
@@ -112,7 +117,6 @@ def learn(run: Run, groups: list[list[Rollout]], step: int, log, progress) -> di
     values, each = numbers(merged), [numbers(r) for r in records]  # waits for the device
   values |= {f"minibatch/{k}": [e[k] for e in each] for k in PER_MINIBATCH if k in each[0]}
   values["rows_used"] = sum(p.used for p in packed) * c.micro_rows
-  tokens = sum(int((p.batch.segments > 0).sum()) for p in packed)
   values["row_fill"] = tokens / (values["rows_used"] * c.row_tokens)
   return values
 
@@ -139,7 +143,10 @@ def numbers(records: dict[str, Any]) -> dict[str, float]:
 
 
 def write_samples(run: Run, step: int, groups, packed: batching.Packed, batch, log) -> None:
-  """A few responses of the last mini-batch, token by token, with the Future-KL and f that its update will use."""
+  """A few responses of the last mini-batch, token by token, with the Future-KL and f that its update will use.
+
+  Under algorithm.control f is 1 here: the changed weights go into the advantages.
+  """
   rollouts = [r for group in groups for r in group]
   inside = [i for i, place in enumerate(packed.places) if place.micro == 0][: run.cfg.log.samples]
   arrays = jax.device_get(run.steps.inspect(run.state.params, jax.tree.map(lambda x: x[0], batch)))
@@ -178,12 +185,13 @@ def save(run: Run) -> None:
       run.checkpointer.save(run.step, run.state, host)
 
 
-def end_early(run: Run, log, progress, reason: str) -> None:
+def end_early(run: Run, progress, reason: str) -> None:
   """The data cannot supply another step: saves, evaluates what there is, and says why in result.json."""
   run.host["ended"] = reason
   save(run)
   if run.cfg.eval.every:
     run.host["after"] = evaluate(run, progress)
+    progress.note(f"at the end: {describe(run.host['after'])}")
   progress.note(f"the run ends at step {run.step}, saved: {reason}")
 
 
@@ -256,7 +264,7 @@ def finish(run: Run) -> dict[str, Any]:
     "seconds": round(run.host["seconds"], 2), "before": before, "after": after, "ended": run.host.get("ended"),
   }  # fmt: skip
   (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n")
-  if cfg.log.report:
+  if cfg.log.report and (run.step or before):  # else there is nothing to draw
     paths["report"] = report.write_report(folder)
   paths["result"] = folder / "result.json"
   metrics.summary_table(result, paths)

@@ -1,8 +1,8 @@
-"""Sum, mean, std, max, min, quantiles of what a mask keeps.
+"""Sum, mean, max, min, quantiles of what a mask keeps.
 
 What is masked out never enters the arithmetic: it is replaced (`where`), not multiplied by zero, so
 NaN or inf under the mask reaches neither values nor gradients. Nothing left is not an error: sums,
-means, deviations and quantiles are then 0, a maximum -inf and a minimum +inf (the neutral elements,
+means and quantiles are then 0, a maximum -inf and a minimum +inf (the neutral elements,
 as `types.Max` and `types.Min` want them).
 """
 
@@ -25,12 +25,6 @@ def sum(x, mask, axis=None):
 def mean(x, mask, axis=None):
   """Σ x / n over the n kept elements; 0 when n = 0."""
   return sum(x, mask, axis) / jnp.maximum(count(mask, axis), 1)
-
-
-def std(x, mask):
-  """√(Σ (x − mean)² / n) over the n kept elements (population deviation); 0 when n = 0."""
-  x = _floating(x)
-  return jnp.sqrt(mean(jnp.square(x - mean(x, mask)), mask))
 
 
 def max(x, mask, axis=None):

@@ -16,6 +16,7 @@ import numbers
 import os
 import pathlib
 import resource
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 
@@ -227,7 +228,8 @@ class Timers:
 
 def memory() -> dict[str, float]:
   """host_memory_peak_gb of this process; device_memory_peak_gb of its fullest device, where devices say. 10⁹ bytes."""
-  found = {"host_memory_peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9}
+  unit = 1 if sys.platform == "darwin" else 1024
+  found = {"host_memory_peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9}
   peaks = [(d.memory_stats() or {}).get("peak_bytes_in_use") for d in jax.local_devices()]
   if peaks and None not in peaks:
     found["device_memory_peak_gb"] = max(peaks) / 1e9

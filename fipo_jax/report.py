@@ -176,8 +176,9 @@ def draw(panels: list[tuple[str, str, dict]], columns: int = 3, *, earlier=(), m
     for attempt in earlier:
       for key, (x, y, _) in next((lines for t, _, lines in attempt if t == title), {}).items():
         axes.plot(x, y, linestyle=":", linewidth=1.3, color="grey", label=f"{key}, rolled back")
-    for step, name in marks:
-      axes.axvline(step, color="red", linewidth=0.9, linestyle="--", label=f"alarm: {name}")
+    for n, (step, name) in enumerate(marks):
+      label = None if name in [other for _, other in marks[:n]] else f"alarm: {name}"
+      axes.axvline(step, color="red", linewidth=0.9, linestyle="--", label=label)
     axes.set(title=title, xlabel="step", ylabel=unit)
     axes.grid(alpha=0.3)
     if len(axes.get_legend_handles_labels()[1]) > 1:

@@ -37,16 +37,26 @@ def records(workdir) -> list[dict]:
 
 def replay(cfg: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   """The config with alarms.rollback_overrides, if its run has been rolled back; else itself."""
-  if not records(cfg.workdir):
-    return cfg
+  return overridden(cfg) if records(cfg.workdir) else cfg
+
+
+def overridden(cfg: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """A copy of the config with alarms.rollback_overrides."""
   changed = cfg.copy_and_resolve_references()
   changed.update(cfg.alarms.rollback_overrides)
   return changed
 
 
-def target(steps: list[int], alarm_step: int, rollback_steps: int) -> int:
-  """The newest checkpoint that is rollback_steps older than the alarm; 0, the starting weights, when there is none."""
-  return max((s for s in steps if s <= alarm_step - rollback_steps), default=0)
+def target(steps: list[int], alarm_step: int, rollback_steps: int, *, every: int) -> int:
+  """The newest checkpoint that is rollback_steps older than the alarm.
+
+  Where there is none: 0, the starting weights, if the run has not had a checkpoint that old; the oldest one kept, if
+  older ones are gone (after an earlier rollback, say), for a long run must not start over.
+  Args: steps: checkpoints there are. every: iterations between checkpoints.
+  """
+  if good := [s for s in steps if s <= alarm_step - rollback_steps]:
+    return max(good)
+  return 0 if not steps or min(steps) <= every else min(steps)
 
 
 def roll_back(cfg: ml_collections.ConfigDict, alarm: Alarm) -> int:
@@ -58,16 +68,17 @@ def roll_back(cfg: ml_collections.ConfigDict, alarm: Alarm) -> int:
   done = records(workdir)
   checkpointer = Checkpointer(cfg.workdir, keep=cfg.checkpoint.keep)
   steps = checkpointer.steps()
-  to = target(steps, alarm.step, cfg.alarms.rollback_steps)
+  to = target(steps, alarm.step, cfg.alarms.rollback_steps, every=cfg.checkpoint.every)
   for name in ("metrics", "samples"):
     if (workdir / f"{name}.jsonl").is_file():
       shutil.copyfile(workdir / f"{name}.jsonl", workdir / f"{name}.rollback{len(done) + 1}.jsonl")
-  temporary = workdir / f"{RECORDS}.tmp"
-  temporary.write_text(json.dumps([*done, {"alarm": alarm.name, "step": alarm.step, "to": to}], indent=1) + "\n")
-  # The record first: a kill in between leaves later checkpoints, from which the run goes on with the new settings.
-  temporary.replace(workdir / RECORDS)
-  for step in steps:
+  # The record last: killed before it, the run resumes from a checkpoint that is left, meets the alarm again and goes
+  # back again; killed after it, everything is done.
+  for step in reversed(steps):
     if step > to:
       checkpointer.delete(step)
   checkpointer.close()
+  temporary = workdir / f"{RECORDS}.tmp"
+  temporary.write_text(json.dumps([*done, {"alarm": alarm.name, "step": alarm.step, "to": to}], indent=1) + "\n")
+  temporary.replace(workdir / RECORDS)
   return to

@@ -314,6 +314,8 @@ def run_one(job: Job, running: set[subprocess.Popen]) -> str:
     return f"failed: {why}{errors[-1]} (see {path})"
   if job.seed < 0:
     return f"made in {job.workdir}"
+  if ended := result_of(job).get("ended"):
+    return f"failed: ended early: {ended} (see {path})"
   if not finished(job):
     return f"failed: {job.workdir}/result.json is not of this config and steps={job.cfg.steps}; use another workdir."
   return describe(result_of(job))
@@ -351,7 +353,9 @@ def finished(job: Job) -> bool:
     result, old = result_of(job), json.loads((job.workdir / "config.json").read_text())
   except (OSError, ValueError):  # none yet, or a write that was cut short
     return False
-  return result.get("steps") == job.cfg.steps and not config.differences(old, json.loads(job.cfg.to_json()))
+  now = json.loads(job.cfg.to_json())
+  same = not config.differences(old, now) and old.get("alarms") == now["alarms"]  # an alarm may change a run
+  return result.get("steps") == job.cfg.steps and same
 
 
 def result_of(job: Job) -> dict[str, Any]:

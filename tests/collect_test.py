@@ -42,6 +42,7 @@ class Engine:
 
 
 def make(mixed, *, want=4, size=1000, **fields):
+  """A run with dynamic_sampling fields; without a margin unless a test is about it."""
   cfg = config.default()
   cfg.batch.prompts, cfg.rollout.samples_per_prompt = want, 2
   cfg.update_from_flattened_dict({f"dynamic_sampling.{k}": v for k, v in fields.items()})
@@ -53,8 +54,9 @@ def make(mixed, *, want=4, size=1000, **fields):
 
 
 @pytest.fixture(autouse=True)
-def no_verifier(monkeypatch):
-  """The sampler has filled in accuracies; rewards follow them."""
+def plain(monkeypatch):
+  """The sampler has filled in accuracies; rewards follow them. Draws have no margin, so that they can be counted."""
+  monkeypatch.setattr(collect, "MARGIN", 1)
 
   def score(run, groups):
     for r in (r for g in groups for r in g):
@@ -113,11 +115,19 @@ def test_small_data_trains_on_what_there_is_or_ends():
   ids, values = sample(make(lambda i: i < 2, size=6), 1)
   assert ids == [0, 1] and values["prompts_drawn"] == 6
   run = make(lambda i: i < 2, size=6, on_exhausted="stop")
-  with pytest.raises(collect.DataExhausted, match=r"max_draws=10: 2 of 4 groups .* 6 prompts \(accuracy 0.833\)"):
+  said = r"all 6 prompts were drawn: 2 of 4 groups .* 6 prompts \(accuracy 0.833\)"
+  with pytest.raises(collect.DataExhausted, match=said):
     sample(run, 1)
   assert [g[0].prompt.id for _, g in run.surplus] == [0, 1]  # nothing found is lost
-  with pytest.raises(collect.DataExhausted, match="0 of 4 groups"):
+  with pytest.raises(collect.DataExhausted, match="max_draws=3: 0 of 4 groups"):
     sample(make(lambda i: False, size=100, max_draws=3), 1)
+
+
+def test_a_draw_whose_surplus_may_wait_asks_for_a_tenth_more(monkeypatch):
+  monkeypatch.setattr(collect, "MARGIN", 1.1)
+  waits, thrown = make(lambda i: True, want=20), make(lambda i: True, want=20, max_age=0)
+  sample(waits, 1), sample(thrown, 1)
+  assert waits.engine.asked == [22] and thrown.engine.asked == [20] and len(waits.surplus) == 2
 
 
 def test_off_takes_everything_once():

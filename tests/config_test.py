@@ -6,6 +6,7 @@ import re
 import pytest
 
 from fipo_jax import config
+from fipo_jax.algorithms import CONTROLS, KL_ESTIMATES, aggregation
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -45,6 +46,11 @@ def test_default_with_a_model_is_valid():
     ("eval.data_seed", 1, r"eval.data_seed=1 equals data.seed"),
     ("steps", 0, r"steps=0: must be greater than 0"),
     ("seed", -1, r"seed=-1: must be 0 or greater"),
+    ("algorithm.loss_norm", "sequence_fixed", r"algorithm.loss_norm='sequence_fixed': expected one of"),
+    ("algorithm.gae_lambda", 1.5, r"algorithm.gae_lambda=1.5: must lie in \[0, 1\]"),
+    ("alarms.action", "panic", r"alarms.action='panic'"),
+    ("alarms.acting", ("fire",), r"alarms.acting='fire'"),
+    ("alarms.warmup_steps", 1, r"alarms.warmup_steps=1"),
   ],
 )
 def test_refused(field, value, says):
@@ -57,6 +63,37 @@ def test_refused(field, value, says):
   with pytest.raises(ValueError, match=says) as e:
     config.validate(c)
   assert "\n" not in str(e.value)
+
+
+def test_combinations_that_would_do_nothing_or_fail_late_are_refused():
+  for fields, says in (
+    ({"algorithm.name": "sft", "algorithm.reference_kl_coef": 0.1}, "algorithm.reference_kl_coef=0.1: supervised"),
+    ({"algorithm.name": "sft", "algorithm.sampler_ratio_cap": 2.0}, "algorithm.sampler_ratio_cap=2.0: supervised"),
+    ({"algorithm.name": "dapo", "algorithm.control": "past"}, "algorithm.control='past' changes the weight of fipo"),
+    ({"algorithm.name": "ppo", "rollout.samples_per_prompt": 1}, "or dynamic_sampling.enabled=False"),
+    ({"alarms.action": "rollback", "checkpoint.keep": 1}, "checkpoint.keep=1: .* keep 2 or more"),
+  ):
+    c = valid()
+    c.update_from_flattened_dict(fields)
+    with pytest.raises(ValueError, match=says):
+      config.validate(c)
+
+
+@pytest.mark.parametrize("overrides, says", [
+  ({"model": {"dtype": "float32"}}, "rollback_overrides.model: cannot change"),
+  ({"rollout": {"slots": 63}}, "rollback_overrides.rollout: cannot change"),
+  ({"algorithm": {"name": "ppo"}}, "rollback_overrides.algorithm.name='ppo': cannot change"),
+  ({"optimizer": {"learning_rat": 1.0}}, "does not fit the config"),
+  ({"optimizer": {"learning_rate": "small"}}, "does not fit the config"),
+  ({"optimizer": {"learning_rate": -1.0}}, "optimizer.learning_rate=-1.0: must be greater than 0"),
+])  # fmt: skip
+def test_what_a_rollback_would_change_is_checked_before_the_run(overrides, says):
+  c = valid()
+  c.alarms.rollback_overrides = overrides
+  with pytest.raises(ValueError, match=says):
+    config.validate(c)
+  c.alarms.rollback_overrides = {"algorithm": {"weight_clip": (0.9, 1.1)}, "optimizer": {"learning_rate": 1e-7}}
+  config.validate(c)
 
 
 def test_single_update_is_allowed_when_the_experiment_says_so():
@@ -87,6 +124,11 @@ def test_differences_name_fields_and_leave_resumable_ones_out():
   old = {"steps": 5, "a": {"b": 1, "c": 2}, "log": {"samples": 1}}
   new = {"steps": 9, "a": {"b": 1, "c": 3}, "log": {"samples": 2}}
   assert config.differences(old, new) == ["a.c: 2 -> 3"]
+
+
+def test_choices_are_the_rows_of_their_tables():
+  assert {*config.LOSS_NORMS, "sequence_fixed"} == set(aggregation.LOSS_NORMS)
+  assert config.CONTROLS == CONTROLS and config.KL_ESTIMATES == tuple(KL_ESTIMATES)
 
 
 def test_every_knob_is_read():

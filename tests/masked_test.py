@@ -19,7 +19,6 @@ def test_reductions_see_only_what_is_kept():
   assert masked.mean(X, MASK) == 1.0
   assert masked.max(X, MASK) == 4.0
   assert masked.min(X, MASK) == -3.0
-  np.testing.assert_allclose(masked.std(X, MASK), KEPT.std(), rtol=1e-6)
   np.testing.assert_array_equal(masked.sum(X, MASK, axis=1), [5.0, -1.0])
   assert masked.sum(X > 1.5, MASK) == 2.0 and masked.sum(X > 1.5, MASK).dtype == jnp.float32
 
@@ -108,7 +107,7 @@ def test_quantiles_of_a_sharded_array_move_only_counts():
 
 def test_nothing_left():
   nothing = np.zeros_like(MASK)
-  assert masked.sum(X, nothing) == masked.mean(X, nothing) == masked.std(X, nothing) == 0
+  assert masked.sum(X, nothing) == masked.mean(X, nothing) == 0
   assert masked.max(X, nothing) == -np.inf and masked.min(X, nothing) == np.inf
   np.testing.assert_array_equal(masked.quantiles(X, nothing, (0.5, 0.9)), [0, 0])
 

@@ -63,10 +63,12 @@ def batch_normalised(rewards_PG, *, epsilon: float = 1e-8) -> np.ndarray:
 
       A[p, g] = (r[p, g] − mean r) / (std r + ε),    std over the batch, divided by its size
 
-  Equal rewards give exactly 0. Returns: [P, G] float64. Raises ValueError as `group_relative`.
+  Equal rewards, or a single one, give exactly 0. Returns: [P, G] float64. Raises ValueError as `group_relative`.
   Source: arXiv 2501.03262 section 3.
   """
   rewards_PG = np.asarray(rewards_PG, np.float64)
+  if rewards_PG.size == 1:
+    return np.zeros_like(rewards_PG)
   return group_relative(rewards_PG.reshape(1, -1), std_ddof=0, epsilon=epsilon).reshape(rewards_PG.shape)
 
 

@@ -98,6 +98,11 @@ def weigh(
 def aggregate(
   loss_RT, keep_RT, valid_RT, batch: Batch, *, loss_norm: str, max_response_tokens: int | None = None
 ) -> Mean:
-  """Sums per-token losses [R, T] over the tokens kept, with the weights of `weigh`; not yet divided by the count."""
+  """`weighed_sum` with the weights of `weigh`."""
   weighing = weigh(keep_RT, valid_RT, batch, loss_norm=loss_norm, max_response_tokens=max_response_tokens)
+  return weighed_sum(loss_RT, keep_RT, weighing)
+
+
+def weighed_sum(loss_RT, keep_RT, weighing: Weighing) -> Mean:
+  """Per-token losses [R, T] over their divisors, summed over the tokens kept; not yet divided by the count."""
   return Mean(masked.sum(loss_RT / weighing.divisor_RT, keep_RT), weighing.count)

@@ -59,7 +59,8 @@ def policy_metrics(
 
   policy_kl: mean of −delta, nats (k1 estimate of KL(old ‖ new)).
   clip_fraction, dual_clip_fraction: tokens where the clipped branch is the larger, where the dual
-  clip holds. advantage_mean: per token, so long responses count more. negative_… and positive_…:
+  clip holds. advantage_mean: per token, so long responses count more; weights of a control or
+  of the sampler correction are in it. negative_… and positive_…:
   ratio statistics over tokens of that sign. positive_ratio_tiny: share of tokens with A > 0 and
   ratio < 1e-3. sampler_gap_…: the sampler's mismatch over tokens sampled in this iteration, x = old_logp −
   sampler_logp: |x| in nats, and its k3 = mean of eˣ − 1 − x, at least 0. waited_fraction: tokens sampled earlier.

@@ -332,10 +332,11 @@ def _plain(
 def _token_loss(
   loss_RT, keep_RT, valid_RT, batch, metrics, per_token, loss_norm, max_response_tokens=None
 ) -> TokenLoss:
-  how = dict(loss_norm=loss_norm, max_response_tokens=max_response_tokens)
-  loss = aggregation.aggregate(loss_RT, keep_RT, valid_RT, batch, **how)
-  divisor_RT = aggregation.weigh(keep_RT, valid_RT, batch, **how).divisor_RT
-  per_token = _floats(**per_token, token_loss=loss_RT, keep=keep_RT, divisor=divisor_RT)
+  weighing = aggregation.weigh(
+    keep_RT, valid_RT, batch, loss_norm=loss_norm, max_response_tokens=max_response_tokens
+  )
+  loss = aggregation.weighed_sum(loss_RT, keep_RT, weighing)
+  per_token = _floats(**per_token, token_loss=loss_RT, keep=keep_RT, divisor=weighing.divisor_RT)
   return TokenLoss(loss, *jax.lax.stop_gradient(({"loss": loss, **metrics}, per_token)))
 
 

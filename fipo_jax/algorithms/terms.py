@@ -41,7 +41,10 @@ def kl_estimate(logp_RT, ref_logp_RT, valid_RT, *, kind: str):
 
 
 def sampler_weight(old_logp_RT, sampler_logp_RT, valid_RT, *, cap: float):
-  """Truncated importance weight of what the sampler's numerics did differently: min(exp(old − sampler), cap), constant.
+  """Truncated importance weight of the trainer's policy over the sampler's: min(exp(old − sampler), cap), constant.
+
+  For tokens of this iteration that is what the sampler's numerics did differently; for groups that have waited, also
+  how far the policy has moved since.
 
   Source: "Your efficient RL framework secretly brings you off-policy RL training" (Yao et al. 2025).
   """

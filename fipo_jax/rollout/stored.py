@@ -14,7 +14,7 @@ Waiting = list[tuple[int, list[Rollout]]]  # (step that sampled it, group)
 
 
 def encode(waiting: Waiting) -> list[dict[str, Any]]:
-  """(Step, group) pairs as JSON. Arrays are base64 of their bytes."""
+  """(Step, group) pairs as JSON: arrays as base64 of their bytes, prompts without extras, which only scoring reads."""
 
   def plain(x):
     return base64.b64encode(np.ascontiguousarray(x).tobytes()).decode()
@@ -24,7 +24,7 @@ def encode(waiting: Waiting) -> list[dict[str, Any]]:
     return record | {"tokens": plain(r.tokens), "logp": plain(r.logp), "flags": list(r.flags)}
 
   return [
-    {"step": step, "prompt": vars(g[0].prompt) | {"tokens": plain(g[0].prompt.tokens)},
+    {"step": step, "prompt": vars(g[0].prompt) | {"tokens": plain(g[0].prompt.tokens), "extras": {}},
      "rollouts": [of_rollout(r) for r in g]}
     for step, g in waiting
   ]  # fmt: skip

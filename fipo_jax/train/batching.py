@@ -26,9 +26,10 @@ class Place:
 
 @dataclasses.dataclass(frozen=True)
 class Packed:
-  """batch: host arrays [M, R, T]. used: micro-batches that hold anything, the first ones. places: one per rollout."""
+  """batch: host arrays [M, R, T], None once they are on the mesh. used: micro-batches that hold anything, the first
+  ones. places: one per rollout."""
 
-  batch: Batch
+  batch: Batch | None
   used: int
   places: list[Place]
 

@@ -78,8 +78,7 @@ def make_steps(
   def total_loss(params, b: Batch):
     logp_RT, entropy_RT, values_RT = outputs(params, b, with_entropy=True, entropy_gradient=entropy_gradient)
     out = objective(logp_RT, b, entropy_RT, values_RT)
-    entropy = Mean(jnp.sum(jax.lax.stop_gradient(entropy_RT) * b.mask), jnp.sum(b.mask))
-    metrics = {**out.metrics, "entropy": entropy}
+    metrics = {**out.metrics, "entropy": diagnostics.token_mean(jax.lax.stop_gradient(entropy_RT), b.mask > 0)}
     return out.loss.total, (out.loss.count, metrics)
 
   def update(state: TrainState, batch: Batch, used: jax.Array):
