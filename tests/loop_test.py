@@ -248,7 +248,7 @@ def test_terms_of_the_loss_in_a_run(base, tmp_path):
 
 def test_a_control_changes_weights_and_nothing_else_of_the_first_update(base, whole, tmp_path):
   loop.train(small(base, tmp_path / "run", **{"algorithm.control": "constant", "steps": 1}))
-  control, fipo = lines(tmp_path / "run")[0], lines(whole[0])[1]
+  control, fipo = lines(tmp_path / "run")[1], lines(whole[0])[1]
   assert control["minibatch/loss"][0] == pytest.approx(fipo["minibatch/loss"][0], rel=1e-4)
   # Before the second update the policy is the same, so is the mean of the weights; but they do not differ any more.
   assert control["minibatch/weight_mean"][1] == pytest.approx(fipo["minibatch/weight_mean"][1], rel=1e-4)
