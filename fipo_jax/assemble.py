@@ -263,7 +263,7 @@ def open_optimizer(cfg, model) -> tuple[Any, Callable]:
   chain = make_optimizer(
     rate, name=o.name, b1=o.b1, b2=o.b2, eps=o.eps, weight_decay=o.weight_decay, clip_norm=o.clip_norm,
     matrix_axes=model.matrix_axes(),
-    scales={"value_head": o.value_learning_rate / o.learning_rate},
+    scales={"value_head": o.value_learning_rate / o.learning_rate} if model.config.value_head else None,
   )  # fmt: skip
   return chain, rate
 

@@ -259,13 +259,13 @@ def test_groups_that_wait_survive_in_checkpoints(base, tmp_path):
   """One prompt in three is mixed, so draws overshoot; a run resumed in between equals one that was not stopped."""
   (tmp_path / "some.py").write_text(SOME)
   more = {"reward.file": str(tmp_path / "some.py"), "eval.every": 0}
-  loop.train(small(base, tmp_path / "whole", **more))
+  loop.train(small(base, tmp_path / "whole", **more, steps=4))
   records = lines(tmp_path / "whole")
-  assert records[1]["groups_waiting"] > 0 and records[2]["groups_reused"] == records[1]["groups_waiting"]
-  assert records[2]["waited_fraction"] > 0 and records[2]["total/groups_trained"] == 12
+  assert records[2]["groups_waiting"] > 0 and records[3]["groups_reused"] == records[2]["groups_waiting"]
+  assert records[3]["waited_fraction"] > 0 and records[3]["total/groups_trained"] == 16
   assert all(r["token_efficiency"] < 1 and r["tokens_per_second/rollout"] > 0 for r in records)
-  loop.train(small(base, tmp_path / "parts", **more, steps=2))
-  loop.train(small(base, tmp_path / "parts", **more))
+  loop.train(small(base, tmp_path / "parts", **more, steps=3))
+  loop.train(small(base, tmp_path / "parts", **more, steps=4))
   assert without_time(lines(tmp_path / "parts")) == without_time(records)
 
 
@@ -292,7 +292,7 @@ def test_an_alarm_takes_the_run_back_changes_settings_and_then_stops_it(base, tm
   workdir = tmp_path / "run"
   assert json.loads((workdir / "rollbacks.json").read_text()) == [{"alarm": "reward_stuck", "step": 3, "to": 2}]
   before, after = lines(workdir, "metrics.rollback1.jsonl"), lines(workdir)
-  assert [r["step"] for r in before] == [1, 2, 3] and before[-1]["alarms"] == ["reward_stuck"]
+  assert [r["step"] for r in before] == [1, 2, 3] and "reward_stuck" in before[-1]["alarms"]
   assert [r["step"] for r in after] == [1, 2, 3] and after[:2] == before[:2]
-  assert after[2]["learning_rate"] == pytest.approx(3e-6 * 5 / 8) and before[2]["learning_rate"] > 1e-5
+  assert after[2]["learning_rate"] == pytest.approx(3e-6 * 5.5 / 8) and before[2]["learning_rate"] > 1e-5
   assert after[2]["response_length"] != before[2]["response_length"]  # other random numbers

@@ -121,9 +121,14 @@ def test_unused_micro_batches_cost_and_change_nothing():
   assert_same(run(micro_rows=4, num_micro=4), run(micro_rows=4, num_micro=9))
 
 
+def slow(**shape):
+  """A mesh whose compile is left to `make test-all`."""
+  return pytest.param(shape, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize("shape", [
-  dict(data=2), dict(data=8), dict(fsdp=2), dict(fsdp=4), dict(fsdp=8), dict(context=2), dict(context=4),
-  dict(context=8), dict(tensor=2), dict(data=4, context=2), dict(data=2, fsdp=2, tensor=2), dict(fsdp=4, context=2),
+  dict(data=8), dict(fsdp=8), dict(context=8), dict(tensor=2), dict(data=2, fsdp=2, tensor=2), dict(fsdp=4, context=2),
+  slow(data=2), slow(data=4), slow(fsdp=2), slow(fsdp=4), slow(context=2), slow(context=4), slow(data=4, context=2),
 ], ids=str)  # fmt: skip
 def test_sharded_is_unsharded(shape):
   """Loss, gradients (in the moments) and every metric, on 2, 4 and 8 devices over each axis."""
@@ -131,10 +136,10 @@ def test_sharded_is_unsharded(shape):
   assert_same(whole, run({**ONE, **shape}, micro_rows=8, num_micro=2))
 
 
-def test_sharded_over_the_heads_is_unsharded():
+@pytest.mark.parametrize("shape", [dict(tensor=8), slow(tensor=4)], ids=str)
+def test_sharded_over_the_heads_is_unsharded(shape):
   whole = run(micro_rows=8, num_micro=2, model=WIDE)
-  for shape in (dict(tensor=4), dict(tensor=8)):
-    assert_same(whole, run({**ONE, **shape}, micro_rows=8, num_micro=2, model=WIDE))
+  assert_same(whole, run({**ONE, **shape}, micro_rows=8, num_micro=2, model=WIDE))
 
 
 def test_bfloat16_gradients_are_summed_in_float32():

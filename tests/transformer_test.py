@@ -280,7 +280,7 @@ def test_mistakes_are_named():
 
 def test_value_head_by_hand_and_beside_the_policy():
   model = make_model(dataclasses.replace(SMALL, value_head=True))
-  params = random_params(model)
+  params = jax.tree.map(jnp.asarray, random_params(model))
   hidden = np.random.default_rng(1).normal(size=(2, 3, 16)).astype(np.float32)
   head = params["value_head"]
   np.testing.assert_allclose(model.values(params, hidden), hidden @ head["w_D"] + head["bias_1"][0], rtol=1e-5)

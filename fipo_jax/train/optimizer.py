@@ -73,7 +73,8 @@ def make_optimizer(
       adam_b1=b1, adam_b2=b2, adam_weight_decay=weight_decay,
       muon_weight_dimension_numbers=jax.tree.map(dimensions, matrix_axes, is_leaf=is_axes),
     )  # fmt: skip
-  return optax.chain(optax.clip_by_global_norm(clip_norm), chain, _scaled(dict(scales or {})))
+  parts = [optax.clip_by_global_norm(clip_norm), chain]
+  return optax.chain(*parts, _scaled(scales)) if scales else optax.chain(*parts)
 
 
 def _scaled(scales: Mapping[str, float]) -> optax.GradientTransformation:
