@@ -44,6 +44,7 @@ class Run:
   control: None, or (batch, logp_MRT, key) -> (batch, metrics) of an ablation.
   reference: parameters of the reference policy in the compute dtype, None when the loss has no KL to it.
   surplus: informative groups that wait for a batch, with the step that sampled them.
+  pending: groups with responses that are not finished yet, with the step that began them.
   rollbacks: how often the run was taken back to a checkpoint.
   """
 
@@ -66,6 +67,7 @@ class Run:
   host: dict[str, Any]
   timers: metrics.Timers
   surplus: stored.Waiting
+  pending: stored.Waiting
   watch: alarms.Watch
   rollbacks: int
 
@@ -82,10 +84,14 @@ class Run:
     """Host arrays [M, R, T] -> the mesh."""
     return sharding.to_mesh(self.mesh, batch, None, "rows", "tokens")
 
-  def sampling(self, *, temperature: float, top_k: int, top_p: float) -> Sampling:
+  def sampling(self, *, evaluation: bool) -> Sampling:
+    """How responses are drawn: in training, or on the held-out prompts."""
+    c = self.cfg.eval if evaluation else self.cfg.rollout
+    own = dict(repetition_penalty=c.repetition_penalty) if evaluation else dict(min_tokens=c.min_tokens)
     return Sampling(
-      temperature=temperature, top_k=top_k, top_p=top_p,
+      temperature=c.temperature, top_k=c.top_k, top_p=c.top_p, min_p=c.min_p,
       max_tokens=self.cfg.rollout.max_response_tokens, stop_ids=tuple(self.tokenizer.stop_ids),
+      stop_strings=tuple(self.cfg.rollout.stop_strings), **own,
     )  # fmt: skip
 
 
@@ -125,10 +131,7 @@ def build(cfg: ml_collections.ConfigDict) -> Run:
     stream.restore(host["data"])
   else:
     state, host = fresh_state(cfg, model, optimizer, abstract, mesh), {"seconds": 0.0, "counters": {}}
-  engine = ENGINES[cfg.rollout.engine](
-    model.policy(), mesh, slots=cfg.rollout.slots, max_prompt_tokens=cfg.data.max_prompt_tokens,
-    max_response_tokens=cfg.rollout.max_response_tokens, pad_id=tokenizer.pad_id,
-  )  # fmt: skip
+  engine = open_engine(cfg, model, mesh, tokenizer)
   scorer = Scorer(
     workers=cfg.reward.workers, timeout_s=cfg.reward.timeout_s, verifier_file=cfg.reward.file or None,
     on_error=cfg.reward.on_error, wrong_score=cfg.reward.wrong_score,
@@ -143,7 +146,8 @@ def build(cfg: ml_collections.ConfigDict) -> Run:
     advantages=make_advantages(cfg.algorithm.name, std_ddof=None if ddof < 0 else ddof),
     credit=open_credit(cfg), control=open_control(cfg), reference=open_reference(cfg, model, mesh), engine=engine,
     stream=stream, heldout=heldout, scorer=scorer, checkpointer=checkpointer, step=step, host=host,
-    timers=metrics.Timers(), surplus=stored.decode(host.pop("surplus", [])), watch=watch,
+    timers=metrics.Timers(), surplus=stored.decode(host.pop("surplus", [])),
+    pending=stored.decode(host.pop("pending", [])), watch=watch,
     rollbacks=len(rollback.records(cfg.workdir)),
   )  # fmt: skip
 
@@ -251,6 +255,24 @@ def source_options(cfg, *, heldout: bool) -> dict[str, Any]:
     "parquet": file,
     "tfds": tfds,
   }[d.source]
+
+
+def open_engine(cfg, model: Model, mesh, tokenizer) -> Engine:
+  """The configured row of ENGINES."""
+  r = cfg.rollout
+  limits = dict(max_prompt_tokens=cfg.data.max_prompt_tokens, max_response_tokens=r.max_response_tokens)
+  own = {
+    "native": dict(
+      slots=r.slots, pad_id=tokenizer.pad_id, page_tokens=r.page_tokens, cache_tokens=r.cache_tokens,
+      cache_dtype=r.cache_dtype, attention=r.attention, text=tokenizer.decode,
+    ),
+    "http": dict(
+      urls=tuple(r.urls), dialect=r.dialect, timeout_s=r.timeout_s, retries=r.retries, concurrency=r.concurrency,
+      export_dir=os.path.join(os.path.abspath(cfg.workdir), "served"), template_dir=cfg.model.path or None,
+      api_key=os.environ.get("FIPO_API_KEY", ""), model_name=r.model_name,
+    ),
+  }[r.engine]  # fmt: skip
+  return ENGINES[r.engine](model.policy(), mesh, **limits, **own)
 
 
 def open_optimizer(cfg, model) -> tuple[Any, Callable]:

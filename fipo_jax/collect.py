@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import dataclasses
 import math
 
 import jax
@@ -55,17 +57,17 @@ def sample_groups(run: Run, step: int, progress) -> tuple[list[Group], dict[str,
   """Dynamic sampling: draws prompts until batch.prompts groups have both right and wrong responses.
 
   A group is judged by raw accuracy, not by the shaped reward. The size of a draw follows the keep rate of past steps.
-  What is left over waits in run.surplus for the next steps, up to dynamic_sampling.max_age iterations. After
-  dynamic_sampling.max_draws it trains on what there is, or ends the run; with no group at all it always ends.
+  Groups are scored while others are still being sampled. What is left over waits in run.surplus for the next steps, up
+  to dynamic_sampling.max_age iterations. Unless rollout.unfinished is "finish", sampling stops when there are enough;
+  unfinished groups wait in run.pending, come first in the next step and have no age limit: a long response is late,
+  never lost. After dynamic_sampling.max_draws it trains on what there is, or ends the run; with no group at all it
+  always ends.
 
   Raises:
     DataExhausted: too few groups; says how many, and what would help.
   Source: DAPO (arXiv 2503.14476) section 3.2, which throws the surplus away and draws a fixed multiple.
   """
   c, want = run.cfg.dynamic_sampling, run.cfg.batch.prompts
-  sampling = run.sampling(
-    temperature=run.cfg.rollout.temperature, top_k=run.cfg.rollout.top_k, top_p=run.cfg.rollout.top_p
-  )
   waiting = [(s, g) for s, g in run.surplus if step - s <= c.max_age]
   aged_out = len(run.surplus) - len(waiting)
   for s, group in waiting:
@@ -73,30 +75,38 @@ def sample_groups(run: Run, step: int, progress) -> tuple[list[Group], dict[str,
       r.age = step - s
   reused, run.surplus = waiting[:want], waiting[want:]
   kept = [(s, g) for s, g in reused]
-  drawn = {g[0].prompt.id for _, g in waiting}  # a prompt is one group of a batch
+  pending, run.pending = run.pending, []
+  drawn = {g[0].prompt.id for _, g in waiting + pending}  # a prompt is one group of a batch
   seen: list[Group] = []
-  draws = 0
+  draws = continued = 0
   keep_rate = run.host.get("keep_rate", 1.0) if c.enabled else 1.0
   for draw in range(c.max_draws if c.enabled else 1):
     if len(kept) >= want:
       break
     need = (want - len(kept)) / max(keep_rate, 1e-6) * (MARGIN if c.enabled and c.max_age else 1)
-    need = min(math.ceil(need), LARGEST_DRAW * want)
+    need = max(min(math.ceil(need), LARGEST_DRAW * want) - len(pending), 0)
     prompts = draw_prompts(run, need, drawn)
-    if not prompts:
+    if not prompts and not pending:
       break
     draws += 1
-    key = jax.random.fold_in(run.key(step, STREAM_ROLLOUT), draw)
-    with run.timers("rollout"):
-      groups = run.engine.generate(
-        prompts, run.cfg.rollout.samples_per_prompt, key=key, sampling=sampling,
-        progress=progress.task("rollout"),
-      )  # fmt: skip
-    with run.timers("reward"):
-      score(run, groups)
-    seen += groups
-    kept += [(step, g) for g in groups if not c.enabled or informative(g)]
-    keep_rate = (len(kept) - len(reused)) / len(seen)
+    enough = want - len(kept) if run.cfg.rollout.unfinished != "finish" else math.inf
+    begun = {g[0].prompt.id: s for s, g in pending}
+    continued += len(pending)
+    groups = sample(run, step, draw, prompts, [g for _, g in pending], enough, progress)
+    done, left = [], []
+    for g in groups:
+      (done if all(r.finished for r in g) else left).append(g)
+    pending, run.pending = [], run.pending + [(begun.get(g[0].prompt.id, step), g) for g in left]
+    for g in done:
+      for r in g:
+        r.age = step - begun.get(g[0].prompt.id, step)
+    seen += done
+    kept += [(step, g) for g in done if not c.enabled or informative(g)]
+    if seen:
+      keep_rate = (len(kept) - len(reused)) / len(seen)
+    if left:
+      break  # enough of them
+  run.pending += pending  # there were enough without them
   found = len(kept) - len(reused)
   if seen:
     measured = found / len(seen)
@@ -110,10 +120,14 @@ def sample_groups(run: Run, step: int, progress) -> tuple[list[Group], dict[str,
     "prompts_drawn": len(seen),
     "groups_informative": found,
     "groups_reused": len(reused),
+    "groups_continued": continued,
+    "groups_unfinished": len(run.pending),
     "groups_waiting": len(run.surplus),
     "groups_dropped": aged_out + len(left) - len(can_wait),
     "keep_rate": found / len(seen) if seen else math.nan,
   }
+  if draws:
+    values |= run.engine.usage.values()
   if len(kept) < want and (not kept or c.on_exhausted == "stop"):
     run.surplus = kept  # saved with the run
     limit = f"max_draws={c.max_draws}" if draws == c.max_draws else f"all {len(drawn)} prompts were drawn"
@@ -123,6 +137,53 @@ def sample_groups(run: Run, step: int, progress) -> tuple[list[Group], dict[str,
       "samples per prompt or draws, or dynamic_sampling.enabled=False."
     )
   return [g for _, g in kept], count(run, values, kept)
+
+
+def sample(run: Run, step: int, draw: int, prompts, pending: list[Group], enough: float, progress) -> list[Group]:
+  """One draw: groups, scored where they are complete. Scoring runs beside the sampling of the others.
+
+  enough: sampling ends early once so many groups are informative. Whether that is so is decided by the groups that were
+  complete at the last look but one, so it does not depend on how fast the scoring is.
+  """
+  scored, found = set(), 0
+
+  def judge(future, groups):
+    nonlocal found
+    with run.timers("reward"):  # what sampling did not hide
+      future.result()
+    scored.update(map(id, groups))
+    found += sum(informative(g) or not run.cfg.dynamic_sampling.enabled for g in groups)
+
+  with concurrent.futures.ThreadPoolExecutor(1) as pool:
+    under_way = []
+
+    def watch(groups: list[Group]) -> bool:
+      for item in under_way:
+        judge(*item)
+      under_way[:] = [(pool.submit(score, run, groups), groups)]
+      return found >= enough
+
+    key = jax.random.fold_in(run.key(step, STREAM_ROLLOUT), draw)
+    with run.timers("rollout"):
+      groups = run.engine.generate(
+        prompts, run.cfg.rollout.samples_per_prompt, key=key, sampling=run.sampling(evaluation=False),
+        progress=progress.task("rollout"), watch=watch, pending=pending,
+      )  # fmt: skip
+    for item in under_way:
+      judge(*item)
+  rest = [g for g in groups if all(r.finished for r in g) and id(g) not in scored]
+  with run.timers("reward"):
+    score(run, rest)
+  if run.cfg.rollout.unfinished == "restart":
+    groups = [g if all(r.finished for r in g) else [_begun_again(r) for r in g] for g in groups]
+  return groups
+
+
+def _begun_again(r: Rollout) -> Rollout:
+  if r.finished:
+    return r
+  nothing = np.zeros(0, np.float32)
+  return dataclasses.replace(r, tokens=np.zeros(0, np.int32), logp=nothing, raw_logp=nothing)
 
 
 def informative(group: Group) -> bool:

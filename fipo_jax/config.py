@@ -19,6 +19,7 @@ DTYPES = ("float32", "bfloat16")
 LOSS_NORMS = ("global_token", "sequence_mean", "sequence_sum", "group_token", "verl_microbatch")
 CONTROLS = ("none", "constant", "permuted", "past")
 KL_ESTIMATES = ("k1", "k2", "k3")
+UNFINISHED = ("finish", "continue", "restart")
 
 
 def default() -> ml_collections.ConfigDict:
@@ -101,7 +102,23 @@ def default() -> ml_collections.ConfigDict:
   c.rollout.temperature = 1.0
   c.rollout.top_p = 1.0
   c.rollout.top_k = 0  # 0 = off
-  c.rollout.slots = 64  # sequences decoded side by side
+  c.rollout.min_p = 0.0  # 0 = off
+  c.rollout.min_tokens = 0  # no stop token is drawn before a response has so many
+  c.rollout.stop_strings = ()  # texts that end a response, beside the tokenizer's stop tokens
+  # finish all | continue: stop when enough groups are informative, go on with the rest under the next weights |
+  # restart: the same, but from their first token, with the random numbers they had. None is ever dropped.
+  c.rollout.unfinished = "finish"
+  c.rollout.slots = 64  # sequences decoded side by side; 0 = from the free memory of a device
+  c.rollout.page_tokens = 64  # tokens of a page of the cache
+  c.rollout.cache_tokens = 0  # bound on the cache of responses, over the mesh; 0 = as many as the slots need
+  c.rollout.cache_dtype = ""  # "" = the compute dtype | int8: half the memory, less exact log-probabilities
+  c.rollout.attention = "auto"  # over the cache: auto | xla | pallas (TPU)
+  c.rollout.urls = ()  # engine http: the servers, as http://host:8000
+  c.rollout.dialect = "vllm"  # engine http: vllm | sglang
+  c.rollout.timeout_s = 600.0  # engine http: of one response, or of loading weights
+  c.rollout.retries = 3  # engine http
+  c.rollout.concurrency = 64  # engine http: requests under way
+  c.rollout.model_name = ""  # engine http: as served; "" = leave it to the server
 
   c.reward = ml_collections.ConfigDict()
   c.reward.verifier = ""  # a row of VERIFIERS, for all prompts; "" = what each record says
@@ -148,6 +165,8 @@ def default() -> ml_collections.ConfigDict:
   c.eval.temperature = 1.0
   c.eval.top_p = 0.7
   c.eval.top_k = 0
+  c.eval.min_p = 0.0
+  c.eval.repetition_penalty = 1.0  # 1 = off
 
   c.checkpoint = ml_collections.ConfigDict()
   c.checkpoint.every = 5  # iterations; the last one is always saved
@@ -197,7 +216,8 @@ def _check_ranges(c) -> None:
         raise ValueError(f"{field}={value!r}: must be 0 or greater.")
 
   positive(
-    "steps", "rollout.samples_per_prompt", "rollout.max_response_tokens", "rollout.slots", "batch.prompts",
+    "steps", "rollout.samples_per_prompt", "rollout.max_response_tokens", "rollout.page_tokens", "batch.prompts",
+    "rollout.timeout_s", "rollout.concurrency", "eval.repetition_penalty",
     "batch.minibatch_prompts", "batch.row_tokens", "batch.micro_rows", "data.max_prompt_tokens", "data.size",
     "model.logprob_chunk_tokens", "algorithm.half_life_tokens", "algorithm.raw_cap",
     "algorithm.safety_threshold", "reward.timeout_s", "reward.workers", "dynamic_sampling.max_draws",
@@ -206,7 +226,7 @@ def _check_ranges(c) -> None:
     "eval.prompts", "eval.samples_per_prompt", "checkpoint.every", "checkpoint.keep", "rollout.temperature",
   )  # fmt: skip
   not_negative(
-    "seed", "algorithm.clip_low", "algorithm.clip_high", "algorithm.dual_clip", "rollout.top_k", "eval.top_k",
+    "seed", "rollout.slots", "rollout.cache_tokens", "rollout.retries", "rollout.min_tokens", "algorithm.clip_low", "algorithm.clip_high", "algorithm.dual_clip", "rollout.top_k", "eval.top_k",
     "algorithm.delta_clamp", "algorithm.participation_ratio", "model.max_position",
     "eval.temperature", "reward.overlong_buffer_tokens", "reward.overlong_factor", "optimizer.warmup_updates",
     "optimizer.weight_decay", "eval.every", "log.samples", "dynamic_sampling.max_age", "algorithm.gspo_clip_low",
@@ -216,6 +236,9 @@ def _check_ranges(c) -> None:
   for field in ("rollout.top_p", "eval.top_p"):
     if not 0 < _at(c, field) <= 1:
       raise ValueError(f"{field}={_at(c, field)!r}: must lie in (0, 1].")
+  for field in ("rollout.min_p", "eval.min_p"):
+    if not 0 <= _at(c, field) <= 1:
+      raise ValueError(f"{field}={_at(c, field)!r}: must lie in [0, 1]; 0 is off.")
   for field in ("optimizer.b1", "optimizer.b2"):
     if not 0 <= _at(c, field) < 1:
       raise ValueError(f"{field}={_at(c, field)!r}: must lie in [0, 1).")
@@ -251,6 +274,16 @@ def _check_choices(c) -> None:
   one_of("data.on_long_prompt", c.data.on_long_prompt, ("drop", "error"))
   one_of("reward.on_error", c.reward.on_error, ("score_wrong", "stop"))
   one_of("dynamic_sampling.on_exhausted", c.dynamic_sampling.on_exhausted, ("train", "stop"))
+  one_of("rollout.unfinished", c.rollout.unfinished, UNFINISHED)
+  one_of("rollout.attention", c.rollout.attention, ("auto", "xla", "pallas"))
+  one_of("rollout.cache_dtype", c.rollout.cache_dtype, ("", "int8", *DTYPES))
+  if c.rollout.min_tokens > c.rollout.max_response_tokens:
+    raise ValueError(
+      f"rollout.min_tokens={c.rollout.min_tokens} is more than rollout.max_response_tokens="
+      f"{c.rollout.max_response_tokens}; use at most that."
+    )
+  if c.rollout.engine == "http" and not c.rollout.urls:
+    raise ValueError("rollout.urls=(): rollout.engine='http' needs the servers, as ('http://host:8000',).")
   one_of("optimizer.schedule", c.optimizer.schedule, ("constant", "cosine"))
 
 
@@ -349,7 +382,7 @@ def check_mesh(c, mesh_shape) -> None:
   ways = mesh_shape["data"] * mesh_shape["fsdp"]
   for field in ("batch.micro_rows", "rollout.slots"):
     value = _at(c, field)
-    if value % ways:
+    if value % ways and (field != "rollout.slots" or c.rollout.engine == "native"):
       raise ValueError(
         f"{field}={value} must be a multiple of data*fsdp={ways}; try {max(1, value // ways) * ways}."
       )

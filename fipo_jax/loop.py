@@ -170,7 +170,7 @@ def evaluate(run: Run, progress) -> dict[str, float]:
   with run.timers("evaluate"):
     result = evaluate_lib.evaluate(
       run.engine, lambda groups: score(run, groups), run.heldout, samples_per_prompt=e.samples_per_prompt,
-      key=run.key(0, STREAM_EVAL), sampling=run.sampling(temperature=e.temperature, top_k=e.top_k, top_p=e.top_p),
+      key=run.key(0, STREAM_EVAL), sampling=run.sampling(evaluation=True),
       progress=progress.task("evaluate"),
     )  # fmt: skip
   run.engine.release()
@@ -180,7 +180,8 @@ def evaluate(run: Run, progress) -> dict[str, float]:
 def save(run: Run) -> None:
   """Checkpoints state, data position, waiting groups and counters as one step; one already saved is left alone."""
   if run.step and run.checkpointer.latest() != run.step:
-    host = {**run.host, "data": run.stream.state(), "surplus": stored.encode(run.surplus), "watch": run.watch.state()}
+    host = {**run.host, "data": run.stream.state(), "surplus": stored.encode(run.surplus),
+            "pending": stored.encode(run.pending), "watch": run.watch.state()}  # fmt: skip
     with run.timers("checkpoint"):
       run.checkpointer.save(run.step, run.state, host)
 

@@ -44,6 +44,8 @@ PANELS = (
   ("Dual-clipped tokens", "fraction", ("dual_clip_fraction",)),
   ("Dynamic sampling", "fraction", ("keep_rate", "token_efficiency")),
   ("Sampler against trainer", "nats per token", ("sampler_gap_mean", "sampler_gap_k3")),
+  ("Slots and cache in use", "fraction", ("rollout/occupancy", "rollout/cache_in_use")),
+  ("Tail of the rollout: longest / median", "", ("rollout/tail_ratio",)),
   ("Time", "seconds per step", ("seconds/*",)),
   ("Speed", "tokens per second", ("tokens_per_second/*",)),
 )
@@ -135,6 +137,11 @@ def found_panels(rows: list[dict]) -> list[tuple[str, str, dict]]:
           lines[key] = (x, y, band)
     if lines:
       panels.append((title, unit, lines))
+  if timeline := next((row["rollout/timeline"] for row in reversed(rows) if row.get("rollout/timeline")), None):
+    at, busy, rate, cache = (list(column) for column in zip(*timeline, strict=True))
+    fastest = max(rate) or 1.0
+    lines = {"slots busy": busy, "cache in use": cache, f"speed / {fastest:.0f} tokens per s": [r / fastest for r in rate]}
+    panels.append(("The last rollout, over its seconds", "fraction", {k: (at, v, None) for k, v in lines.items()}))
   return panels + minibatch_panels(rows, [key for key in keys if key.startswith("minibatch/")])
 
 

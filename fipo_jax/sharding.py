@@ -87,3 +87,17 @@ def to_mesh(mesh: Mesh, tree, *logical: str | None):
   return jax.tree.map(
     lambda x: jax.make_array_from_callback(np.shape(x), sharding, lambda index, x=x: np.asarray(x)[index]), tree
   )
+
+
+def local(function, in_axes, out_axes):
+  """Inside jit under `jax.set_mesh`: `function` on each device's part, by `jax.shard_map`; on one device, itself.
+
+  Args:
+    in_axes: one entry per argument, out_axes: for the result: tuples of logical axis names, or trees of such tuples.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or all(size == 1 for size in mesh.shape.values()):
+    return function
+  is_axes = lambda x: isinstance(x, tuple) and all(a is None or isinstance(a, str) for a in x)
+  specs = lambda axes: jax.tree.map(lambda a: spec(*a), axes, is_leaf=is_axes)
+  return jax.shard_map(function, in_specs=specs(in_axes), out_specs=specs(out_axes), check_vma=False)

@@ -42,7 +42,10 @@ class Rollout:
 
   tokens: [n] int32, the sampled end token included when stop_reason is "stop".
   logp: [n] float32, nats, of each sampled token under the distribution really sampled from.
-  stop_reason: "stop" (a stop id was sampled) or "length" (the limit was reached).
+  raw_logp: [n] float32, nats, of each token under the model itself (temperature 1, nothing restricted); () if unknown.
+  key: raw data of the random key of the call that began the sample; a continuation goes on with it.
+  stop_reason: "stop" (a stop id or string was sampled), "length" (the limit was reached), or "unfinished": the engine
+    was stopped; such a response is continued and never trained on as it is.
   accuracy, score, reward: filled by scoring. accuracy is raw correctness in [0, 1]; score is the verifier's
     value; reward is score plus shaping (overlong penalty). advantage: filled from the group's rewards.
   pred: the answer the verifier read from the text, None when it found none; filled by scoring.
@@ -62,6 +65,12 @@ class Rollout:
   flags: tuple[str, ...] = ()
   pred: str | None = None
   age: int = 0
+  raw_logp: np.ndarray | tuple = ()
+  key: tuple[int, ...] = ()
+
+  @property
+  def finished(self) -> bool:
+    return self.stop_reason != "unfinished"
 
   @property
   def truncated(self) -> bool:

@@ -2,7 +2,8 @@
 
 The last line is one JSON object. Times are medians of five runs after one that compiles.
 
-    sampler     tok_s: tokens sampled per second
+    sampler     tok_s: tokens sampled per second; every response has the same length
+    longtail    useful_tok_s: the same for responses of very different lengths; occupancy: share of slot steps used
     future_kl   seconds, baseline_seconds, ratio: Future-KL by scan against the published form, a chunked matmul;
                 through the loss and its gradient: loss_seconds
 """
@@ -46,40 +47,62 @@ SMALL_QWEN2 = ModelConfig(
   max_position=4096,
 )
 RUNS = 5
+LONGTAIL_PAGE, LONGTAIL_CACHE = 32, 3584  # tokens
+
+
+def small_engine(**options):
+  """The native engine with random weights of the small model, and prompts of 64 tokens: (engine, prompts(n))."""
+  model, prompt_tokens = make_model(SMALL_QWEN2), 64
+  mesh = make_mesh({"data": -1, "fsdp": 1, "context": 1, "tensor": 1})
+  engine = ENGINES["native"](
+    model, mesh, slots=32, max_prompt_tokens=prompt_tokens, max_response_tokens=256, pad_id=0, **options
+  )  # fmt: skip
+  engine.update(jax.jit(model.init)(jax.random.key(0)))
+
+  def prompts(n):
+    tokens = np.random.default_rng(0).integers(3, SMALL_QWEN2.vocab_size, (n, prompt_tokens))
+    return [Prompt(i, row.astype(np.int32), "", "", "none") for i, row in enumerate(tokens)]
+
+  return engine, prompts
+
+
+def timed(run) -> tuple[float, float]:
+  """(median seconds of a run after one that compiles, seconds that the first took longer)."""
+  times = []
+  for seed in range(1 + RUNS):
+    begin = time.perf_counter()
+    run(seed)
+    times.append(time.perf_counter() - begin)
+  seconds = statistics.median(times[1:])
+  return seconds, times[0] - seconds
 
 
 def sampler() -> dict:
   """32 prompts of 64 tokens, 256 new tokens each, temperature 1, nothing stops early."""
-  prompts, prompt_tokens, new_tokens = 32, 64, 256
-  model = make_model(SMALL_QWEN2)
-  mesh = make_mesh({"data": -1, "fsdp": 1, "context": 1, "tensor": 1})
-  engine = ENGINES["native"](
-    model,
-    mesh,
-    slots=prompts,
-    max_prompt_tokens=prompt_tokens,
-    max_response_tokens=new_tokens,
-    pad_id=0,
-  )
-  engine.update(jax.jit(model.init)(jax.random.key(0)))
-  tokens = np.random.default_rng(0).integers(3, SMALL_QWEN2.vocab_size, (prompts, prompt_tokens))
-  batch = [Prompt(i, row.astype(np.int32), "", "", "none") for i, row in enumerate(tokens)]
-  sampling = Sampling(max_tokens=new_tokens)
-
-  def run(seed: int) -> float:
-    begin = time.perf_counter()
-    engine.generate(batch, 1, key=jax.random.key(seed), sampling=sampling)
-    return time.perf_counter() - begin
-
-  compile_s = run(0)
-  seconds = statistics.median(run(1 + i) for i in range(RUNS))
+  engine, prompts = small_engine()
+  sampling, batch = Sampling(max_tokens=256), prompts(32)
+  seconds, compile_s = timed(lambda seed: engine.generate(batch, 1, key=jax.random.key(seed), sampling=sampling))
+  u = engine.usage
   return {
-    "tokens": engine.usage.tokens,
-    "seconds": seconds,
-    "tok_s": engine.usage.tokens / seconds,
-    "occupancy": engine.usage.occupancy,
-    "compile_s": compile_s - seconds,
-  }
+    "tokens": u.tokens, "seconds": seconds, "tok_s": u.tokens / seconds, "occupancy": u.occupancy,
+    "cache_over_held": u.peak_cache_bytes / u.held_bytes, "compile_s": compile_s,
+  }  # fmt: skip
+
+
+def longtail() -> dict:
+  """256 prompts of 64 tokens in 32 slots; lengths mostly short, some at the limit of 256: 8 + geometric, mean 48."""
+  engine, prompts = small_engine(page_tokens=LONGTAIL_PAGE, cache_tokens=LONGTAIL_CACHE)
+  lengths = np.minimum(256, np.random.default_rng(1).geometric(1 / 48, size=256) + 8)
+  sampling, batch = Sampling(max_tokens=256), prompts(256)
+  run = lambda seed: engine.generate(batch, 1, key=jax.random.key(seed), sampling=sampling, limits=lengths)
+  seconds, compile_s = timed(run)
+  u = engine.usage
+  return {
+    "useful_tokens": int(lengths.sum()), "seconds": seconds, "useful_tok_s": float(lengths.sum() / seconds),
+    "occupancy": u.occupancy, "cache_over_held": u.peak_cache_bytes / u.held_bytes, "prefill_tokens": u.prefill_tokens, "interrupted": u.interrupted,
+    "first_sample_s": u.first_sample_s, "tail_ratio": float(lengths.max() / np.median(lengths)),
+    "compile_s": compile_s,
+  }  # fmt: skip
 
 
 def future_kl() -> dict:
@@ -129,6 +152,7 @@ def future_kl() -> dict:
 
 BENCHMARKS = {
   "sampler": sampler,
+  "longtail": longtail,
   "future_kl": future_kl,
 }
 

@@ -11,6 +11,7 @@ import pytest
 
 from fipo_jax import collect, config
 from fipo_jax.rollout import Sampling, stored
+from fipo_jax.rollout.usage import Usage
 from fipo_jax.types import Prompt, Rollout
 
 
@@ -30,9 +31,9 @@ class Engine:
   """Groups of G rollouts of 3 and 5 tokens; which ones are mixed is up to `mixed`."""
 
   def __init__(self, mixed):
-    self.mixed, self.asked = mixed, []
+    self.mixed, self.asked, self.usage = mixed, [], Usage()
 
-  def generate(self, prompts, samples, *, key, sampling, progress):
+  def generate(self, prompts, samples, *, key, sampling, progress, watch=None, pending=()):
     self.asked.append(len(prompts))
     return [
       [Rollout(p, g, np.arange(3 + 2 * (g % 2), dtype=np.int32), np.zeros(3 + 2 * (g % 2), np.float32), "stop",
@@ -47,7 +48,7 @@ def make(mixed, *, want=4, size=1000, **fields):
   cfg.batch.prompts, cfg.rollout.samples_per_prompt = want, 2
   cfg.update_from_flattened_dict({f"dynamic_sampling.{k}": v for k, v in fields.items()})
   return types.SimpleNamespace(
-    cfg=cfg, engine=Engine(mixed), stream=Stream(size), surplus=[], step=0, host={"counters": {}},
+    cfg=cfg, engine=Engine(mixed), stream=Stream(size), surplus=[], pending=[], step=0, host={"counters": {}},
     sampling=lambda **_: Sampling(), timers=lambda _: contextlib.nullcontext(),
     key=lambda *_: jax.random.key(0),
   )  # fmt: skip

@@ -1,15 +1,17 @@
 """Sampling against NumPy oracles, and its frequencies against the probabilities it reports."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from fipo_jax.rollout import sampling as sampling_lib
-from fipo_jax.rollout.sampling import Sampling, sample
+from fipo_jax.rollout.sampling import Sampling
 
 
-def oracle_restrict(logits, top_k, top_p):
+def oracle_restrict(logits, top_k, top_p, min_p=0.0):
   """Sorting, in float64: ties with the last kept token stay in."""
   out = np.array(logits, np.float64)
   for row in out:
@@ -21,7 +23,23 @@ def oracle_restrict(logits, top_k, top_p):
       order = np.argsort(-row, kind="stable")
       before = np.cumsum(p[order]) - p[order]
       row[row < row[order][before < top_p].min()] = -np.inf
+    p = np.exp(row - row.max())
+    row[p < min_p * p.max()] = -np.inf
   return out
+
+
+def oracle(logits, config, count=None, seen=None):
+  """[S, V] log-probabilities of the distribution drawn from, all features in order, in float64."""
+  out = np.array(logits, np.float64)
+  if config.repetition_penalty != 1:
+    factor = np.where(out > 0, 1 / config.repetition_penalty, config.repetition_penalty)
+    out = np.where(seen, out * factor, out)
+  if config.min_tokens:
+    for slot in np.flatnonzero(np.asarray(count) < config.min_tokens):
+      out[slot, list(config.stop_ids)] = -np.inf
+  if config.temperature:
+    out = oracle_restrict(out / config.temperature, config.top_k, config.top_p, config.min_p)
+  return log_softmax(out)
 
 
 def log_softmax(x):
@@ -31,6 +49,27 @@ def log_softmax(x):
 
 def keys(n, seed=0):
   return jax.random.split(jax.random.key(seed), n)
+
+
+sample = jax.jit(sampling_lib.sample, static_argnums=2)  # as in the decode loop
+EVERYTHING = Sampling(
+  temperature=1.3,
+  top_k=40,
+  top_p=0.9,
+  min_p=0.02,
+  repetition_penalty=1.4,
+  min_tokens=4,
+  stop_ids=(2, 7),
+)
+
+
+def history(slots, vocab, seed=0):
+  """Counts and seen tokens as `sample` takes them: about a third of the vocabulary seen, counts 0 to 7."""
+  rng = np.random.default_rng(seed)
+  return {
+    "count_S": jnp.array(rng.integers(0, 8, slots), jnp.int32),
+    "seen_SV": jnp.array(rng.random((slots, vocab)) < 0.3),
+  }
 
 
 @pytest.mark.parametrize(
@@ -75,31 +114,48 @@ def test_ties_stay_in_and_signs_do_not_matter():
     Sampling(temperature=1.7, top_k=9),
     Sampling(top_p=0.8),
     Sampling(temperature=1.3, top_k=50, top_p=0.7),
+    Sampling(min_p=0.1),
+    Sampling(temperature=0.7, repetition_penalty=1.5),
+    Sampling(repetition_penalty=0.6),
+    Sampling(min_tokens=4, stop_ids=(0, 3, 199)),
+    EVERYTHING,
   ],
 )
-def test_logp_is_that_of_the_restricted_distribution(config):
+def test_both_logp_match_an_oracle(config):
   logits = np.random.default_rng(3).normal(size=(64, 200)).astype(np.float32) * 2
-  token, logp = sample(jnp.array(logits), keys(64), config)
-  want = log_softmax(
-    oracle_restrict(logits / np.float32(config.temperature), config.top_k, config.top_p)
-  )
+  given = history(64, 200)
+  token, logp, raw_logp = sample(jnp.array(logits), keys(64), config, **given)
+  want = oracle(logits, config, given["count_S"], given["seen_SV"])
   want = want[np.arange(64), np.asarray(token)]
-  assert token.dtype == jnp.int32 and logp.dtype == jnp.float32 and np.isfinite(want).all()
+  want_raw = log_softmax(logits.astype(np.float64))[np.arange(64), np.asarray(token)]
+  assert token.dtype == jnp.int32 and logp.dtype == raw_logp.dtype == jnp.float32
+  assert np.isfinite(want).all()
   np.testing.assert_allclose(np.asarray(logp), want, atol=3e-6)
+  np.testing.assert_allclose(np.asarray(raw_logp), want_raw, atol=3e-6)
+  assert np.array_equal(logp, raw_logp) == (config == Sampling())
 
 
 @pytest.mark.parametrize(
-  "config", [Sampling(), Sampling(temperature=0.5), Sampling(top_k=5), Sampling(top_p=0.6)]
+  "config",
+  [
+    Sampling(),
+    Sampling(temperature=0.5),
+    Sampling(top_k=5),
+    Sampling(top_p=0.6),
+    Sampling(min_p=0.05),
+    EVERYTHING,
+  ],
 )
 def test_frequencies(config):
   """χ² of 20,000 draws over a vocabulary that is not a multiple of the block; threshold at p ≈ 1e-6."""
   n, vocab = 20_000, 300
   logits = np.random.default_rng(5).normal(size=vocab).astype(np.float32) * 2
+  logits[[2, 11, 299]] = 4.0  # so that the stop ids matter
   rows = jnp.broadcast_to(jnp.array(logits), (n, vocab))
-  token, _ = jax.jit(sample, static_argnums=2)(rows, keys(n, 7), config)
-  p = np.exp(
-    log_softmax(oracle_restrict(logits[None] / config.temperature, config.top_k, config.top_p))
-  )[0]
+  seen = jnp.broadcast_to(history(1, vocab)["seen_SV"], (n, vocab))
+  count = jnp.full(n, 2, jnp.int32)
+  token, _, _ = sample(rows, keys(n, 7), config, count_S=count, seen_SV=seen)
+  p = np.exp(oracle(logits[None], config, count[:1], seen[:1]))[0]
   count = np.bincount(np.asarray(token), minlength=vocab)
   assert count[p == 0].sum() == 0
   big = p * n >= 5
@@ -111,58 +167,296 @@ def test_frequencies(config):
   assert ((observed - expected) ** 2 / expected).sum() < free + 5 * np.sqrt(2 * free) + 15
 
 
+@pytest.mark.parametrize(
+  "config", [Sampling(top_k=6), Sampling(top_p=0.7), Sampling(min_p=0.2), EVERYTHING]
+)
+def test_probabilities_of_all_that_can_be_drawn_sum_to_one(config):
+  """Draws until every token was seen that the oracle allows: exp(logp) over them is the whole distribution."""
+  n, vocab = 4000, 150
+  logits = np.random.default_rng(8).normal(size=vocab).astype(np.float32) * 2
+  given = history(1, vocab, seed=3)
+  allowed = np.flatnonzero(np.isfinite(oracle(logits[None], config, **_unnamed(given))[0]))
+  given = {name: jnp.repeat(x, n, axis=0) for name, x in given.items()}
+  token, logp, _ = sample(jnp.broadcast_to(jnp.array(logits), (n, vocab)), keys(n), config, **given)
+  drawn, where = np.unique(np.asarray(token), return_index=True)
+  np.testing.assert_array_equal(drawn, allowed)
+  assert 1 < len(drawn) < vocab
+  np.testing.assert_allclose(np.exp(np.asarray(logp, np.float64))[where].sum(), 1, atol=2e-6)
+
+
+def _unnamed(given):
+  return {"count": given["count_S"], "seen": given["seen_SV"]}
+
+
+def plain_sample(logits, uniform, block=128):
+  """Straightforward plain sampling in float64 from the same random numbers: token, and whether it was a close call."""
+  weight = np.exp(logits.astype(np.float64) - logits.max(-1, keepdims=True))
+  levels = [weight]
+  while len(levels) < uniform.shape[1]:
+    padded = np.pad(levels[-1], ((0, 0), (0, -levels[-1].shape[1] % block)))
+    levels.append(padded.reshape(len(padded), -1, block).sum(-1))
+  token, close = [], []
+  for slot, u in enumerate(uniform.astype(np.float64)):
+    index, closest = 0, 1.0
+    for level, share in zip(levels[::-1], u, strict=True):
+      inside = level[slot, index * block : (index + 1) * block]
+      cumulative = np.cumsum(inside) / inside.sum()
+      closest = min(closest, np.abs(cumulative[:-1] - share).min(initial=1.0))
+      index = index * block + int(np.argmax(cumulative > share))
+    token.append(index)
+    close.append(closest < 2e-6)
+  return np.array(token), np.array(close)
+
+
+@pytest.mark.parametrize("vocab", [5, 128, 300, 16_384, 16_500, 40_000])
+def test_with_everything_off_a_draw_is_the_plain_one(vocab):
+  """Token by token, with one level of blocks and with two, whether or not the last block is full."""
+  slots = 64
+  logits = np.random.default_rng(vocab).normal(size=(slots, vocab)).astype(np.float32) * 2
+  token, logp, raw_logp = sample(jnp.array(logits), keys(slots, 3), Sampling(top_k=vocab))
+  levels = 2 if vocab <= 128**2 else 3
+  uniform = np.array(jax.vmap(lambda key: jax.random.uniform(key, (levels,)))(keys(slots, 3)))
+  want, close = plain_sample(logits, uniform)
+  assert close.mean() < 0.1
+  np.testing.assert_array_equal(np.asarray(token)[~close], want[~close])
+  np.testing.assert_array_equal(np.asarray(logp), np.asarray(raw_logp))
+  want_logp = log_softmax(logits.astype(np.float64))[np.arange(slots), np.asarray(token)]
+  np.testing.assert_allclose(np.asarray(logp), want_logp, atol=4e-6)
+
+
+def program(config, vocab=300, **given):
+  return sample.lower(jnp.zeros((2, vocab)), keys(2), config, **given).as_text()
+
+
+def exponentials(text, vocab=300):
+  """How many exponentials of a whole vocabulary: of its full blocks, here."""
+  return sum("exponential" in x and f"x{vocab // 128}x128x" in x for x in text.splitlines())
+
+
+def test_features_that_are_off_leave_no_trace_in_the_program():
+  off = Sampling(
+    top_k=300, min_p=0.0, repetition_penalty=1.0, min_tokens=0, stop_ids=(1, 2), stop_strings=("a",)
+  )
+  plain = program(Sampling())
+  assert program(off) == plain
+  assert exponentials(plain) == 1
+  for on in [
+    dict(temperature=0.5),
+    dict(min_p=0.1),
+    dict(repetition_penalty=1.1),
+    dict(min_tokens=1, stop_ids=(1,)),
+  ]:
+    assert exponentials(program(Sampling(**on), **history(2, 300))) == 2  # raw_logp needs its own
+
+
+def test_no_sort_in_the_program():
+  for config in (Sampling(), EVERYTHING, Sampling(temperature=0.0)):
+    text = program(config, **history(2, 300))
+    assert "stablehlo.sort" not in text and "top_k" not in text
+
+
+def test_min_p_by_hand():
+  logits = jnp.log(jnp.array([[0.5, 0.3, 0.15, 0.05]]))
+
+  def kept(logits=logits, **kw):
+    return kept_tokens(logits, **kw)
+
+  assert kept(min_p=0.05) == [True] * 4  # at least 0.025
+  assert kept(min_p=0.2) == [True, True, True, False]  # at least 0.1
+  assert kept(min_p=0.4) == [True, True, False, False]  # at least 0.2
+  assert kept(min_p=0.9) == [True, False, False, False]
+  assert kept(logits / 2, min_p=0.2) == [True] * 4  # 0.05 is √0.1 = 0.32 of 0.5 at temperature 2
+  assert kept(jnp.array([[3.0, 1.0, 3.0]]), min_p=1.0) == [True, False, True]  # ties stay in
+  assert kept(logits, top_k=3, min_p=0.05) == [True, True, True, False]
+
+
+def test_min_p_comes_after_top_p():
+  """Before it, 0.4 of the remaining 0.7 would reach top_p alone."""
+  logits = jnp.log(jnp.array([[0.4, 0.3, 0.2, 0.1]]))
+  assert kept_tokens(logits, top_p=0.55) == [True, True, False, False]
+  assert kept_tokens(logits, top_p=0.55, min_p=0.6) == [True, True, False, False]
+
+
+def test_temperature_comes_before_min_p():
+  logits = jnp.broadcast_to(jnp.log(jnp.array([0.5, 0.3, 0.15, 0.05])), (400, 4))
+  token, _, _ = sample(logits, keys(400), Sampling(min_p=0.2))
+  assert set(np.asarray(token).tolist()) == {0, 1, 2}
+  token, _, _ = sample(logits, keys(400), Sampling(temperature=2.0, min_p=0.2))
+  assert set(np.asarray(token).tolist()) == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize(
+  "penalty,want", [(2.0, [1.0, -4.0, 0.0, 1.0, -1.0]), (0.5, [4.0, -1.0, 0.0, 1.0, -1.0])]
+)
+def test_repetition_penalty_by_hand(penalty, want):
+  """Seen tokens lose whatever their sign; a penalty below 1 is a reward; tokens not seen stay."""
+  logits = jnp.array([[2.0, -2.0, 0.0, 1.0, -1.0]])
+  seen = jnp.array([[True, True, True, False, False]])
+  config = Sampling(repetition_penalty=penalty)
+  np.testing.assert_array_equal(sampling_lib.adjust(logits, config, seen_SV=seen), [want])
+  _, logp, raw_logp = sample(logits, keys(1), dataclasses.replace(config, top_k=1), seen_SV=seen)
+  best = max(want)
+  np.testing.assert_allclose(logp, [-np.log(want.count(best))], atol=1e-6)  # ties stay in top-k
+  assert raw_logp[0] < -0.3
+
+
+def test_penalty_leaves_an_impossible_token_impossible():
+  logits = jnp.array([[-jnp.inf, 1.0]])
+  config = Sampling(repetition_penalty=1.3, min_tokens=1, stop_ids=(0,))
+  got = sampling_lib.adjust(logits, config, jnp.zeros(1, jnp.int32), jnp.array([[True, False]]))
+  np.testing.assert_array_equal(got, logits)
+
+
+def test_min_tokens_by_hand():
+  """Stop ids 1 and 3 hold 0.9 of the probability; before two tokens they hold none, and the rest is renormalised."""
+  n = 200
+  p = np.array([0.04, 0.5, 0.06, 0.4])
+  logits = jnp.broadcast_to(jnp.log(jnp.array(p, jnp.float32)), (4 * n, 4))
+  count = jnp.tile(jnp.arange(4, dtype=jnp.int32), n)
+  config = Sampling(min_tokens=2, stop_ids=(1, 3, 99))  # 99: not in this vocabulary
+  token, logp, raw_logp = (
+    np.asarray(x) for x in sample(logits, keys(4 * n), config, count_S=count)
+  )
+  early = np.asarray(count) < 2
+  assert set(token[early]) == {0, 2} and set(token[~early]) == {0, 1, 2, 3}
+  np.testing.assert_allclose(np.exp(logp), p[token] * np.where(early, 10, 1), rtol=1e-5)
+  np.testing.assert_allclose(np.exp(raw_logp), p[token], rtol=1e-5)
+
+
+def test_min_tokens_of_the_whole_response_keeps_stop_ids_out():
+  logits = jnp.array([[9.0, 0.0, 0.0]])
+  config = Sampling(temperature=0.0, max_tokens=5, min_tokens=5, stop_ids=(0,))
+  for count, want in [(0, 1), (4, 1), (5, 0)]:
+    assert sample(logits, keys(1), config, count_S=jnp.array([count]))[0] == want
+
+
 def test_greedy_takes_the_maximum_and_reports_temperature_one():
   logits = np.random.default_rng(1).normal(size=(8, 50)).astype(np.float32)
   logits[0, [3, 9]] = 11.0
-  token, logp = sample(jnp.array(logits), keys(8), Sampling(temperature=0.0, top_k=3))
+  config = Sampling(temperature=0.0, top_k=3, min_p=0.5)
+  token, logp, raw_logp = sample(jnp.array(logits), keys(8), config)
   np.testing.assert_array_equal(np.asarray(token), logits.argmax(-1))
   assert token[0] == 3
   np.testing.assert_allclose(
     np.asarray(logp), log_softmax(logits.astype(np.float64)).max(-1), atol=2e-6
   )
+  np.testing.assert_array_equal(np.asarray(logp), np.asarray(raw_logp))
 
 
-def test_a_slot_depends_on_its_own_key_and_logits_only():
-  logits = jnp.array(np.random.default_rng(2).normal(size=(12, 90)), jnp.float32)
+@pytest.mark.parametrize(
+  "vocab,tied,want",
+  [
+    (4, [1, 2], 1),
+    (256, [127, 128], 127),
+    (
+      300,
+      [200, 290],
+      200,
+    ),  # 200: in the last block's window, which starts early, but not in the block
+    (300, [299], 299),
+    (300, [260, 290], 260),
+    (20_000, [17_000, 19_999], 17_000),
+  ],
+)
+def test_greedy_ties_go_to_the_smallest_id(vocab, tied, want):
+  logits = np.random.default_rng(vocab).normal(size=(3, vocab)).astype(np.float32)
+  logits[1, tied] = logits[0].max() + 10
+  token, _, _ = sample(jnp.array(logits), keys(3), Sampling(temperature=0.0))
+  assert token.tolist() == [logits[0].argmax(), want, logits[2].argmax()]
+
+
+def test_greedy_looks_at_the_penalised_logits():
+  logits = np.array([[3.0, 2.0, 1.0, 4.0]], np.float32)
+  config = Sampling(temperature=0.0, repetition_penalty=2.0, min_tokens=3, stop_ids=(3,))
+  given = {"count_S": jnp.array([2]), "seen_SV": jnp.array([[True, False, False, False]])}
+  token, logp, raw_logp = sample(jnp.array(logits), keys(1), config, **given)
+  assert token.tolist() == [1]  # 1.5, 2, 1, -inf
+  np.testing.assert_allclose(logp, -np.log(1 + np.exp(-0.5) + np.exp(-1)), atol=1e-6)
+  np.testing.assert_allclose(raw_logp, log_softmax(logits)[0, 1], atol=1e-6)
+
+
+@pytest.mark.parametrize("config", [Sampling(), EVERYTHING])
+def test_a_slot_depends_on_its_own_key_and_logits_only(config):
+  logits = jnp.array(np.random.default_rng(2).normal(size=(12, 190)), jnp.float32)
+  given = history(12, 190)
   order = np.random.default_rng(4).permutation(12)
-  token, logp = sample(logits, keys(12), Sampling())
-  moved, moved_logp = sample(logits[order], keys(12)[order], Sampling())
-  np.testing.assert_array_equal(np.asarray(moved), np.asarray(token)[order])
-  np.testing.assert_array_equal(np.asarray(moved_logp), np.asarray(logp)[order])
-  assert not np.array_equal(
-    np.asarray(sample(logits, keys(12, 1), Sampling())[0]), np.asarray(token)
+  whole = sample(logits, keys(12), config, **given)
+  for some in (order, order[:5]):
+    parts = {name: x[some] for name, x in given.items()}
+    moved = sample(logits[some], keys(12)[some], config, **parts)
+    for got, want in zip(moved, whole, strict=True):
+      np.testing.assert_array_equal(np.asarray(got), np.asarray(want)[some])
+  other = sample(logits, keys(12, 1), config, **given)
+  assert not np.array_equal(other[0], whole[0])
+
+
+draw = jax.jit(
+  lambda logits, uniform: sampling_lib.draw(logits, *sampling_lib.blocks(logits), uniform)
+)
+
+
+@pytest.mark.parametrize("vocab", [700, 20_000])
+def test_draw_never_takes_weight_zero(vocab):
+  late = vocab - 60  # in the last block, which is not a full one
+  weight = np.zeros((4, vocab), np.float32)
+  weight[:, [130, 131, late]] = [1.0, 1.0, 2.0]
+  u = np.array([0.0, 0.3, 0.5, np.nextafter(np.float32(1), np.float32(0))], np.float32)
+  uniform = np.repeat(u[:, None], sampling_lib.draw_levels(vocab), axis=1)
+  assert draw(jnp.log(weight), uniform).tolist() == [130, 130, late, late]
+
+
+def test_rounding_never_draws_weight_zero():
+  """Random numbers right at the steps: sums in another order may rise at a weight of 0."""
+  rng = np.random.default_rng(0)
+  weight = rng.random((20_000, 100), dtype=np.float32) * (rng.random((20_000, 100)) < 0.3)
+  weight[:, 50] += 0.1  # some positive
+  share = np.cumsum(weight, axis=1, dtype=np.float64) / weight.sum(
+    1, keepdims=True, dtype=np.float64
   )
+  step = share[np.arange(20_000), rng.integers(0, 100, 20_000)]
+  uniform = np.clip(step, 0, np.nextafter(np.float32(1), np.float32(0))).astype(np.float32)
+  index = jax.jit(sampling_lib._invert)(weight, uniform)
+  assert (weight[np.arange(20_000), np.asarray(index)] > 0).all()
 
 
-@pytest.mark.parametrize("u", [0.0, 0.3, 0.5, np.nextafter(np.float32(1), np.float32(0))])
-def test_draw_never_takes_weight_zero(u):
-  weight = np.zeros((1, 700), np.float32)
-  weight[0, [130, 131, 640]] = [1.0, 1.0, 2.0]
-  token = int(sampling_lib.draw(jnp.array(weight), jnp.full((1, 2), u, jnp.float32))[0])
-  assert token == {0.0: 130, 0.3: 130, 0.5: 640}.get(float(u), 640)
+def test_draw_levels():
+  assert [sampling_lib.draw_levels(v) for v in (1, 128, 129, 128**2, 128**2 + 1, 151_936)] == [
+    2
+  ] * 4 + [3] * 2
+
+
+def test_the_last_block_never_gives_a_token_of_the_one_before():
+  """300 tokens: the last block is 256 to 299, and its window of 128 starts at 172, in the block before."""
+  logits = jnp.zeros((1, 300)).at[0, 172:256].set(8.0)
+  for within, want in [(0.0, 256), (0.5, 278), (0.999, 299)]:
+    uniform = jnp.array([[0.9999999, within]], jnp.float32)
+    assert int(draw(logits, uniform)[0]) == want
 
 
 def test_certain_and_lopsided_distributions():
   logits = jnp.array([[-jnp.inf, 0.0, -jnp.inf], [1e4, 0.0, -1e4], [-1e30, -1e30, -1e30]])
-  token, logp = sample(logits, keys(3), Sampling())
+  token, logp, _ = sample(logits, keys(3), Sampling())
   assert token[0] == 1 and token[1] == 0
   np.testing.assert_allclose(np.asarray(logp), [0.0, 0.0, -np.log(3)], atol=1e-6)
 
 
 def test_bfloat16_logits_give_float32_logp():
   logits = np.random.default_rng(6).normal(size=(4, 64)).astype(jnp.bfloat16)
-  token, logp = sample(jnp.array(logits), keys(4), Sampling())
+  token, logp, _ = sample(jnp.array(logits), keys(4), Sampling())
   want = log_softmax(logits.astype(np.float64))[np.arange(4), np.asarray(token)]
   np.testing.assert_allclose(np.asarray(logp), want, atol=2e-6)
 
 
-def test_no_sort_in_the_program():
-  text = (
-    jax.jit(sample, static_argnums=2)
-    .lower(jnp.zeros((2, 64)), keys(2), Sampling(top_k=4, top_p=0.5))
-    .as_text()
-  )
-  assert "stablehlo.sort" not in text and "top_k" not in text
+def test_a_missing_history_is_named():
+  logits = jnp.zeros((2, 8))
+  with pytest.raises(ValueError, match="sampling.min_tokens=1 needs count_S"):
+    sample(logits, keys(2), Sampling(min_tokens=1), **_without("count_S"))
+  with pytest.raises(ValueError, match="sampling.repetition_penalty=1.2 needs seen_SV"):
+    sample(logits, keys(2), Sampling(repetition_penalty=1.2), **_without("seen_SV"))
+
+
+def _without(name):
+  return {key: x for key, x in history(2, 8).items() if key != name}
 
 
 @pytest.mark.parametrize(
@@ -174,12 +468,30 @@ def test_no_sort_in_the_program():
     dict(top_p=0.0),
     dict(top_p=1.5),
     dict(max_tokens=0),
+    dict(min_p=-0.1),
+    dict(min_p=1.1),
+    dict(min_p=float("nan")),
+    dict(repetition_penalty=0.0),
+    dict(repetition_penalty=-1.0),
+    dict(repetition_penalty=float("inf")),
+    dict(min_tokens=-1),
+    dict(min_tokens=129),
+    dict(min_tokens=4, max_tokens=3),
+    dict(stop_strings="word"),
+    dict(stop_strings=("word", "")),
+    dict(stop_strings=(7,)),
   ],
 )
 def test_bad_fields_are_named(bad):
-  with pytest.raises(ValueError, match=f"sampling.{next(iter(bad))}="):
+  with pytest.raises(ValueError, match=f"^sampling.{next(iter(bad))}=[^\\n]+$"):
     Sampling(**bad)
 
 
-def test_stop_ids_become_hashable():
+def test_limits_are_fine():
+  Sampling(min_p=1.0, min_tokens=128, max_tokens=128, repetition_penalty=0.1, stop_strings=["a b"])
+
+
+def test_lists_become_hashable():
   assert hash(Sampling(stop_ids=[1, np.int32(2)])) == hash(Sampling(stop_ids=(1, 2)))
+  assert Sampling(stop_strings=["a", "b"]) == Sampling(stop_strings=("a", "b"))
+  assert len({Sampling(stop_strings=["a"]), Sampling(stop_strings=("a",)), Sampling()}) == 2

@@ -1,18 +1,14 @@
-"""Causal grouped-query attention inside segments: over whole rows, and of one new token over a cache."""
+"""Causal grouped-query attention inside segments, over whole rows. (Of one new token over a cache: cache.py.)"""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
 
-from fipo_jax.sharding import RULES
-
 # Scores of what may not be seen. Finite, so that a row with nothing to see gives numbers and not NaN.
 HIDDEN_SCORE = -1e30
 # Rows up to this long are scored in one piece; longer ones this many queries at a time.
 QUERY_BLOCK = 1024
-# Decoding scores up to this many key/value heads in one product.
-JOINED_HEADS = 4
 
 
 def attend(q_RTHh, k_RUKh, v_RUKh, segments_RT, segments_RU, *, implementation: str = "xla"):
@@ -58,48 +54,6 @@ def attend_xla(q_RTHh, k_RUKh, v_RUKh, segments_RT, segments_RU, *, block: int =
 
 
 IMPLEMENTATIONS = {"xla": attend_xla}
-
-
-def attend_cache(q_SHh, k_SMKh, v_SMKh, valid_SM):
-  """One new token per slot looks at its valid cache entries (its own among them).
-
-  Args:
-    q_SHh: rotated queries. k_SMKh, v_SMKh: the cache of this layer. valid_SM: bool.
-  Returns:
-    [S, H, h] in the dtype of q.
-  """
-  S, H, h = q_SHh.shape
-  K = k_SMKh.shape[2]
-  q_SKGh = (q_SHh * h**-0.5).reshape(S, K, H // K, h)
-  if K <= JOINED_HEADS and not _heads_are_split():
-    return _joined(q_SKGh, k_SMKh, v_SMKh, valid_SM).reshape(S, H, h)
-  return _weighted(q_SKGh[:, None], k_SMKh, v_SMKh, valid_SM[:, None, :]).reshape(S, H, h)
-
-
-def _heads_are_split() -> bool:
-  """Whether key/value heads lie on several devices of the mesh in use."""
-  sizes = jax.sharding.get_abstract_mesh().shape
-  return any(sizes.get(axis, 1) > 1 for axis in RULES["kv_heads"])
-
-
-def _joined(q_SKGh, k_SMKh, v_SMKh, valid_SM):
-  """`_weighted` for one query per slot, reading the cache as it lies: [S, M, K h], heads side by side.
-
-  A query is put into its own head's columns and zeros into the others'. That multiplies the (few) operations by K but
-  spares the transposed copy of the cache per step that a product per head costs: decode steps of the tiny model (K = 2)
-  took about 10% less time on a CPU.
-  """
-  S, K, G, h = q_SKGh.shape
-  M, H = k_SMKh.shape[1], K * G
-  precision = jax.lax.Precision.HIGHEST if q_SKGh.dtype == jnp.float32 else None
-  own_KK = jnp.eye(K, dtype=q_SKGh.dtype)
-  q_SHx = (q_SKGh[:, :, :, None, :] * own_KK[:, None, :, None]).reshape(S, H, K * h)
-  scores_SHM = jnp.einsum(
-    "sax,smx->sam", q_SHx, k_SMKh.reshape(S, M, K * h), preferred_element_type=jnp.float32, precision=precision
-  )
-  weights_SHM = jax.nn.softmax(jnp.where(valid_SM[:, None], scores_SHM, HIDDEN_SCORE), axis=-1).astype(v_SMKh.dtype)
-  out_SHx = jnp.einsum("sam,smx->sax", weights_SHM, v_SMKh.reshape(S, M, K * h), precision=precision)
-  return jnp.einsum("skgjh,kj->skgh", out_SHx.reshape(S, K, G, K, h), own_KK, precision=precision)
 
 
 def _weighted(q_RTKGh, k_RUKh, v_RUKh, seen_RTU):

@@ -56,7 +56,11 @@ _matmul.defvjp(_matmul_forward, _matmul_backward)
 
 def _einsum(of_a, a, of_b, b, of_c):
   precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
-  return jnp.einsum(f"{of_a},{of_b}->{of_c}", a, b, precision=precision)
+  product = lambda of_a, a, of_b, b, of_c: jnp.einsum(f"{of_a},{of_b}->{of_c}", a, b, precision=precision)
+  if len(of_c) == 2 and of_b[0] == of_c[1] and a.ndim == 2 and jax.default_backend() == "cpu":
+    # A few rows and a matrix that is stored output first: a CPU ran matrix times columns 1.4 times as fast.
+    return product(of_b, b, of_a, a, of_c[::-1]).T
+  return product(of_a, a, of_b, b, of_c)
 
 
 def rotation(positions, head_dim: int, theta: float):

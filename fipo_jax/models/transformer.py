@@ -93,6 +93,13 @@ def _skeleton(config: ModelConfig):
   return nnx.split(nnx.eval_shape(lambda: Decoder(config, nnx.Rngs(0))))
 
 
+@functools.lru_cache
+def _parts(config: ModelConfig):
+  """Structures of one layer and of the final norm."""
+  structure = lambda kind: nnx.split(nnx.eval_shape(lambda: kind(config, nnx.Rngs(0))))[0]
+  return structure(layers.Block), structure(layers.RMSNorm)
+
+
 @dataclasses.dataclass(frozen=True)
 class Model:
   """Pure functions of one configuration; hashable, so it can be a static argument of `jax.jit`.
@@ -176,9 +183,8 @@ class Model:
   def logits(self, params, hidden):
     """Float32 logits [..., V] of hidden states [..., D]; whole, so only for few tokens at a time."""
     precision = jax.lax.Precision.HIGHEST if hidden.dtype == jnp.float32 else None
-    return jnp.einsum(
-      "...d,vd->...v", hidden, self.head(params), preferred_element_type=jnp.float32, precision=precision
-    )
+    product = dict(preferred_element_type=jnp.float32, precision=precision)
+    return jnp.einsum("vd,...d->...v", self.head(params), hidden, **product)
 
   def values(self, params, hidden):
     """Float32 values [...] of hidden states [..., D] by the value head: hidden · w + bias."""
@@ -195,73 +201,69 @@ class Model:
     return {name: tree for name, tree in params.items() if name != "value_head"}
 
   def prefill(self, params, tokens_RT, positions_RT, segments_RT):
-    """`hidden`, plus what decoding needs of it.
+    """Keys and values of rows, for decoding to go on from; arguments as `hidden`.
 
     Returns:
-      (hidden_RTD, cache_k, cache_v): caches [L, R, T, K, h] in the compute dtype, keys after rotation.
+      (k, v): [L, R, T, K, h] in the compute dtype, keys after rotation.
     """
-    hidden_RTD, (k, v) = self._rows(params, tokens_RT, positions_RT, segments_RT, keep=True)
-    return hidden_RTD, k, v
+    return self._rows(params, tokens_RT, positions_RT, segments_RT, keep=True)[1]
 
-  def decode(self, params, token_S, position_S, cache_k, cache_v, write_index, valid_SM):
-    """One token per slot: writes its key and value into the cache, then attends to the valid entries.
+  def unstack(self, params) -> dict:
+    """The same parameters with `layers` as a tuple, one tree per layer: a program that names its layers copies none."""
+    stacked = params["layers"]
+    one = lambda i: jax.tree.map(lambda x: x[i], stacked)
+    return params | {"layers": tuple(one(i) for i in range(self.config.num_layers))}
+
+  def decode(self, params, token_S, position_S, cache, attend):
+    """One token per slot.
 
     Args:
+      params: stacked, or `unstack`ed: then the program holds every layer by itself, and needs no slices of a stack.
       token_S, position_S: int32.
-      cache_k, cache_v: [L, S, M, K, h]. Carried through the layers and updated in place: donate them.
-      write_index: int32, scalar or [S]: the entry of axis M to write.
-      valid_SM: bool, entries to look at; includes the one written now.
+      cache: a pytree carried through the layers.
+      attend: (cache, layer number, q_SHh, k_SKh, v_SKh) -> (context_SHh, cache); the number is a Python int when
+        the parameters are unstacked, else a traced one.
     Returns:
-      (hidden_SD, cache_k, cache_v).
+      (hidden_SD, cache).
     """
-    decoder = self._decoder(params)
-    x_SD = self._embed(decoder, token_S)
+    x_SD = layers.activation(layers.lookup(params["embed_VD"], token_S, self.config.dtype), None)
     cos, sin = layers.rotation(position_S, self.config.head_dim, self.config.rope_theta)
+    block, norm = _parts(self.config)
 
-    def body(carry, layer):
-      x, cache_k, cache_v = carry
-      block, number = layer
+    def layer(carry, numbered):
+      (x, cache), (tree, number) = carry, numbered
+      x, cache = nnx.merge(block, tree)(x, cos, sin, lambda q, k, v: attend(cache, number, q, k, v))
+      return (x, cache), None
 
-      def attend(q, k, v):
-        new_k = _write(cache_k, k, number, write_index)
-        new_v = _write(cache_v, v, number, write_index)
-        read = lambda cache: jax.lax.dynamic_index_in_dim(cache, number, keepdims=False)
-        return attention.attend_cache(q, read(new_k), read(new_v), valid_SM), (new_k, new_v)
-
-      x, (cache_k, cache_v) = block(x, cos, sin, attend)
-      return (x, cache_k, cache_v), None
-
-    numbers_L = jnp.arange(self.config.num_layers)
-    (x_SD, cache_k, cache_v), _ = jax.lax.scan(body, (x_SD, cache_k, cache_v), (decoder.layers, numbers_L))
-    return decoder.final_norm(x_SD), cache_k, cache_v
+    carry = (x_SD, cache)
+    if isinstance(params["layers"], tuple):
+      for number, tree in enumerate(params["layers"]):
+        carry, _ = layer(carry, (tree, number))
+    else:
+      carry, _ = jax.lax.scan(layer, carry, (params["layers"], jnp.arange(self.config.num_layers)))
+    x_SD, cache = carry
+    return nnx.merge(norm, params["final_norm"])(x_SD), cache
 
   def _rows(self, params, tokens_RT, positions_RT, segments_RT, *, keep: bool):
-    decoder = self._decoder(params)
-    x_RTD = self._embed(decoder, tokens_RT)
+    x_RTD = layers.activation(layers.lookup(params["embed_VD"], tokens_RT, self.config.dtype), None)
     cos, sin = layers.rotation(positions_RT, self.config.head_dim, self.config.rope_theta)
+    block, norm = _parts(self.config)
 
     def attend(q, k, v):
       context = attention.attend(q, k, v, segments_RT, segments_RT, implementation=self.config.attention)
       return context, (k, v) if keep else None
 
-    def body(x, block):
-      return block(x, cos, sin, attend)
+    def body(x, tree):
+      return nnx.merge(block, tree)(x, cos, sin, attend)
 
     if self.config.remat != "none":
       body = jax.checkpoint(body, policy=REMAT[self.config.remat], prevent_cse=False)
-    x_RTD, kept = jax.lax.scan(body, x_RTD, decoder.layers)
-    return decoder.final_norm(x_RTD), kept
-
-  def _decoder(self, params) -> Decoder:
-    return nnx.merge(_skeleton(self.config)[0], params)
-
-  def _embed(self, decoder, tokens):
-    return layers.activation(layers.lookup(decoder.embed_VD[...], tokens, self.config.dtype), None)
-
-
-def _write(cache, new_SKh, layer, index):
-  """cache[layer, s, index[s]] = new[s]; a scalar index is one contiguous update, an [S] index a scatter."""
-  if jnp.ndim(index) == 0:
-    return jax.lax.dynamic_update_slice(cache, new_SKh[None, :, None].astype(cache.dtype), (layer, 0, index, 0, 0))
-  slots_S = jnp.arange(new_SKh.shape[0])
-  return cache.at[layer, slots_S, index].set(new_SKh.astype(cache.dtype), unique_indices=True, mode="drop")
+    if isinstance(params["layers"], tuple):
+      kept = []
+      for tree in params["layers"]:
+        x_RTD, one = body(x_RTD, tree)
+        kept.append(one)
+      kept = jax.tree.map(lambda *x: jnp.stack(x), *kept)
+    else:
+      x_RTD, kept = jax.lax.scan(body, x_RTD, params["layers"])
+    return nnx.merge(norm, params["final_norm"])(x_RTD), kept

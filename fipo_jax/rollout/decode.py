@@ -1,11 +1,13 @@
-"""The jitted programs of sampling: `start` a wave of slots, `extend` it until all are done, `grow` its cache.
+"""The jitted programs of sampling: `prefill` prompts into pages, `run` slots for some tokens, and their upkeep.
 
-All slots of a wave sit at the same index of the cache: prompts are padded on the left, so the next key and value
-of every slot go to one contiguous place, and only positions and validity differ between slots. The cache is carried
-through the loop and donated; it is never stacked or copied whole per step.
+    queue (prefilled) -> admit -> slot: one token a step -> finished: pages freed -> admit the next
 
-Axes besides the usual ones: R prefilled prompts (each serves S / R slots), T padded prompt tokens, M cache entries,
-N response tokens.
+All of it happens on the device, so every host of a pod stays in step without talking; the host looks in once in many
+tokens, to take away what was sampled and to prefill more. Rows of the mesh (data x fsdp) are shards that share
+nothing: each has its own slots, pages and queue.
+
+Axes besides the usual ones: D shards, Q places of the queue, C steps of one run, P pages, A slots admitted at a time.
+Leading axes are all shards' together; page, slot and prompt numbers count within a shard.
 """
 
 from __future__ import annotations
@@ -16,158 +18,302 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from fipo_jax.models.cache import Layout, Pages
 from fipo_jax.models.transformer import Model
 from fipo_jax.rollout.sampling import Sampling, sample
-from fipo_jax.sharding import constrain
+from fipo_jax.sharding import constrain, local
+
+ADMITTED_AT_ONCE = 8  # slots that start in one pass; copies so many pages
+ROWS = ("rows",)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Wave:
-  """Slots in flight. Response token n of every slot belongs to the same step, whether the slot still counts or not.
+class Work:
+  """A sample that waits in the queue or is being decoded in a slot; x is Q or S. int32 unless said otherwise.
 
-  step: int32 scalar, response tokens sampled so far. prompt_S: int32, real prompt tokens. keys_S: a key per sample.
-  last_S: int32, token to feed next. done_S: bool, ended or never in use. count_S: int32, response tokens, end included.
-  tokens_SN: int32. logp_SN: float32 nats. cache_k, cache_v: [L, S, M, K, h].
+  uid_x: the host's number of it, -1: nothing here. key_x2: uint32, raw data of its random key. last_x: token to feed
+  next. length_x: tokens before that one, all of whose keys and values are in pages. shared_x: those of them in shared
+  pages. entry_x, sample_x: which prompt, which of its samples. tail_x: tail page to copy, -1: none. count_x: response
+  tokens so far. limit_x: at which it ends. seen_xV: bool, tokens already there, for the repetition penalty, else None.
   """
 
-  step: jax.Array
-  prompt_S: jax.Array
-  keys_S: jax.Array
-  last_S: jax.Array
-  done_S: jax.Array
-  count_S: jax.Array
-  tokens_SN: jax.Array
-  logp_SN: jax.Array
-  cache_k: jax.Array
-  cache_v: jax.Array
+  uid: jax.Array
+  key: jax.Array
+  last: jax.Array
+  length: jax.Array
+  shared: jax.Array
+  entry: jax.Array
+  sample: jax.Array
+  tail: jax.Array
+  count: jax.Array
+  limit: jax.Array
+  seen: jax.Array | None = None
 
 
-@functools.partial(jax.jit, static_argnames=("model", "sampling", "entries", "pad_id"))
-def start(
-  model: Model,
-  sampling: Sampling,
-  params,
-  prompt_RT,
-  length_R,
-  key,
-  id_S,
-  sample_S,
-  used_S,
-  *,
-  entries,
-  pad_id,
-):
-  """Prefills each prompt once, repeats its cache for its samples, and samples the first token of every slot.
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Slots:
+  """Work in the slots, and the own pages: owner_P and index_P as in `cache.Pages`."""
+
+  work: Work
+  owner_P: jax.Array
+  index_P: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Log:
+  """What a run did, whole on every host: per step and slot, uid (-1: idle), token, log-prob, raw log-prob.
+
+  steps: how many of C were run. taken_D: taken from the queue. uid_S: in the slots at the end. active_D: how many.
+  used_D: own pages in use, most_used_D: the most at any step. short: whether it ended for want of pages.
+  held: most tokens in own pages at any step, all shards.
+  """
+
+  uid_CS: jax.Array
+  token_CS: jax.Array
+  logp_CS: jax.Array
+  raw_CS: jax.Array
+  steps: jax.Array
+  taken_D: jax.Array
+  uid_S: jax.Array
+  active_D: jax.Array
+  used_D: jax.Array
+  most_used_D: jax.Array
+  held: jax.Array
+  short: jax.Array
+
+
+@functools.partial(jax.jit, static_argnames=("model", "layout", "page"), donate_argnames=("pools",))
+def prefill(model: Model, layout: Layout, params, pools, tokens_RT, length_R, pages_RN, tail_R, *, page: int):
+  """Computes keys and values of prompts, once for all their samples, and writes them into pages.
 
   Args:
-    prompt_RT: int32, padded on the left. length_R: int32, real tokens of each.
-    key: one random key. id_S, sample_S: uint32, what a slot's own key is derived from: (prompt, sample), not the slot.
-    used_S: bool, False on slots that only fill up the wave.
-    entries: M, above T. pad_id: token written where a response has ended.
-  Returns:
-    Wave after one step.
+    tokens_RT: int32, padded on the right. length_R: int32, tokens of each; 0: no prompt here.
+    pages_RN: int32, shared page of each full page of a prompt; beyond the last page: none. tail_R: tail page likewise.
   """
-  S, (R, T) = id_S.shape[0], prompt_RT.shape
-  column_RT = jnp.arange(T) - (T - length_R)[:, None]  # 0 at a prompt's first real token
-  hidden_RTD, cache_k, cache_v = model.prefill(
-    params, prompt_RT, jnp.maximum(column_RT, 0), (column_RT >= 0).astype(jnp.int32)
-  )
-  logits_SV = _per_slot(model.logits(params, hidden_RTD[:, -1]), S // R, axis=0)
-  room = [(0, 0), (0, 0), (0, entries - T), (0, 0), (0, 0)]
-  cache_k, cache_v = (_pin(jnp.pad(_per_slot(x, S // R, axis=1), room)) for x in (cache_k, cache_v))
-  keys_S = jax.vmap(lambda i, g: jax.random.fold_in(jax.random.fold_in(key, i), g))(id_S, sample_S)
-  N = sampling.max_tokens
-  wave = Wave(
-    step=jnp.int32(0),
-    prompt_S=_per_slot(length_R, S // R, axis=0),
-    keys_S=keys_S,
-    last_S=jnp.full(S, pad_id, jnp.int32),
-    done_S=~used_S,
-    count_S=jnp.zeros(S, jnp.int32),
-    tokens_SN=jnp.full((S, N), pad_id, jnp.int32),
-    logp_SN=jnp.zeros((S, N), jnp.float32),
-    cache_k=cache_k,
-    cache_v=cache_v,
-  )
-  return _record(wave, logits_SV, sampling, pad_id)
+  R, T = tokens_RT.shape
+  column_T = jnp.arange(T)
+  segments_RT = (column_T < length_R[:, None]).astype(jnp.int32)
+  positions_RT = jnp.broadcast_to(column_T, (R, T))
+  k_LRTKh, v_LRTKh = model.prefill(params, tokens_RT, positions_RT, segments_RT)
+
+  def write(pools, k, v, length_R, pages_RN, tail_R):
+    L, R = k.shape[:2]
+    pad = [(0, 0), (0, 0), (0, -T % page + page), (0, 0), (0, 0)]  # one page more: a tail may be empty
+    k, v = (jnp.pad(x, pad).reshape(L, R, -1, page, *x.shape[3:]) for x in (k, v))
+    N = pages_RN.shape[1]
+    if N:
+      flat = lambda x: x[:, :, :N].reshape(L, R * N, *x.shape[3:])
+      pools = layout.write_rows(pools, "shared", flat(k), flat(v), pages_RN.reshape(-1))
+    last = lambda x: x[:, jnp.arange(R), length_R // page]
+    return layout.write_rows(pools, "tail", last(k), last(v), tail_R)
+
+  axes, kv = layout.axes(pools), (None, "rows", None, "kv_heads", None)
+  return local(write, (axes, kv, kv, ROWS, ROWS, ROWS), axes)(pools, k_LRTKh, v_LRTKh, length_R, pages_RN, tail_R)
 
 
 @functools.partial(
-  jax.jit, static_argnames=("model", "sampling", "pad_id"), donate_argnames=("wave",)
+  jax.jit, static_argnames=("model", "layout", "sampling", "page", "width", "steps"), donate_argnames=("pools", "slots")
 )
-def extend(model: Model, sampling: Sampling, params, wave: Wave, base, *, pad_id):
-  """Decodes until every slot is done, the limit is reached, or the cache is full.
+def run(
+  model: Model, layout: Layout, sampling: Sampling, params, pools, slots: Slots, queue: Work, ready_D, shared, more,
+  fewest, *, page: int, width: int, steps: int,
+):  # fmt: skip
+  """Decodes until the host is needed: after C steps, when nothing is left, or as `more`, `fewest` and the pages say.
 
   Args:
-    base: int32 scalar, T of the prefill: the cache index of the first response token.
+    ready_D: int32, places of the queue that are filled.
+    shared: (owner_P, index_P) of the shared pages, as in `cache.Pages`.
+    more: bool, whether the host can fill the queue again: then it is called when an eighth of the slots is idle.
+    fewest: int32, with an empty queue and nothing more: stop when no shard has more active slots than this.
+    page: tokens of a page. width: samples per prompt. steps: C.
   Returns:
-    (wave, number of slots done, whether another step is possible only in a larger cache).
+    (pools, slots, Log).
   """
-  M, N = wave.cache_k.shape[2], sampling.max_tokens
-  index_M = jnp.arange(M)
-  first_S = base - wave.prompt_S
+  S, D, P = slots.work.uid.shape[0], ready_D.shape[0], slots.owner_P.shape[0]
+  pool_axes = layout.axes(pools)
+  per_shard = lambda x: jnp.sum(x.reshape(D, -1), axis=1, dtype=jnp.int32)
 
-  def unfinished(wave):
-    return (wave.step < N) & ~jnp.all(wave.done_S)
+  def counts(c):
+    active_S = c["slots"].work.uid >= 0
+    free_D = P // D - per_shard(c["slots"].owner_P >= 0)
+    needed_D = per_shard(_needs_page(c["slots"].work, page))
+    return per_shard(active_S), free_D, needed_D
 
-  def fits(wave):
-    return base + wave.step <= M  # the last sampled token goes to base + step - 1
+  def can_admit(c):
+    active_D, free_D, needed_D = counts(c)
+    return jnp.any((active_D < S // D) & (c["taken_D"] < ready_D) & (_spare(free_D - needed_D, active_D, P // D) > 0))
 
-  def one_token(wave):
-    write = base + wave.step - 1
-    valid_SM = (index_M >= first_S[:, None]) & (index_M <= write)
-    position_S = wave.prompt_S + wave.step - 1
-    hidden_SD, cache_k, cache_v = model.decode(
-      params, wave.last_S, position_S, wave.cache_k, wave.cache_v, write, valid_SM
+  def can_step(c):
+    active_D, free_D, needed_D = counts(c)
+    empty = jnp.all(c["taken_D"] >= ready_D)
+    starved = empty & more & (jnp.sum(S // D - active_D) * 8 >= S)
+    shrinks = empty & ~more & (jnp.max(active_D) <= fewest)
+    return (c["step"] < steps) & jnp.any(active_D > 0) & jnp.all(needed_D <= free_D) & ~starved & ~shrinks
+
+  def admit(c):
+    slots_axes = jax.tree.map(lambda x: ROWS, c["slots"])
+    queue_axes = jax.tree.map(lambda x: ROWS, queue)
+    start = local(
+      functools.partial(_admit, layout=layout, page=page),
+      (pool_axes, slots_axes, queue_axes, ROWS, ROWS), (pool_axes, slots_axes, ROWS),
+    )  # fmt: skip
+    pools, new, taken_D = start(c["pools"], c["slots"], queue, ready_D, c["taken_D"])
+    return c | {"pools": pools, "slots": new, "taken_D": taken_D}
+
+  def one_token(c):
+    slots_axes = jax.tree.map(lambda x: ROWS, c["slots"])
+    allot = local(
+      lambda slots, *shared: _allot(slots, *shared, page=page), (slots_axes, ROWS, ROWS), (slots_axes, ROWS)
     )
-    wave = dataclasses.replace(wave, cache_k=_pin(cache_k), cache_v=_pin(cache_v))
-    return _record(wave, model.logits(params, hidden_SD), sampling, pad_id)
+    slots, pages = allot(c["slots"], *shared)
+    plan = local(lambda pages, pools: layout.plan(pages, width, pools), (ROWS, pool_axes), ROWS)(pages, c["pools"])
 
-  wave = jax.lax.while_loop(lambda w: unfinished(w) & fits(w), one_token, wave)
-  return wave, jnp.sum(wave.done_S), unfinished(wave)
+    def attend(pools, layer, q, k, v):
+      heads, kv_heads = ("rows", "heads", None), ("rows", "kv_heads", None)
+      if isinstance(layer, int):  # named in the program
+        part = lambda pools, q, k, v, plan: layout.attend(pools, layer, q, k, v, plan)
+        return local(part, (pool_axes, heads, kv_heads, kv_heads, ROWS), (heads, pool_axes))(pools, q, k, v, plan)
+      axes = (pool_axes, (), heads, kv_heads, kv_heads, ROWS)
+      return local(layout.attend, axes, (heads, pool_axes))(pools, layer, q, k, v, plan)
+
+    work = slots.work
+    hidden_SD, pools = model.decode(params, work.last, work.length, c["pools"], attend)
+    active_S = work.uid >= 0
+    keys_S = jax.random.wrap_key_data(jax.vmap(_fold)(work.key, work.count))
+    token_S, logp_S, raw_S = sample(
+      model.logits(params, hidden_SD), keys_S, sampling, count_S=work.count, seen_SV=work.seen
+    )
+    stop_S = jnp.zeros(S, bool)
+    for stop_id in sampling.stop_ids:
+      stop_S |= token_S == stop_id
+    count_S = work.count + 1
+    done_S = active_S & (stop_S | (count_S >= work.limit))
+    seen = None if work.seen is None else work.seen.at[jnp.arange(S), token_S].set(True)
+    free = local(lambda owner_P, done_S: jnp.where((owner_P >= 0) & done_S[owner_P], -1, owner_P), (ROWS, ROWS), ROWS)
+    after = dataclasses.replace(
+      work, uid=jnp.where(done_S, -1, work.uid), last=token_S, length=work.length + 1, count=count_S, seen=seen
+    )
+    put = lambda log, row: jax.lax.dynamic_update_slice(log, row[None].astype(log.dtype), (c["step"], 0))
+    log = {
+      "uid": put(c["log"]["uid"], work.uid), "token": put(c["log"]["token"], token_S),
+      "logp": put(c["log"]["logp"], logp_S), "raw": put(c["log"]["raw"], raw_S),
+    }  # fmt: skip
+    own_S = jnp.where(active_S, work.length - work.shared + 1, 0)
+    return c | {
+      "pools": pools, "slots": Slots(after, free(slots.owner_P, done_S), slots.index_P), "log": log,
+      "step": c["step"] + 1, "most_used_D": jnp.maximum(c["most_used_D"], per_shard(slots.owner_P >= 0)),
+      "held": jnp.maximum(c["held"], jnp.sum(own_S)),
+    }  # fmt: skip
+
+  def turn(c):
+    c = jax.lax.while_loop(can_admit, admit, c)
+    return jax.lax.while_loop(lambda c: can_step(c) & ~can_admit(c), one_token, c)
+
+  row = lambda dtype, fill: constrain(jnp.full((steps, S), fill, dtype), None, "rows")
+  zeros_D = jnp.zeros(D, jnp.int32)
+  c = {
+    "pools": pools, "slots": slots, "taken_D": zeros_D, "step": jnp.int32(0), "held": jnp.int32(0),
+    "most_used_D": zeros_D,
+    "log": {
+      "uid": row(jnp.int32, -1), "token": row(jnp.int32, 0), "logp": row(jnp.float32, 0), "raw": row(jnp.float32, 0)
+    },
+  }  # fmt: skip
+  c = jax.lax.while_loop(lambda c: (can_admit(c) & (c["step"] < steps)) | can_step(c), turn, c)
+  active_D, free_D, needed_D = counts(c)
+  log = c["log"]
+  whole = lambda x: constrain(x, *[None] * x.ndim)
+  return c["pools"], c["slots"], jax.tree.map(whole, Log(
+    log["uid"], log["token"], log["logp"], log["raw"], c["step"], c["taken_D"], c["slots"].work.uid, active_D,
+    P // D - free_D, c["most_used_D"], c["held"], jnp.any(needed_D > free_D),
+  ))  # fmt: skip
 
 
-@functools.partial(jax.jit, static_argnames=("entries",))
-def grow(wave: Wave, *, entries: int) -> Wave:
-  """The same wave with room for `entries` cache entries."""
-  room = [(0, 0), (0, 0), (0, entries - wave.cache_k.shape[2]), (0, 0), (0, 0)]
-  cache_k, cache_v = (_pin(jnp.pad(x, room)) for x in (wave.cache_k, wave.cache_v))
-  return dataclasses.replace(wave, cache_k=cache_k, cache_v=cache_v)
+@functools.partial(jax.jit, donate_argnames=("slots",))
+def drop(slots: Slots, drop_S) -> Slots:
+  """Empties the slots of drop_S and frees their pages."""
+
+  def part(slots, drop_S):
+    uid = jnp.where(drop_S, -1, slots.work.uid)
+    owner_P = jnp.where((slots.owner_P >= 0) & drop_S[slots.owner_P], -1, slots.owner_P)
+    return Slots(dataclasses.replace(slots.work, uid=uid), owner_P, slots.index_P)
+
+  axes = jax.tree.map(lambda x: ROWS, slots)
+  return local(part, (axes, ROWS), axes)(slots, drop_S)
 
 
-@jax.jit
-def harvest(wave: Wave):
-  """(tokens_SN, logp_SN, count_S, step), whole on every device: what each host may read."""
-  return tuple(
-    constrain(x, *[None] * x.ndim) for x in (wave.tokens_SN, wave.logp_SN, wave.count_S, wave.step)
-  )
+@functools.partial(jax.jit, static_argnames=("fewer",))
+def shrink(slots: Slots, *, fewer: int) -> Slots:
+  """The active slots alone, in `fewer` slots per shard: idle ones cost as much as busy ones."""
+
+  def part(slots):
+    order = jnp.argsort(slots.work.uid < 0)[:fewer]
+    new = jnp.full(slots.work.uid.shape[0], -1, jnp.int32).at[order].set(jnp.arange(fewer, dtype=jnp.int32))
+    owner_P = jnp.where(slots.owner_P >= 0, new[slots.owner_P], -1)
+    return Slots(jax.tree.map(lambda x: x[order], slots.work), owner_P, slots.index_P)
+
+  axes = jax.tree.map(lambda x: ROWS, slots)
+  return local(part, (axes,), axes)(slots)
 
 
-def _record(wave: Wave, logits_SV, sampling: Sampling, pad_id: int) -> Wave:
-  """Samples one token for every slot that is not done and writes it down."""
-  keys_S = jax.vmap(jax.random.fold_in, in_axes=(0, None))(wave.keys_S, wave.step)
-  token_S, logp_S = sample(logits_SV, keys_S, sampling)
-  token_S = jnp.where(wave.done_S, pad_id, token_S)
-  logp_S = jnp.where(wave.done_S, 0.0, logp_S)
-  stop_S = jnp.zeros_like(wave.done_S)
-  for stop_id in sampling.stop_ids:
-    stop_S |= token_S == stop_id
-  return dataclasses.replace(
-    wave,
-    step=wave.step + 1,
-    last_S=token_S,
-    count_S=wave.count_S + ~wave.done_S,
-    done_S=wave.done_S | stop_S,
-    tokens_SN=jax.lax.dynamic_update_slice(wave.tokens_SN, token_S[:, None], (0, wave.step)),
-    logp_SN=jax.lax.dynamic_update_slice(wave.logp_SN, logp_S[:, None], (0, wave.step)),
-  )
+def _fold(key_2, count):
+  """Raw key data of fold_in(key, count)."""
+  return jax.random.key_data(jax.random.fold_in(jax.random.wrap_key_data(key_2), count))
 
 
-def _per_slot(x, times: int, *, axis: int):
-  """Each prompt's entry `times` times in a row: the slots of its samples."""
-  return x if times == 1 else jnp.repeat(x, times, axis=axis)
+def _needs_page(work: Work, page: int):
+  """Whether the next token of a slot is the first of a new own page."""
+  return (work.uid >= 0) & ((work.length - work.shared) % page == 0)
 
 
-def _pin(cache):
-  return constrain(cache, "layers", "rows", None, "kv_heads", None)
+def _spare(free, active, pages: int):
+  """Pages that new samples may take: a few are left for those that run, or they would be interrupted at once."""
+  return free - jnp.where(active > 0, pages // 32, 0)
+
+
+def _admit(pools, slots: Slots, queue: Work, ready_D, taken_D, *, layout: Layout, page: int):
+  """Fills idle slots of one shard from its queue: tails become their own first pages."""
+  S, P = slots.work.uid.shape[0], slots.owner_P.shape[0]
+  A = min(S, ADMITTED_AT_ONCE)
+  active_S, free_P = slots.work.uid >= 0, slots.owner_P < 0
+  spare = _spare(jnp.sum(free_P) - jnp.sum(_needs_page(slots.work, page)), jnp.sum(active_S), P)
+  number = jnp.minimum(jnp.minimum(S - jnp.sum(active_S), ready_D[0] - taken_D[0]), jnp.minimum(A, spare))
+  index_A = jnp.arange(A)
+  used_A = index_A < number
+  from_A = jnp.minimum(taken_D[0] + index_A, queue.uid.shape[0] - 1)
+  slot_A = jnp.where(used_A, jnp.argsort(active_S)[:A], S)
+  work = jax.tree.map(lambda old, new: old.at[slot_A].set(new[from_A], mode="drop"), slots.work, queue)
+  tail_A = queue.tail[from_A]
+  copies_A = used_A & (tail_A >= 0)
+  page_A = jnp.argsort(~free_P)[: min(A, P)]
+  page_A = jnp.pad(page_A, (0, A - page_A.shape[0]), constant_values=P)
+  page_A = jnp.where(copies_A, page_A, P)
+  pools = layout.start(pools, jnp.maximum(tail_A, 0), page_A)
+  owner_P = slots.owner_P.at[page_A].set(slot_A, mode="drop")
+  index_P = slots.index_P.at[page_A].set(0, mode="drop")
+  return pools, Slots(work, owner_P, index_P), taken_D + jnp.maximum(number, 0)
+
+
+def _allot(slots: Slots, shared_owner_P, shared_index_P, *, page: int):
+  """A new own page for each slot of one shard that needs one, and who has what then: (slots, Pages)."""
+  work = slots.work
+  S, P = work.uid.shape[0], slots.owner_P.shape[0]
+  active_S = work.uid >= 0
+  own_S = work.length - work.shared
+  needs_S = _needs_page(work, page)
+  free_P = slots.owner_P < 0
+  rank_P = jnp.cumsum(free_P) - 1
+  takes_P = free_P & (rank_P < jnp.sum(needs_S))
+  taker_P = jnp.argsort(~needs_S)[jnp.clip(rank_P, 0, S - 1)].astype(jnp.int32)
+  owner_P = jnp.where(takes_P, taker_P, slots.owner_P)
+  index_P = jnp.where(takes_P, own_S[taker_P] // page, slots.index_P)
+  current_P = (owner_P >= 0) & (index_P == own_S[owner_P] // page)
+  page_S = jnp.full(S, P, jnp.int32).at[jnp.where(current_P, owner_P, S)].set(jnp.arange(P), mode="drop")
+  here = lambda x, nothing: jnp.where(active_S, x, nothing)
+  pages = Pages(
+    owner_P, index_P, shared_owner_P, shared_index_P, here(work.entry, -1), work.sample, here(work.shared, 0),
+    here(work.length + 1, 0), here(page_S, P), own_S % page,
+  )  # fmt: skip
+  return Slots(work, owner_P, index_P), pages

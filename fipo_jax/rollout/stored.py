@@ -21,7 +21,8 @@ def encode(waiting: Waiting) -> list[dict[str, Any]]:
 
   def of_rollout(r: Rollout) -> dict[str, Any]:
     record = {f.name: getattr(r, f.name) for f in dataclasses.fields(Rollout) if f.name not in ("prompt", "advantage")}
-    return record | {"tokens": plain(r.tokens), "logp": plain(r.logp), "flags": list(r.flags)}
+    arrays = {name: plain(np.asarray(getattr(r, name), np.float32)) for name in ("logp", "raw_logp")}
+    return record | arrays | {"tokens": plain(r.tokens), "flags": list(r.flags), "key": list(r.key)}
 
   return [
     {"step": step, "prompt": vars(g[0].prompt) | {"tokens": plain(g[0].prompt.tokens), "extras": {}},
@@ -37,8 +38,9 @@ def decode(records: list[dict[str, Any]]) -> Waiting:
     return np.frombuffer(base64.b64decode(text), dtype).copy()
 
   def of_record(prompt: Prompt, record) -> Rollout:
-    parts = {"tokens": array(record["tokens"], np.int32), "logp": array(record["logp"], np.float32)}
-    return Rollout(prompt, **record | parts | {"flags": tuple(record["flags"])})
+    parts = {name: array(record[name], np.float32) for name in ("logp", "raw_logp")}
+    parts |= {"tokens": array(record["tokens"], np.int32), "flags": tuple(record["flags"]), "key": tuple(record["key"])}
+    return Rollout(prompt, **record | parts)
 
   waiting: Waiting = []
   for record in records:
