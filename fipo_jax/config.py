@@ -226,7 +226,8 @@ def _check_ranges(c) -> None:
     "eval.prompts", "eval.samples_per_prompt", "checkpoint.every", "checkpoint.keep", "rollout.temperature",
   )  # fmt: skip
   not_negative(
-    "seed", "rollout.slots", "rollout.cache_tokens", "rollout.retries", "rollout.min_tokens", "algorithm.clip_low", "algorithm.clip_high", "algorithm.dual_clip", "rollout.top_k", "eval.top_k",
+    "seed", "rollout.slots", "rollout.cache_tokens", "rollout.retries", "rollout.min_tokens",
+    "algorithm.clip_low", "algorithm.clip_high", "algorithm.dual_clip", "rollout.top_k", "eval.top_k",
     "algorithm.delta_clamp", "algorithm.participation_ratio", "model.max_position",
     "eval.temperature", "reward.overlong_buffer_tokens", "reward.overlong_factor", "optimizer.warmup_updates",
     "optimizer.weight_decay", "eval.every", "log.samples", "dynamic_sampling.max_age", "algorithm.gspo_clip_low",

@@ -140,7 +140,8 @@ def found_panels(rows: list[dict]) -> list[tuple[str, str, dict]]:
   if timeline := next((row["rollout/timeline"] for row in reversed(rows) if row.get("rollout/timeline")), None):
     at, busy, rate, cache = (list(column) for column in zip(*timeline, strict=True))
     fastest = max(rate) or 1.0
-    lines = {"slots busy": busy, "cache in use": cache, f"speed / {fastest:.0f} tokens per s": [r / fastest for r in rate]}
+    lines = {"slots busy": busy, "cache in use": cache}
+    lines[f"speed / {fastest:.0f} tokens per s"] = [r / fastest for r in rate]
     panels.append(("The last rollout, over its seconds", "fraction", {k: (at, v, None) for k, v in lines.items()}))
   return panels + minibatch_panels(rows, [key for key in keys if key.startswith("minibatch/")])
 

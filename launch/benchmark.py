@@ -4,6 +4,7 @@ The last line is one JSON object. Times are medians of five runs after one that 
 
     sampler     tok_s: tokens sampled per second; every response has the same length
     longtail    useful_tok_s: the same for responses of very different lengths; occupancy: share of slot steps used
+    real_sampler  tok_s: a Hugging Face checkpoint (--model=DIR) in bfloat16
     future_kl   seconds, baseline_seconds, ratio: Future-KL by scan against the published form, a chunked matmul;
                 through the loss and its gradient: loss_seconds
 """
@@ -11,6 +12,7 @@ The last line is one JSON object. Times are medians of five runs after one that 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import json
 import pathlib
@@ -27,7 +29,7 @@ import numpy as np
 
 from fipo_jax.algorithms import future_kl as fkl
 from fipo_jax.algorithms import losses
-from fipo_jax.models import make_model
+from fipo_jax.models import hf, make_model
 from fipo_jax.models.transformer import ModelConfig
 from fipo_jax.rollout import ENGINES, Sampling
 from fipo_jax.sharding import make_mesh
@@ -66,10 +68,10 @@ def small_engine(**options):
   return engine, prompts
 
 
-def timed(run) -> tuple[float, float]:
+def timed(run, runs: int = 5) -> tuple[float, float]:
   """(median seconds of a run after one that compiles, seconds that the first took longer)."""
   times = []
-  for seed in range(1 + RUNS):
+  for seed in range(1 + runs):
     begin = time.perf_counter()
     run(seed)
     times.append(time.perf_counter() - begin)
@@ -99,9 +101,30 @@ def longtail() -> dict:
   u = engine.usage
   return {
     "useful_tokens": int(lengths.sum()), "seconds": seconds, "useful_tok_s": float(lengths.sum() / seconds),
-    "occupancy": u.occupancy, "cache_over_held": u.peak_cache_bytes / u.held_bytes, "prefill_tokens": u.prefill_tokens, "interrupted": u.interrupted,
+    "occupancy": u.occupancy, "cache_over_held": u.peak_cache_bytes / u.held_bytes,
+    "prefill_tokens": u.prefill_tokens, "interrupted": u.interrupted,
     "first_sample_s": u.first_sample_s, "tail_ratio": float(lengths.max() / np.median(lengths)),
     "compile_s": compile_s,
+  }  # fmt: skip
+
+
+def real_sampler(model_dir: str) -> dict:
+  """A Hugging Face checkpoint (--model) in bfloat16: 32 prompts of 64 tokens, 128 new tokens each."""
+  if not model_dir:
+    raise SystemExit("--model='': real_sampler needs a Hugging Face directory, such as Qwen2.5-0.5B.")
+  mesh = make_mesh({"data": -1, "fsdp": 1, "context": 1, "tensor": 1})
+  model = make_model(dataclasses.replace(hf.read_config(model_dir), dtype="bfloat16", param_dtype="bfloat16"))
+  engine = ENGINES["native"](model, mesh, slots=32, max_prompt_tokens=64, max_response_tokens=128, pad_id=0)
+  engine.update(hf.load(model_dir, model, mesh))
+  tokens = np.random.default_rng(0).integers(3, 50_000, (32, 64))
+  batch = [Prompt(i, row.astype(np.int32), "", "", "none") for i, row in enumerate(tokens)]
+  sampling = Sampling(max_tokens=128)
+  run = lambda seed: engine.generate(batch, 1, key=jax.random.key(seed), sampling=sampling)
+  seconds, compile_s = timed(run, runs=3)
+  u = engine.usage
+  return {
+    "tokens": u.tokens, "seconds": seconds, "tok_s": u.tokens / seconds, "occupancy": u.occupancy,
+    "prefill_s": u.prefill_seconds, "compile_s": compile_s,
   }  # fmt: skip
 
 
@@ -153,6 +176,7 @@ def future_kl() -> dict:
 BENCHMARKS = {
   "sampler": sampler,
   "longtail": longtail,
+  "real_sampler": real_sampler,
   "future_kl": future_kl,
 }
 
@@ -160,8 +184,10 @@ BENCHMARKS = {
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--what", choices=sorted(BENCHMARKS), required=True)
-  what = parser.parse_args().what
-  result = BENCHMARKS[what]()
+  parser.add_argument("--model", default="", help="Hugging Face directory, for real_sampler")
+  options = parser.parse_args()
+  what = options.what
+  result = real_sampler(options.model) if what == "real_sampler" else BENCHMARKS[what]()
   peak_rss_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
   rounded = {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in result.items()}
   print(json.dumps({"what": what, **rounded, "peak_rss_mb": peak_rss_mb, "jax": jax.__version__}))

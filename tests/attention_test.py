@@ -1,4 +1,4 @@
-"""Attention against loops in NumPy, segments, padding, blocks of queries, and the one-token path."""
+"""Attention over whole rows against loops in NumPy, segments, padding, and blocks of queries."""
 
 import jax
 import jax.numpy as jnp
@@ -92,23 +92,3 @@ def test_unknown_implementation_is_named():
   q, k, v = inputs()
   with pytest.raises(ValueError, match="attention='flush' is unknown.*xla"):
     attention.attend(q, k, v, SEGMENTS_RT, SEGMENTS_RT, implementation="flush")
-
-
-@pytest.mark.parametrize("joined_heads", [0, 4])
-def test_cache_path_equals_the_last_row_of_the_full_path(joined_heads, monkeypatch):
-  monkeypatch.setattr(attention, "JOINED_HEADS", joined_heads)
-  q, k, v = inputs()
-  segments = np.ones((2, 7), np.int32)
-  full = attention.attend(q, k, v, segments, segments)[:, 4]
-  valid = np.arange(7) <= 4
-  got = attention.attend_cache(q[:, 4], k, v, np.broadcast_to(valid, (2, 7)))
-  np.testing.assert_allclose(got, full, atol=1e-6)
-
-
-def test_cache_ignores_invalid_entries():
-  q, k, v = inputs()
-  valid = np.array([[1, 0, 0, 0, 0, 0, 0], [0, 1, 0, 1, 0, 0, 0]], bool)
-  got = np.asarray(attention.attend_cache(q[:, 0], k, v, valid))
-  np.testing.assert_allclose(got[0], np.repeat(v[0, 0], 2, axis=0), atol=1e-6)
-  k[~valid], v[~valid] = 1e3, -1e3
-  np.testing.assert_allclose(attention.attend_cache(q[:, 0], k, v, valid), got, atol=1e-6)

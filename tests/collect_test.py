@@ -172,3 +172,48 @@ def test_waiting_groups_survive_as_json():
         elif field.name != "advantage":
           np.testing.assert_array_equal(x, y)
   assert again[0][1][0].tokens.dtype == np.int32 and again[0][1][0].logp.dtype == np.float32
+
+
+class Streaming(Engine):
+  """Finishes one group per look, shortest prompt id first; a stopped one comes back with one token per sample."""
+
+  def __init__(self, mixed):
+    super().__init__(mixed)
+    self.continued = []
+
+  def generate(self, prompts, samples, *, key, sampling, progress, watch=None, pending=()):
+    self.continued += [[(r.prompt.id, r.sample, len(r.tokens)) for r in g] for g in pending]
+    whole = super().generate([g[0].prompt for g in pending] + list(prompts), samples, key=0, sampling=0, progress=0)
+    for i, group in enumerate(whole):
+      if watch([group]):
+        rest = [[dataclasses.replace(r, tokens=r.tokens[:1], logp=r.logp[:1], stop_reason="unfinished") for r in g]
+                for g in whole[i + 1 :]]  # fmt: skip
+        return whole[: i + 1] + rest
+    return whole
+
+
+@pytest.mark.parametrize("how", ["continue", "restart"])
+def test_sampling_stops_when_there_is_enough_and_goes_on_in_the_next_step(how):
+  """Half are informative and want is 2 of 8 drawn: the look after the second one ends it; nothing is lost."""
+  run = make(lambda i: i % 2 == 0, want=2, max_age=3)
+  run.cfg.rollout.unfinished = how
+  run.engine, run.host["keep_rate"] = Streaming(run.engine.mixed), 0.25
+  ids, values = sample(run, 1)
+  assert ids == [0, 2] and values["groups_unfinished"] == 0 and run.engine.asked == [4]  # at most LARGEST_DRAW batches
+  run.engine.mixed = lambda i: True
+  ids, values = sample(run, 2)
+  # Prompts 4 and 5 are judged at the look that brings 6, which is complete by then too.
+  assert ids == [4, 5] and [g[0].prompt.id for _, g in run.pending] == [7] and values["groups_unfinished"] == 1
+  assert [g[0].prompt.id for _, g in run.surplus] == [6]
+  run.surplus, kept = [], 1 if how == "continue" else 0
+  again = stored.decode(json.loads(json.dumps(stored.encode(run.pending))))
+  assert [len(r.tokens) for _, g in again for r in g] == [kept, kept] and not again[0][1][0].finished
+  ids, values = sample(run, 5)  # beyond max_age: unfinished groups have no age limit
+  assert ids[0] == 7 and run.engine.continued[-1] == [(7, 0, kept), (7, 1, kept)] and values["groups_continued"] == 1
+
+
+def test_finish_waits_for_all():
+  run = make(lambda i: True, want=2)
+  run.engine, run.host["keep_rate"] = Streaming(run.engine.mixed), 0.5
+  sample(run, 1)
+  assert run.pending == [] and len(run.surplus) == 2

@@ -196,13 +196,27 @@ def check_greedy(report, model, params, greedy_SM, token_ids):
   shared = min(longest, token_ids.shape[1])
   differs = np.argwhere((greedy_SM[:, :shared] != token_ids[:, :shared]).any(0))
   given = int(differs[0, 0]) if differs.size else shared
-  positions = jnp.broadcast_to(jnp.arange(given, dtype=jnp.int32), (slots, given))
+  before = given - 1  # tokens in the cache before the first step
+  positions = jnp.broadcast_to(jnp.arange(before, dtype=jnp.int32), (slots, before))
   ids = jnp.asarray(greedy_SM, jnp.int32)
-  hidden, k, v = jax.jit(model.prefill)(params, ids[:, :given], positions, jnp.ones_like(positions))
-  room = [(0, 0), (0, 0), (0, longest - given), (0, 0), (0, 0)]
-  k, v, hidden_SD = jnp.pad(k, room), jnp.pad(v, room), hidden[:, -1]
-  step = jax.jit(model.decode)
+  kv = jax.jit(model.prefill)(params, ids[:, :before], positions, jnp.ones_like(positions))
+  room = [(0, 0), (0, 0), (0, longest - before), (0, 0), (0, 0)]
+  cache = tuple(jnp.pad(x, room) for x in kv)
+
+  @jax.jit
+  def step(token_S, t, cache):
+    def attend(cache, layer, q_SHh, k_SKh, v_SKh):
+      (S, H, h), K = q_SHh.shape, k_SKh.shape[1]
+      k, v = (x.at[layer, :, t].set(new) for x, new in zip(cache, (k_SKh, v_SKh), strict=True))
+      q_SKgh = q_SHh.reshape(S, K, H // K, h) * h**-0.5
+      scores = jnp.einsum("skgh,smkh->skgm", q_SKgh, k[layer], precision="highest")
+      weights = jax.nn.softmax(jnp.where(jnp.arange(longest) <= t, scores, -jnp.inf), axis=-1)
+      return jnp.einsum("skgm,smkh->skgh", weights, v[layer], precision="highest").reshape(S, H, h), (k, v)
+
+    return model.decode(params, token_S, jnp.full(slots, t), cache, attend)
+
   for t in range(given, longest):
+    hidden_SD, cache = step(ids[:, t - 1], jnp.int32(t - 1), cache)
     logits_SV = np.asarray(model.logits(params, hidden_SD))
     chosen_S = np.take_along_axis(logits_SV, greedy_SM[:, t : t + 1].astype(np.int64), 1)[:, 0]
     report.close(
@@ -211,10 +225,6 @@ def check_greedy(report, model, params, greedy_SM, token_ids):
       np.zeros(slots),
       1e-4,
       group="greedy, cached decode",
-    )
-    valid_SM = jnp.broadcast_to(jnp.arange(longest) <= t, (slots, longest))
-    hidden_SD, k, v = step(
-      params, ids[:, t], jnp.full(slots, t, jnp.int32), k, v, jnp.int32(t), valid_SM
     )
 
 

@@ -1,13 +1,18 @@
-"""The native engine: order, sharing, determinism, stop reasons, sharding and errors."""
+"""The native engine: order, sharing, determinism, early ends, stop reasons, sharding and errors.
+
+Compiling is what takes time here, so most tests use SLOTS: an odd number has no half to shrink to, hence one program.
+"""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
 import pytest
 
 from fipo_jax.models import PRESETS, make_model
-from fipo_jax.rollout import ENGINES, Sampling
+from fipo_jax.models.logprobs import token_logprobs
+from fipo_jax.rollout import ENGINES, Sampling, serving
 from fipo_jax.rollout import native as native_lib
 from fipo_jax.sharding import make_mesh
 from fipo_jax.types import Prompt
@@ -25,6 +30,7 @@ CONFIG = dataclasses.replace(
 MODEL = make_model(CONFIG)
 SAMPLING = Sampling(max_tokens=12, stop_ids=(7, 11, 19, 23))
 KEY = jax.random.key(5)
+SLOTS = 7
 
 
 def random_params(model=MODEL, std=0.4):
@@ -59,16 +65,34 @@ def by_sample(groups):
   }
 
 
+@functools.cache
+def reference(n=6):
+  """Groups of `make_prompts(n)`, four samples each, in one page per sample and one wave after the other."""
+  return engine(SLOTS).generate(make_prompts(n), 4, key=KEY, sampling=SAMPLING)
+
+
+def same_numbers(got, want):
+  assert by_sample(got) == by_sample(want)
+  logp = {(r.prompt.id, r.sample): (r.logp, r.raw_logp) for group in want for r in group}
+  for r in sum(got, []):
+    np.testing.assert_allclose((r.logp, r.raw_logp), logp[r.prompt.id, r.sample], atol=2e-5)
+
+
+def as_text(ids):
+  return "".join(chr(97 + int(i)) for i in ids)
+
+
 def test_groups_come_back_in_prompt_order_with_all_fields():
   prompts = make_prompts(5)
-  groups = engine(8).generate(prompts, 4, key=KEY, sampling=SAMPLING)
+  groups = engine(SLOTS).generate(prompts, 4, key=KEY, sampling=SAMPLING)
   assert [[(r.prompt.id, r.sample) for r in g] for g in groups] == [
     [(p.id, i) for i in range(4)] for p in prompts
   ]
   reasons = set()
   for r in (r for g in groups for r in g):
     assert r.tokens.dtype == np.int32 and r.logp.dtype == np.float32
-    assert 1 <= len(r.tokens) == len(r.logp) <= 12 and (r.logp < 0).all()
+    assert 1 <= len(r.tokens) == len(r.logp) == len(r.raw_logp) <= 12 and (r.logp < 0).all()
+    np.testing.assert_array_equal(r.raw_logp, r.logp)  # temperature 1, nothing restricted
     assert not np.isin(r.tokens[:-1], SAMPLING.stop_ids).any()
     stopped = r.tokens[-1] in SAMPLING.stop_ids
     assert r.stop_reason == ("stop" if stopped else "length") and (stopped or len(r.tokens) == 12)
@@ -77,20 +101,163 @@ def test_groups_come_back_in_prompt_order_with_all_fields():
   assert reasons == {"stop", "length"}
 
 
-@pytest.mark.parametrize("slots", [3, 6])
-def test_tokens_do_not_depend_on_batch_slot_or_order(slots):
-  """gcd(4, slots) samples share a prefill, one and two here, all of them in 8 slots; prompts are shuffled."""
+@pytest.mark.parametrize(("slots", "sizes"), [
+  (3, dict(page_tokens=4, cache_tokens=48)), (8, dict(page_tokens=64)), (SLOTS, dict(page_tokens=4, cache_tokens=32)),
+])  # fmt: skip
+def test_tokens_do_not_depend_on_batch_slot_page_or_order(slots, sizes):
+  """In 8 pages of 4 tokens, 7 slots do not fit: samples are put back and continued, and still get the same tokens."""
   prompts = make_prompts(6)
-  want = by_sample(engine(8).generate(prompts, 4, key=KEY, sampling=SAMPLING))
-  shuffled = [prompts[i] for i in np.random.default_rng(slots).permutation(6)]
-  assert by_sample(engine(slots).generate(shuffled, 4, key=KEY, sampling=SAMPLING)) == want
-  alone = by_sample(engine(slots).generate(prompts[2:3], 4, key=KEY, sampling=SAMPLING))
-  assert alone == {k: want[k] for k in alone} and len(alone) == 4
+  e = engine(slots, **sizes)
+  if sizes["page_tokens"] == 4:
+    e._shared_pages = 48  # as after a call that needed them: growing would compile anew each time
+  same_numbers(e.generate([prompts[i] for i in (4, 0, 5, 2, 1, 3)], 4, key=KEY, sampling=SAMPLING), reference())
+  assert (e.usage.interrupted > 0) == (sizes.get("cache_tokens") == 32)
+  assert e.usage.held_bytes <= e.usage.peak_cache_bytes
+  if slots == SLOTS:
+    assert e.usage.lengths and sorted(e.usage.lengths) == sorted(len(r.tokens) for g in reference() for r in g)
+  else:
+    alone = by_sample(e.generate(prompts[2:3], 4, key=KEY, sampling=SAMPLING))
+    assert alone == {k: v for k, v in by_sample(reference()).items() if k[0] == prompts[2].id} and len(alone) == 4
+
+
+@pytest.mark.parametrize("samples", [1, 4, 16])
+def test_a_prompt_is_prefilled_once_for_all_its_samples(samples):
+  prompts = make_prompts(6)
+  e = engine(SLOTS)
+  e.generate(prompts, samples, key=KEY, sampling=SAMPLING)
+  assert e.usage.prefill_tokens == sum(len(p.tokens) - 1 for p in prompts)
+  assert e.usage.interrupted == 0 and len(e.usage.lengths) == 6 * samples
+
+
+def ended_early(e, prompts, samples, stop, sampling=SAMPLING):
+  """Groups of a first call that `stop(groups that became complete)` may end, and of the calls that go on with them."""
+  calls = [e.generate(prompts, samples, key=KEY, sampling=sampling, watch=stop)]
+  while pending := [g for g in calls[-1] if not all(r.finished for r in g)]:
+    calls.append(e.generate([], samples, key=jax.random.key(99), sampling=sampling, pending=pending, watch=stop))
+    assert len(calls) < 100
+  return calls
+
+
+def test_an_early_end_loses_nothing(monkeypatch):
+  monkeypatch.setattr(serving, "STEPS", 4)
+  e, seen = engine(SLOTS), []
+  stop = lambda groups: seen.append([g[0].prompt.id for g in groups]) or True
+  first, *rest = ended_early(e, make_prompts(6), 4, stop)
+  want = by_sample(reference())
+  order = lambda groups: [[(r.prompt.id, r.sample) for r in g] for g in groups]
+  assert order(first) == order(reference())
+  unfinished = [r for g in first for r in g if not r.finished]
+  assert any(0 < len(r.tokens) < 12 for r in unfinished) and any(len(r.tokens) == 0 for r in unfinished)
+  for r in sum(first, []):
+    tokens, reason = want[r.prompt.id, r.sample]
+    assert r.tokens.tolist() == tokens[: len(r.tokens)] and len(r.tokens) == len(r.logp) == len(r.raw_logp)
+    assert r.stop_reason == (reason if r.finished else "unfinished")
+  assert rest and sorted(sum(seen, [])) == sorted(p.id for p in make_prompts(6))  # each group is reported once
+  before = {(r.prompt.id, r.sample): r for g in first for r in g if r.finished}
+  last = {g[0].prompt.id: g for call in [first, *rest] for g in call}
+  same_numbers(last.values(), reference())
+  for group in rest[0]:
+    for r in group:
+      assert before.get((r.prompt.id, r.sample), r) is r  # a finished response is the very one that was given
+
+
+def test_stopping_after_every_chunk_does_not_bias_lengths(monkeypatch):
+  """Whoever ends calls as soon as something is complete sees short responses first; at the end all must be there."""
+  monkeypatch.setattr(serving, "STEPS", 4)
+  prompts = make_prompts(12, seed=2)
+  e = engine(SLOTS)
+  want = [len(g[0].tokens) for g in e.generate(prompts, 1, key=KEY, sampling=SAMPLING)]
+  calls = ended_early(e, prompts, 1, lambda groups: True)
+  got = [len(g[0].tokens) for call in calls for g in call if g[0].finished]
+  assert len(calls) > 2 and len(set(want)) > 3 and sorted(got) == sorted(want)
+  early = [len(g[0].tokens) for g in calls[0] if g[0].finished]
+  assert np.mean(early) < np.mean(want)  # why this matters
+
+
+def test_limits_of_single_prompts():
+  prompts, limits = make_prompts(6), [12, 1, 3, 12, 5, 40]
+  groups = engine(SLOTS).generate(prompts, 4, key=KEY, sampling=SAMPLING, limits=limits)
+  for group, whole, limit in zip(groups, reference(), limits, strict=True):
+    for r, w in zip(group, whole, strict=True):
+      assert r.tokens.tolist() == w.tokens[:limit].tolist()
+      assert r.stop_reason == ("stop" if r.tokens[-1] in SAMPLING.stop_ids else "length")
+
+
+def test_stop_strings_end_a_response_at_the_token_that_completes_one(monkeypatch):
+  """Pairs of tokens, some of them across two runs of the device, and one token alone."""
+  monkeypatch.setattr(serving, "STEPS", 4)
+  whole = {(r.prompt.id, r.sample): as_text(r.tokens) for g in reference() for r in g}
+  texts = list(whole.values())
+  strings = (texts[0][3:5], texts[1][6:8], texts[4][2:4], texts[3][9])
+  e = engine(SLOTS, text=as_text)
+  groups = e.generate(make_prompts(6), 4, key=KEY, sampling=dataclasses.replace(SAMPLING, stop_strings=strings))
+  cut = 0
+  for r in sum(groups, []):
+    text = whole[r.prompt.id, r.sample]
+    ends = [text.index(s) + len(s) for s in strings if s in text]
+    assert as_text(r.tokens) == text[: min(ends, default=len(text))]
+    assert len(r.logp) == len(r.raw_logp) == len(r.tokens)
+    if ends:
+      assert r.stop_reason == "stop"
+    cut += min(ends, default=len(text)) < len(text)
+  assert cut >= 4
+  with pytest.raises(ValueError, match="sampling.stop_strings=.*no way to make text"):
+    engine(SLOTS).generate(make_prompts(1), 1, key=KEY, sampling=Sampling(max_tokens=2, stop_strings=("a",)))
+
+
+def test_fewer_slots_at_the_tail():
+  """Eight samples in eight slots: those left at the end move to four and to two."""
+  e = engine(8)
+  groups = e.generate(make_prompts(2), 4, key=KEY, sampling=SAMPLING)
+  lengths = [len(r.tokens) for r in sum(groups, [])]
+  assert sorted(e.usage.lengths) == sorted(lengths) and e.usage.tokens == sum(lengths)
+  expected, left = 0, 8
+  for step in range(max(lengths)):
+    active = sum(n > step for n in lengths)
+    left = next(n for n in (2, 4, 8) if n <= left and n >= active)
+    expected += left
+  assert e.usage.slot_steps == expected < 8 * max(lengths)
+  assert e.usage.occupancy == sum(lengths) / expected
+  assert by_sample(groups) == by_sample(engine(SLOTS).generate(make_prompts(2), 4, key=KEY, sampling=SAMPLING))
+
+
+def test_an_int8_cache_is_near():
+  """Greedy, against the trainer's program in float32: how far are log-probs, and how much worse the chosen tokens."""
+  sampling, prompts = Sampling(temperature=0.0, max_tokens=12), make_prompts(6)
+  e = engine(SLOTS, cache_dtype="int8")
+  groups = e.generate(prompts, 1, key=KEY, sampling=sampling)
+  rows, segments = np.zeros((2, 6, 24), np.int32)
+  for i, [r] in enumerate(groups):
+    full = np.concatenate([r.prompt.tokens, r.tokens])
+    rows[i, : len(full)], segments[i, : len(full)] = full, 1
+  positions = np.broadcast_to(np.arange(24, dtype=np.int32), rows.shape)
+  hidden, params = jax.jit(MODEL.hidden)(random_params(), rows, positions, segments), random_params()
+  logp, _ = token_logprobs(hidden, MODEL.head(params), rows, segments)
+  best = jax.nn.log_softmax(MODEL.logits(params, hidden)).max(-1)
+  error, regret = 0.0, 0.0
+  for i, [r] in enumerate(groups):
+    n = len(r.prompt.tokens)
+    error = max(error, np.abs(r.logp - logp[i, n : n + 12]).max())
+    regret = max(regret, (best[i, n - 1 : n + 11] - logp[i, n : n + 12]).max())
+  assert 1e-4 < error < 0.1 and regret < 0.1, (error, regret)
+  assert e.usage.token_bytes == 2 * 2 * 2 * (4 + 4) < engine(SLOTS).token_bytes
+
+
+def test_slots_from_the_free_memory(monkeypatch):
+  free = 20_000
+  monkeypatch.setattr(native_lib, "_free_host_memory", lambda: free)
+  e = engine(0, page_tokens=4)
+  assert e.slots == 0.7 * free // e.token_bytes // (40 + 12 // 2) == 2
+  same_numbers(e.generate(make_prompts(6), 4, key=KEY, sampling=SAMPLING), reference())
+  assert 0.2 * free < e.usage.peak_cache_bytes <= free
+  monkeypatch.setattr(native_lib, "_free_host_memory", lambda: 5000)
+  with pytest.raises(ValueError, match="rollout.slots='auto'.*27 tokens of cache.*needs 56.*cache_dtype='int8'"):
+    engine(0, page_tokens=4)
 
 
 def test_the_key_matters_and_samples_of_a_group_differ():
   prompts = make_prompts(3)
-  e = engine(8)
+  e = engine(SLOTS)
   first, second = (
     by_sample(e.generate(prompts, 4, key=k, sampling=SAMPLING)) for k in (KEY, jax.random.key(6))
   )
@@ -100,20 +267,19 @@ def test_the_key_matters_and_samples_of_a_group_differ():
 
 
 @pytest.mark.parametrize("shape,slots", [
-  (dict(data=2, fsdp=2, context=1, tensor=2), 8), (dict(data=1, fsdp=8, context=1, tensor=1), 6),
+  (dict(data=2, fsdp=2, context=1, tensor=2), 12), (dict(data=1, fsdp=8, context=1, tensor=1), 8),
 ])  # fmt: skip
 def test_sharded_equals_unsharded(shape, slots):
-  """Slots spread over eight devices, prefilled prompts not always divisible; and slots that cannot be spread."""
+  """Slots spread over four and eight shards, each with pages of its own; five prompts are not divisible."""
   prompts = make_prompts(5)
-  want = engine(8).generate(prompts, 4, key=KEY, sampling=SAMPLING)
+  want = engine(SLOTS).generate(prompts, 4, key=KEY, sampling=SAMPLING)
   mesh = make_mesh(shape)
   e = engine(
     slots, mesh=mesh, params=jax.tree.map(jax.device_put, random_params(), MODEL.shardings(mesh))
   )
   got = e.generate(prompts, 4, key=KEY, sampling=SAMPLING)
-  assert by_sample(got) == by_sample(want)
-  for a, b in zip(sum(got, []), sum(want, []), strict=True):
-    np.testing.assert_allclose(a.logp, b.logp, atol=2e-5)
+  same_numbers(got, want)
+  assert e.usage.prefill_tokens == sum(len(p.tokens) - 1 for p in prompts)
 
 
 def test_weights_are_whole_on_every_row_group():
@@ -121,27 +287,14 @@ def test_weights_are_whole_on_every_row_group():
   e = engine(
     8, mesh=mesh, params=jax.tree.map(jax.device_put, random_params(), MODEL.shardings(mesh))
   )
-  gate = e.params["layers"]["mlp"]["gate_DF"]
-  assert gate.sharding.shard_shape(gate.shape) == (2, 16, 12)  # cut by tensor, not by fsdp
-
-
-def test_longer_responses_grow_the_cache(monkeypatch):
-  prompts = make_prompts(3)
-  sampling = Sampling(max_tokens=40, stop_ids=(7,))
-  want = by_sample(
-    engine(8, max_response_tokens=40).generate(prompts, 4, key=KEY, sampling=sampling)
-  )
-  monkeypatch.setattr(native_lib, "SMALLEST_CACHE", 16)
-  got = by_sample(
-    engine(8, max_response_tokens=40).generate(prompts, 4, key=KEY, sampling=sampling)
-  )
-  assert got == want and max(len(tokens) for tokens, _ in got.values()) > 16
+  gate = e.params["layers"][1]["mlp"]["gate_DF"]
+  assert gate.sharding.shard_shape(gate.shape) == (16, 12)  # cut by tensor, not by fsdp
 
 
 def test_update_changes_what_is_sampled_and_casts():
   model = make_model(dataclasses.replace(CONFIG, dtype="bfloat16"))
-  e = engine(8, model=model)
-  assert e.params["layers"]["mlp"]["gate_DF"].dtype == np.dtype("bfloat16")
+  e = engine(SLOTS, model=model)
+  assert e.params["layers"][0]["mlp"]["gate_DF"].dtype == np.dtype("bfloat16")
   prompts = make_prompts(2)
   before = by_sample(e.generate(prompts, 4, key=KEY, sampling=SAMPLING))
   e.update(jax.tree.map(lambda x: -x, random_params(model)))
@@ -150,34 +303,25 @@ def test_update_changes_what_is_sampled_and_casts():
 
 def test_progress_and_usage():
   calls = []
-  e = engine(8)
-  groups = e.generate(
-    make_prompts(5), 4, key=KEY, sampling=SAMPLING, progress=lambda *x: calls.append(x)
-  )
-  assert [done for done, _ in calls] == [8, 16, 20] and {total for _, total in calls} == {20}
-  assert e.usage.tokens == sum(len(r.tokens) for g in groups for r in g)
-  assert e.usage.slot_steps % 8 == 0 and 0 < e.usage.occupancy <= 1
-
-
-@pytest.mark.parametrize(("prompts", "slots"), [(1, 4), (2, 8), (3, 16), (5, 16)])
-def test_a_small_wave_takes_fewer_slots(prompts, slots):
-  e = engine(16)
-  groups = e.generate(make_prompts(prompts), 4, key=KEY, sampling=SAMPLING)
-  longest = [max(len(r.tokens) for g in groups[i : i + 4] for r in g) for i in range(0, prompts, 4)]
-  last = slots if prompts <= 4 else 4
-  assert e.usage.slot_steps == sum(n * s for n, s in zip(longest, [slots, last], strict=False))
-  want = by_sample(engine(12).generate(make_prompts(prompts), 4, key=KEY, sampling=SAMPLING))
-  assert by_sample(groups) == want
-
-
-def test_slots_stay_divisible_by_the_rows_of_the_mesh():
-  e = engine(16, mesh=make_mesh(dict(data=1, fsdp=8, context=1, tensor=1)))
-  assert [e._slots_for(n, 4) for n in (1, 8, 9)] == [8, 8, 16]
-  assert engine(6)._slots_for(1, 1) == 3 and engine(20)._slots_for(4, 4) == 20  # 5 or 10 would split a group of 4
+  e = engine(SLOTS)
+  groups = e.generate(make_prompts(5), 4, key=KEY, sampling=SAMPLING, progress=lambda *x: calls.append(x))
+  assert calls[-1] == (20, 20) and calls == sorted(calls) and {total for _, total in calls} == {20}
+  u, lengths = e.usage, [len(r.tokens) for g in groups for r in g]
+  assert u.tokens == sum(lengths) and sorted(u.lengths) == sorted(lengths)
+  assert u.prompts == 3 == sum(len(p.tokens) > 1 for p in make_prompts(5))
+  assert u.slot_steps % SLOTS == 0 and u.occupancy == u.tokens / u.slot_steps and 0.5 < u.occupancy <= 1
+  assert 0 < u.first_sample_s <= u.last_sample_s <= u.seconds
+  assert 0 < u.held_bytes <= u.peak_cache_bytes and u.held_bytes % u.token_bytes == 0
+  assert all(0 < busy <= 1 and 0 < used <= 1 for _, busy, _, used in u.timeline) and 1 < len(u.timeline) <= len(calls)
+  values = u.values()
+  assert values["rollout/tail_ratio"] == max(lengths) / np.median(lengths)
+  assert values["rollout/cache_in_use"] == u.held_bytes / u.peak_cache_bytes
+  e.generate(make_prompts(1), 1, key=KEY, sampling=SAMPLING)
+  assert len(e.usage.lengths) == 1  # of the last call alone
 
 
 def test_an_update_lets_go_of_the_old_parameters_first(monkeypatch):
-  e, seen = engine(8), []
+  e, seen = engine(SLOTS), []
   adopt = e._adopt
   monkeypatch.setattr(e, "_adopt", lambda params: seen.append(e.params) or adopt(params))
   e.update(random_params())
@@ -185,25 +329,25 @@ def test_an_update_lets_go_of_the_old_parameters_first(monkeypatch):
 
 
 def test_a_released_engine_asks_for_new_parameters():
-  e = engine(8)
+  e = engine(SLOTS)
   e.release()
   with pytest.raises(ValueError, match=r"call update\(params\)"):
     e.generate(make_prompts(1), 4, key=KEY, sampling=SAMPLING)
 
 
 def test_no_prompts_is_no_work():
-  assert engine(8).generate([], 4, key=KEY, sampling=SAMPLING) == []
+  assert engine(SLOTS).generate([], 4, key=KEY, sampling=SAMPLING) == []
 
 
 def test_limits_are_reachable():
   """A prompt of exactly the limit, a response of exactly the limit, and neither a power of two."""
   longest = Prompt(1, np.ones(40, np.int32), "", "", "none")
-  [[rollout]] = engine(2).generate([longest], 1, key=KEY, sampling=Sampling(max_tokens=12))
+  [[rollout]] = engine(SLOTS).generate([longest], 1, key=KEY, sampling=Sampling(max_tokens=12))
   assert len(rollout.tokens) == 12 and rollout.stop_reason == "length"
 
 
 def test_user_errors():
-  e = engine(8)
+  e = engine(SLOTS)
   ok = Prompt(1, np.ones(3, np.int32), "", "", "none")
 
   def prompt(tokens):
@@ -221,8 +365,14 @@ def test_user_errors():
     e.generate([ok], 2, key=KEY, sampling=Sampling(max_tokens=13))
   with pytest.raises(ValueError, match="samples_per_prompt=0"):
     e.generate([ok], 0, key=KEY, sampling=SAMPLING)
-  with pytest.raises(ValueError, match="rollout.slots=0"):
-    engine(0)
+  with pytest.raises(ValueError, match="rollout.slots=-1"):
+    engine(-1)
+  with pytest.raises(ValueError, match=r"rollout.slots=6 must be a multiple of data\*fsdp=8; try 8"):
+    engine(6, mesh=make_mesh(dict(data=1, fsdp=8, context=1, tensor=1)))
+  with pytest.raises(ValueError, match="rollout.cache_tokens=12 must hold one longest response.*at least 16"):
+    engine(8, page_tokens=4, cache_tokens=12)
+  with pytest.raises(ValueError, match="rollout.cache_dtype='int4'"):
+    engine(8, cache_dtype="int4")
   with pytest.raises(ValueError, match="pad_id=40"):
     ENGINES["native"](MODEL, e.mesh, slots=1, max_prompt_tokens=4, max_response_tokens=4, pad_id=40)
   with pytest.raises(ValueError, match=r"call update\(params\)"):
@@ -232,6 +382,5 @@ def test_user_errors():
 
 
 def test_buckets():
-  assert [native_lib._bucket(n, 100) for n in (1, 16, 17, 64, 65)] == [16, 16, 32, 64, 100]
-  assert native_lib._bucket(3, 10) == 10
-  assert [native_lib._cache_entries(n, 1000) for n in (1, 128, 129, 600)] == [128, 128, 256, 1000]
+  assert [serving._bucket(n, 100) for n in (1, 16, 17, 64, 65)] == [16, 16, 32, 64, 100]
+  assert serving._bucket(3, 10) == 10

@@ -49,45 +49,80 @@ def test_golden_logits_logprobs_entropy(name):
   np.testing.assert_allclose(entropy[:, 1:][real[:, 1:]], want["entropy"][:, :-1][real[:, 1:]], atol=2e-5)
 
 
+def dense(at_S):
+  """Attention of one token per slot over a cache (k, v) [L, S, M, K, h]: written at entry at_S, which it sees last."""
+
+  def attend(cache, layer, q_SHh, k_SKh, v_SKh):
+    (S, H, h), K = q_SHh.shape, k_SKh.shape[1]
+    k, v = (x.at[layer, jnp.arange(S), at_S].set(new) for x, new in zip(cache, (k_SKh, v_SKh), strict=True))
+    exact = dict(precision="highest")
+    scores = jnp.einsum("skgh,smkh->skgm", q_SHh.reshape(S, K, H // K, h) / h**0.5, k[layer], **exact)
+    seen_SM = jnp.arange(k.shape[2]) <= at_S[:, None]
+    weights = jax.nn.softmax(jnp.where(seen_SM[:, None, None], scores, -jnp.inf), axis=-1)
+    return jnp.einsum("skgm,smkh->skgh", weights, v[layer], **exact).reshape(S, H, h), (k, v)
+
+  return attend
+
+
+def one_token(model, params, token_S, position_S, cache):
+  return model.decode(params, token_S, position_S, cache, dense(position_S))
+
+
+def filled(model, params, tokens_SM, at_S):
+  """The cache of the tokens before at_S, with nonsense in every other entry."""
+  kv = jax.jit(model.prefill)(params, tokens_SM, positions_like(tokens_SM), np.ones_like(tokens_SM))
+  old = (np.arange(tokens_SM.shape[1]) < at_S[:, None])[None, :, :, None, None]
+  return tuple(jnp.where(old, x, 7.0) for x in kv)
+
+
 @pytest.mark.parametrize("name", ["tied_mqa", "untied_gqa"])
-@pytest.mark.parametrize("scalar_index", [True, False])
-def test_golden_greedy_continuation(name, scalar_index):
+@pytest.mark.parametrize("unstacked", [True, False])
+def test_golden_greedy_continuation(name, unstacked):
   model, params, want = golden(name)
   S, M = want["greedy"].shape
   n = 12
-  prompt = want["greedy"][:, :n]
-  hidden, cache_k, cache_v = jax.jit(model.prefill)(params, prompt, positions_like(prompt), np.ones_like(prompt))
-  room = [(0, 0), (0, 0), (0, M - n), (0, 0), (0, 0)]
+  params = model.unstack(params) if unstacked else params
+  tokens = jnp.zeros((S, M), jnp.int32).at[:, :n].set(want["greedy"][:, :n])
 
   def step(i, carry):
-    tokens, token, cache_k, cache_v = carry
-    here = jnp.full((S,), i)
-    hidden_SD, cache_k, cache_v = model.decode(
-      params, token, here, cache_k, cache_v, i if scalar_index else here, jnp.broadcast_to(jnp.arange(M) <= i, (S, M))
-    )
+    tokens, cache = carry
+    hidden_SD, cache = one_token(model, params, tokens[:, i], jnp.full((S,), i), cache)
     token = jnp.argmax(model.logits(params, hidden_SD), axis=-1).astype(jnp.int32)
-    return tokens.at[:, i + 1].set(token), token, cache_k, cache_v
+    return tokens.at[:, i + 1].set(token), cache
 
-  first = jnp.argmax(model.logits(params, hidden[:, -1]), axis=-1).astype(jnp.int32)
-  tokens = jnp.zeros((S, M), jnp.int32).at[:, :n].set(prompt).at[:, n].set(first)
-  carry = (tokens, first, jnp.pad(cache_k, room), jnp.pad(cache_v, room))
-  tokens = jax.jit(lambda carry: jax.lax.fori_loop(n, M - 1, step, carry))(carry)[0]
+  carry = (tokens, filled(model, params, tokens, np.full(S, n - 1)))
+  tokens = jax.jit(lambda carry: jax.lax.fori_loop(n - 1, M - 1, step, carry))(carry)[0]
   np.testing.assert_array_equal(tokens, want["greedy"])
 
 
-def test_decode_equals_hidden_at_staggered_positions():
-  # Slot 0 continues at entry 3, slot 1 at entry 5 of its cache: each must see its own past only.
+@pytest.mark.parametrize("unstacked", [True, False])
+def test_decode_equals_hidden_at_staggered_positions(unstacked):
+  """Slot 0 continues at entry 3, slot 1 at entry 5 of its cache: each must see its own past only."""
   model = make_model(SMALL)
   params = random_params(model)
   tokens = np.random.default_rng(0).integers(0, 32, (2, 6)).astype(np.int32)
-  full, cache_k, cache_v = jax.jit(model.prefill)(params, tokens, positions_like(tokens), np.ones_like(tokens))
+  rows = (tokens, positions_like(tokens), np.ones_like(tokens))
+  full, kv = jax.jit(model.hidden)(params, *rows), jax.jit(model.prefill)(params, *rows)
   at = np.array([3, 5], np.int32)
-  valid = np.arange(6) <= at[:, None]
-  blank = jnp.where(valid[None, :, :, None, None] & (np.arange(6) != at[:, None])[None, :, :, None, None], 1.0, 7.0)
-  inputs = (tokens[[0, 1], at], at, cache_k * blank, cache_v * blank, at, valid)
-  got, new_k, _ = jax.jit(model.decode)(params, *inputs)
+  cache = filled(model, params, tokens, at)
+  params = model.unstack(params) if unstacked else params
+  got, written = jax.jit(functools.partial(one_token, model))(params, tokens[[0, 1], at], at, cache)
   np.testing.assert_allclose(got, full[np.arange(2), at], atol=2e-5)
-  np.testing.assert_allclose(new_k[:, [0, 1], at], cache_k[:, [0, 1], at], atol=2e-5)
+  for new, expected in zip(written, kv, strict=True):
+    np.testing.assert_allclose(new[:, [0, 1], at], expected[:, [0, 1], at], atol=2e-5)
+
+
+def test_unstacked_layers_change_no_number():
+  model = make_model(SMALL)
+  params, (_, inputs) = random_params(model), losses(model)
+  unstacked = model.unstack(params)
+  assert len(unstacked["layers"]) == 2 and jax.tree.structure(unstacked["layers"][0]) == jax.tree.structure(
+    params["layers"]
+  )
+  for run in (jax.jit(model.hidden), jax.jit(model.prefill)):
+    jax.tree.map(close(1e-6), run(unstacked, *inputs), run(params, *inputs))
+  k, v = jax.jit(model.prefill)(params, *inputs)
+  assert k.shape == v.shape == (2, 4, 8, 2, 4) and float(jnp.max(jnp.abs(k[0] - k[1]))) > 0.1
 
 
 def test_decode_updates_the_cache_in_place():
@@ -95,9 +130,8 @@ def test_decode_updates_the_cache_in_place():
   S, M = 8, 1024
   cache = jax.ShapeDtypeStruct((8, S, M, 2, 4), jnp.float32)
   i32 = jax.ShapeDtypeStruct((S,), jnp.int32)
-  valid = jax.ShapeDtypeStruct((S, M), bool)
-  step = jax.jit(model.decode, donate_argnums=(3, 4))
-  memory = step.lower(model.abstract(), i32, i32, cache, cache, i32, valid).compile().memory_analysis()
+  step = jax.jit(functools.partial(one_token, model), donate_argnums=3)
+  memory = step.lower(model.abstract(), i32, i32, (cache, cache)).compile().memory_analysis()
   one = 8 * S * M * 2 * 4 * 4
   assert memory.alias_size_in_bytes >= 2 * one
   assert memory.temp_size_in_bytes < one
@@ -164,13 +198,13 @@ def test_sharded_decode_equals_unsharded():
   params = random_params(model)
   S, M = 4, 6
   rng = np.random.default_rng(0)
-  cache = rng.normal(size=(2, 2, S, M, 2, 4)).astype(np.float32)
-  at = np.array([1, 2, 3, 4], np.int32)
-  inputs = (rng.integers(0, 32, S).astype(np.int32), at, cache[0], cache[1], at, np.arange(M) <= at[:, None])
-  want = jax.jit(model.decode)(params, *inputs)
+  cache = tuple(rng.normal(size=(2, 2, S, M, 2, 4)).astype(np.float32))
+  inputs = (rng.integers(0, 32, S).astype(np.int32), np.array([1, 2, 3, 4], np.int32), cache)
+  step = jax.jit(functools.partial(one_token, model))
+  want = step(params, *jax.tree.map(jnp.asarray, inputs))
   mesh = make_mesh({"data": 2, "fsdp": 2, "context": 1, "tensor": 2})
   with jax.set_mesh(mesh):
-    got = jax.jit(model.decode)(jax.tree.map(jax.device_put, params, model.shardings(mesh)), *inputs)
+    got = step(jax.tree.map(jax.device_put, params, model.shardings(mesh)), *jax.tree.map(jnp.asarray, inputs))
   jax.tree.map(close(2e-5), got, want)
 
 

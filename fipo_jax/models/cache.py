@@ -65,7 +65,7 @@ class Layout:
   start(pools, tail_A, page_A) -> pools: copies tails into own pages.
   plan(pages, width, pools) -> what attend needs, once per token for all layers.
   attend(pools, layer, q_SHh, k_SKh, v_SKh, plan) -> (out_SHh, pools): writes one token per slot, then looks.
-  grow(pools, kind, by, shards) -> pools with that many more pages of a kind on each of the devices that `shards` counts.
+  grow(pools, kind, by, shards) -> pools with so many more pages of a kind on each of `shards` devices.
   """
 
   new: Callable
@@ -169,7 +169,8 @@ def plan_xla(pages: Pages, width: int, pools):
 def attend_xla(pools, layer: int, q_SHh, k_SKh, v_SKh, plan):
   """Attention page by page: scores, their maximum and the weighted values of each page, then joined per sequence.
 
-      m_p = max s_p,  l_p = Σ exp(s_p - m_p),  o_p = Σ exp(s_p - m_p) v;   out = Σ_p e^(m_p - m) o_p / Σ_p e^(m_p - m) l_p
+      m_p = max s_p,   l_p = Σ exp(s_p - m_p),   o_p = Σ exp(s_p - m_p) v
+      out = Σ_p exp(m_p - m) o_p / Σ_p exp(m_p - m) l_p,   m = max m_p
 
   A shared page meets the queries of all samples of its prompt in one product. Reads each page once and copies none.
   Source: arXiv 2205.14135 (the softmax in blocks), 2402.05099 (shared prefixes).
@@ -234,12 +235,12 @@ def _page_sums(q_PKxh, pool, count_P):
 
 def _join(parts, order_P, owner_P, owners: int):
   """(o, m, l) of each owner 0 .. owners - 1 from those of its pages; an owner without pages has o = l = 0."""
-  o, m, l = (x[order_P] for x in parts)
+  o, m, total = (x[order_P] for x in parts)
   per_owner = dict(num_segments=owners, indices_are_sorted=True)
   top = jnp.maximum(jax.ops.segment_max(m, owner_P, **per_owner), HIDDEN_SCORE)
   scale = jnp.exp(m - top.at[owner_P].get(mode="clip"))
   o = jax.ops.segment_sum(o * scale[..., None], owner_P, **per_owner)
-  return o, top, jax.ops.segment_sum(l * scale, owner_P, **per_owner)
+  return o, top, jax.ops.segment_sum(total * scale, owner_P, **per_owner)
 
 
 def _write(pool, k_SKh, v_SKh, page_S, offset_S):

@@ -40,8 +40,8 @@ class Engine(Protocol):
       pending: groups of an earlier call that ended early; their unfinished responses are continued under the present
         weights, each with the key that it began with.
     Returns:
-      Groups, the pending ones first, then in prompt order; samples in order within. After an early end some rollouts are
-      `unfinished`: nothing that was sampled is lost.
+      Groups, the pending ones first, then in prompt order; samples in order within. After an early end some rollouts
+      are `unfinished`: nothing that was sampled is lost.
     """
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ import jax.numpy as jnp
 from fipo_jax.models.cache import Layout, Pages
 from fipo_jax.models.transformer import Model
 from fipo_jax.rollout.sampling import Sampling, sample
-from fipo_jax.sharding import constrain, local
+from fipo_jax.sharding import RULES, constrain, local
 
 ADMITTED_AT_ONCE = 8  # slots that start in one pass; copies so many pages
 ROWS = ("rows",)
@@ -183,9 +184,9 @@ def run(
     hidden_SD, pools = model.decode(params, work.last, work.length, c["pools"], attend)
     active_S = work.uid >= 0
     keys_S = jax.random.wrap_key_data(jax.vmap(_fold)(work.key, work.count))
-    token_S, logp_S, raw_S = sample(
-      model.logits(params, hidden_SD), keys_S, sampling, count_S=work.count, seen_SV=work.seen
-    )
+    logits_SV = _spread(model.logits(params, hidden_SD), D)
+    drawn = sample(logits_SV, keys_S, sampling, count_S=work.count, seen_SV=work.seen)
+    token_S, logp_S, raw_S = (constrain(x, "rows") for x in drawn)
     stop_S = jnp.zeros(S, bool)
     for stop_id in sampling.stop_ids:
       stop_S |= token_S == stop_id
@@ -256,6 +257,27 @@ def shrink(slots: Slots, *, fewer: int) -> Slots:
 
   axes = jax.tree.map(lambda x: ROWS, slots)
   return local(part, (axes,), axes)(slots)
+
+
+@functools.partial(jax.jit, static_argnames=("by", "shards"))
+def more_pages(slots: Slots, *, by: int, shards: int) -> Slots:
+  """Room for so many more own pages of each shard, which nobody has."""
+  pad = lambda x: jnp.pad(x.reshape(shards, -1), ((0, 0), (0, by)), constant_values=-1).reshape(-1)
+  grown = {name: constrain(pad(getattr(slots, name)), "rows") for name in ("owner_P", "index_P")}
+  return dataclasses.replace(slots, **grown)
+
+
+def _spread(logits_SV, shards: int):
+  """Logits cut by vocabulary, now by slot: each device of a shard draws for its part of the slots, if they divide.
+
+  Left alone, the partitioner gathers all slots' logits on every device, as blocks of the draw straddle the cuts.
+  """
+  mesh, (S, V) = jax.sharding.get_abstract_mesh(), logits_SV.shape
+  cut = 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in RULES["vocab"])
+  if cut == 1 or S % (shards * cut):
+    return logits_SV
+  logits_SV = constrain(logits_SV, "rows", "vocab")
+  return constrain(logits_SV.reshape(shards, cut, -1, V), "rows", "vocab", None, None).reshape(S, V)
 
 
 def _fold(key_2, count):

@@ -1,0 +1,587 @@
+"""What a run would need of a TPU, before one is paid for: compiles its programs with libtpu, without a TPU.
+
+    python launch/compile.py --config=experiments/fipo_qwen2_5_32b.py --topology=v5p-128 \
+      --config.mesh.fsdp=8 --config.mesh.tensor=8 [--programs=decode,prefill] [--json=PATH] [--config.FIELD=VALUE ...]
+
+Programs are those of the run itself, on abstract arguments: no weight is read and none is made. Memory is what the
+compiler says, and a program that does not fit is refused by it just as on the chips. Speeds are bounds from the
+chip's published figures: nothing runs here.
+
+    decode          the loop over tokens, with as many slots and pages as rollout.slots=0 takes (or --slots)
+    prefill         prompts of the longest bucket into pages
+    update_engine   the policy's parameters, cast and moved to where decoding wants them
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import copy
+import dataclasses
+import difflib
+import importlib.metadata
+import json
+import math
+import os
+import pathlib
+import re
+import sys
+import time
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags, logging
+from jax.experimental import topologies
+from ml_collections import config_flags
+
+from fipo_jax import config as config_lib
+from fipo_jax.models import PRESETS, hf, make_model
+from fipo_jax.models.transformer import Model, ModelConfig
+from fipo_jax.rollout import ENGINES, Sampling, decode, serving
+from fipo_jax.sharding import make_mesh, named
+
+GIB = 2**30
+ADAM_MOMENTS = 2  # float32 numbers per parameter, beside the parameter itself
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """One kind of chip. hbm_gib: usable, as its compiler says when a program is too large. libtpu: its name there.
+
+  config: how its cores are presented ("megacore": two as one device). cores: counted in a topology's name, per chip.
+  """
+
+  libtpu: str
+  config: str
+  cores: int
+  hbm_gib: float
+  tb_s: float
+  tflop_s: float  # bfloat16
+
+
+# Source of speeds: cloud.google.com/tpu/docs, v5p's bandwidth as in JAX's tables. Memory: libtpu 0.0.50.
+CHIPS: dict[str, Chip] = {
+  "v4": Chip("v4", "megacore", 2, 30.75, 1.23, 275),
+  "v5e": Chip("v5e", "default", 1, 15.75, 0.82, 197),
+  "v5p": Chip("v5", "megacore", 2, 95.73, 2.46, 459),
+  "v6e": Chip("v6e", "default", 1, 31.24, 1.64, 918),
+}
+_3D = ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4), (4, 4, 4), (4, 4, 8), (4, 8, 8), (8, 8, 8))
+_2D = ((2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
+# Google's name -> (kind of chip, chips along each axis).
+TOPOLOGIES: dict[str, tuple[str, tuple[int, ...]]] = {
+  f"{kind}-{math.prod(shape) * CHIPS[kind].cores}": (kind, shape)
+  for kinds, shapes in ((("v4", "v5p"), _3D), (("v5e", "v6e"), _2D))
+  for kind in kinds
+  for shape in shapes
+}
+
+
+def wrap(shape: tuple[int, ...]) -> tuple[bool, ...]:
+  """Along which axes the chips form a ring: multiples of 4 in three dimensions, 16 in two."""
+  return tuple(n % 4 == 0 if len(shape) == 3 else n == 16 for n in shape)
+
+
+def topology_of(name: str) -> tuple[Chip, tuple[int, ...]]:
+  """A row of TOPOLOGIES. Raises ValueError with the names that come near."""
+  if name not in TOPOLOGIES:
+    near = difflib.get_close_matches(name, TOPOLOGIES, 5, 0.5) or list(TOPOLOGIES)
+    raise ValueError(f"topology={name!r} is unknown; did you mean one of {', '.join(near)}?")
+  kind, shape = TOPOLOGIES[name]
+  return CHIPS[kind], shape
+
+
+def open_topology(name: str) -> list:
+  """The topology's devices, which can be compiled for and nothing else. Raises ValueError: libtpu is not installed."""
+  chip, shape = topology_of(name)
+  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # libtpu would ask a cloud's metadata server, and wait
+  os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip is held
+  try:
+    importlib.metadata.version("libtpu")
+  except importlib.metadata.PackageNotFoundError:
+    raise ValueError("the TPU compiler is missing: pip install libtpu (no TPU is needed).") from None
+  size = "x".join(map(str, shape))
+  bounds = (2, 2, 1)
+  options = dict(chip_config_name=chip.config, chips_per_host_bounds=bounds)
+  rings = wrap(shape) + (False,) * (3 - len(shape))
+  return topologies.get_topology_desc(f"{chip.libtpu}:{size}", "tpu", wrap=rings, **options).devices
+
+
+# ---- what is compiled ----
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """A run on a topology. state_bytes: trainer state per chip, of which params_bytes are the parameters.
+
+  size: slots per shard. kinds: pages of each kind per shard. rows: prompts of one prefill per shard.
+  """
+
+  cfg: Any
+  chip: Chip
+  chips: int
+  model: Model
+  mesh: Any
+  engine: Any
+  size: int
+  kinds: dict[str, int]
+  rows: int
+  state_bytes: int
+  params_bytes: int
+  weight_bytes: int  # of the rollout's copy, per chip
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """lower(): what to compile. beside_bytes: per chip, of what is in memory but no argument. facts: to report."""
+
+  lower: Callable
+  beside_bytes: int
+  facts: dict
+
+
+def model_config(cfg) -> ModelConfig:
+  """Sizes by model.path's config.json, or by its name or model.preset in PRESETS; numerics of the config."""
+  m = cfg.model
+  if m.path and os.path.exists(os.path.join(m.path, "config.json")):
+    sizes = hf.read_config(m.path)
+  else:
+    wanted = m.preset or os.path.basename(m.path.rstrip("/"))
+    name = re.sub(r"[^a-z0-9]+", "_", wanted.lower())
+    if name not in PRESETS:
+      near = difflib.get_close_matches(name, PRESETS, 5, 0.4) or list(PRESETS)
+      raise ValueError(
+        f"model.path={m.path!r} has no config.json, and {wanted!r} is no published size; choose from {', '.join(near)}."
+      )
+    sizes = PRESETS[name]
+  return dataclasses.replace(
+    sizes, dtype=m.dtype, param_dtype=m.param_dtype, remat=m.remat, attention=m.attention,
+    max_position=m.max_position or sizes.max_position,
+  )  # fmt: skip
+
+
+def make_plan(cfg, chip: Chip, devices, slots: int = 0) -> Plan:
+  """Slots and pages as the native engine would choose them on such chips; slots in all, 0: from their memory."""
+  model = make_model(model_config(cfg))
+  mesh = make_mesh(cfg.mesh, devices)
+  r = cfg.rollout
+  engine = ENGINES["native"](
+    model.policy(), mesh, slots=slots, max_prompt_tokens=cfg.data.max_prompt_tokens,
+    max_response_tokens=r.max_response_tokens, pad_id=0, page_tokens=r.page_tokens, cache_tokens=r.cache_tokens,
+    cache_dtype=r.cache_dtype, attention=r.attention,
+  )  # fmt: skip
+  params = per_chip(model.abstract(), model.shardings(mesh))
+  numbers = sum(math.prod(s.shard_shape(x.shape)) for x, s in _pairs(model.abstract(), model.shardings(mesh)))
+  state = params + ADAM_MOMENTS * 4 * numbers
+  weights = per_chip(jax.eval_shape(engine._resident, engine.model.abstract()), engine._shardings())
+  if not slots:
+    size_from_memory(engine, int(chip.hbm_gib * GIB), weights + state)
+  size = engine.slots // engine.shards
+  kinds, rows = pages_of(
+    size, width=r.samples_per_prompt, page=engine.page, prompt=engine.max_prompt_tokens,
+    cache_tokens=(engine.cache_tokens or engine.slots * engine._longest()) // engine.shards,
+  )  # fmt: skip
+  return Plan(cfg, chip, mesh.size, model, mesh, engine, size, kinds, rows, state, params, weights)
+
+
+def size_from_memory(engine, limit: int, used: int) -> None:
+  """Lets the engine choose slots and pages as on a device with so many bytes of memory, some of them in use."""
+  device = types.SimpleNamespace(memory_stats=lambda: {"bytes_limit": limit, "bytes_in_use": used})
+  mesh, engine.mesh = engine.mesh, types.SimpleNamespace(local_devices=[device], shape=engine.mesh.shape)
+  try:
+    engine._size_from_memory()
+  finally:
+    engine.mesh = mesh
+
+
+def pages_of(size: int, *, width: int, page: int, prompt: int, cache_tokens: int) -> tuple[dict[str, int], int]:
+  """({kind: pages per shard}, prompts of one prefill per shard) with prompts at their limit: serving.Call."""
+  ahead = max(1, size // 4)
+  rows = max(1, ahead // width)
+  shared = (prompt - 1) // page * (-(-size // width) + rows)
+  return {"own": cache_tokens // page, "shared": shared, "tail": max(2, ahead)}, rows
+
+
+def decode_program(plan: Plan) -> Program:
+  e, D = plan.engine, plan.engine.shards
+  i32 = lambda n, *more, dtype=jnp.int32: jax.ShapeDtypeStruct((n, *more), dtype, sharding=named(plan.mesh, "rows"))
+
+  def work(n):
+    columns = {f.name: i32(n) for f in dataclasses.fields(decode.Work) if f.name not in ("key", "seen")}
+    return decode.Work(**columns, key=i32(n, 2, dtype=jnp.uint32), seen=None)
+
+  own, shared = (i32(D * plan.kinds[kind]) for kind in ("own", "shared"))
+  slots = decode.Slots(work(D * plan.size), own, own)
+  r = plan.cfg.rollout
+  sampling = Sampling(
+    temperature=r.temperature, top_k=r.top_k, top_p=r.top_p, min_p=r.min_p, min_tokens=r.min_tokens,
+    max_tokens=r.max_response_tokens, stop_ids=(e.model.config.vocab_size - 1,),
+  )  # fmt: skip
+  lower = lambda: decode.run.lower(
+    e.model, e.layout, sampling, _weights(plan), _pools(plan), slots, work(D * plan.size), i32(D), (shared, shared),
+    jax.ShapeDtypeStruct((), bool), jax.ShapeDtypeStruct((), jnp.int32),
+    page=e.page, width=r.samples_per_prompt if plan.kinds["shared"] else 0, steps=serving.STEPS,
+  )  # fmt: skip
+  return Program(lower, plan.state_bytes, _slots(plan) | bound(plan))
+
+
+def prefill_program(plan: Plan) -> Program:
+  e, D = plan.engine, plan.engine.shards
+  length = serving._bucket(e.max_prompt_tokens - 1, e.max_prompt_tokens + e.max_response_tokens)
+  rows = D * min(plan.rows, max(1, serving.PREFILL_TOKENS // length))
+  i32 = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=named(plan.mesh, "rows"))
+  lower = lambda: decode.prefill.lower(
+    e.model, e.layout, _weights(plan), _pools(plan), i32(rows, length), i32(rows), i32(rows, length // e.page),
+    i32(rows), page=e.page,
+  )  # fmt: skip
+  return Program(lower, plan.state_bytes, _slots(plan) | {"prompts": rows, "prompt_tokens": length})
+
+
+def update_engine_program(plan: Plan) -> Program:
+  arguments = _abstract(plan.engine.model.abstract(), plan.engine.model.shardings(plan.mesh))
+  facts = {"in_gib": plan.params_bytes / GIB, "out_gib": plan.weight_bytes / GIB}
+  return Program(lambda: plan.engine._adopt.lower(arguments), plan.state_bytes - plan.params_bytes, facts)
+
+
+PROGRAMS: dict[str, Callable[[Plan], Program]] = {
+  "decode": decode_program,
+  "prefill": prefill_program,
+  "update_engine": update_engine_program,
+}
+
+
+def bound(plan: Plan) -> dict:
+  """The most tokens per second that memory and arithmetic of a chip allow, with all slots at half the response limit.
+
+      seconds = max( (weights + slots_d · context · bytes_per_token) / bandwidth,  FLOPs / peak );   slots / seconds
+
+  per chip: its weights but for the embedding, of which a token reads one row, and its share of the heads' cache.
+  """
+  c, e = plan.model.config, plan.engine
+  cut, context = plan.mesh.shape["tensor"], e.max_response_tokens // 2
+  size = jnp.dtype(c.dtype).itemsize
+  table = 0 if c.tie_embeddings else c.vocab_size * c.d_model * size // cut
+  read = plan.weight_bytes - table
+  cache = plan.size * context * e.token_bytes // cut
+  flops = plan.size * (2 * read // size + 4 * c.num_layers * c.num_heads * c.head_dim * context // cut)
+  memory_s, compute_s = (read + cache) / (plan.chip.tb_s * 1e12), flops / (plan.chip.tflop_s * 1e12)
+  seconds = max(memory_s, compute_s)
+  return {
+    "context_tokens": context, "weight_read_gib": read / GIB, "cache_read_gib": cache / GIB,
+    "memory_ms": memory_s * 1e3, "compute_ms": compute_s * 1e3, "tokens_per_second_bound": e.slots / seconds,
+    "tokens_per_second_per_chip_bound": e.slots / seconds / plan.chips,
+  }  # fmt: skip
+
+
+def per_chip(tree, shardings) -> int:
+  """Bytes of one device's part of a tree of shapes."""
+  return sum(math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize for x, s in _pairs(tree, shardings))
+
+
+def _pairs(tree, shardings):
+  return list(zip(jax.tree.leaves(tree), jax.tree.leaves(shardings), strict=True))
+
+
+def _abstract(tree, shardings):
+  return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)
+
+
+def _weights(plan: Plan):
+  e = plan.engine
+  return _abstract(jax.eval_shape(e._resident, e.model.abstract()), e._shardings())
+
+
+def _pool_shapes(plan: Plan):
+  """The pools' shapes and shardings."""
+  e = plan.engine
+  shape = jax.eval_shape(lambda: e.layout.new(e.model.config, plan.kinds, e.page, e.cache_dtype, e.shards))
+  axes = jax.tree.structure(shape).flatten_up_to(e.layout.axes(shape))
+  return shape, jax.tree.unflatten(jax.tree.structure(shape), [named(plan.mesh, *a) for a in axes])
+
+
+def _pools(plan: Plan):
+  return _abstract(*_pool_shapes(plan))
+
+
+def _slots(plan: Plan) -> dict:
+  e, tokens = plan.engine, sum(plan.kinds.values()) * plan.engine.page
+  return {
+    "slots": e.slots, "slots_per_shard": plan.size, "shards": e.shards, "pages_per_shard": plan.kinds,
+    "page_tokens": e.page, "cache_tokens": tokens * e.shards, "cache_gib": per_chip(*_pool_shapes(plan)) / GIB,
+    "cache_tokens_per_slot": round(plan.kinds["own"] * e.page / plan.size),
+  }  # fmt: skip
+
+
+# ---- what the compiler says ----
+
+
+def measure(plan: Plan, program: Program) -> dict:
+  """Compiles; memory per chip, collectives, seconds. One that does not fit has only the compiler's words for it."""
+  facts = program.facts | {"limit_gib": plan.chip.hbm_gib, "beside_gib": program.beside_bytes / GIB}
+  began = time.perf_counter()
+  try:
+    with jax.set_mesh(plan.mesh), _as_on_tpu():
+      compiled = program.lower().compile()
+  except jax.errors.JaxRuntimeError as e:
+    if "RESOURCE_EXHAUSTED" not in str(e):
+      raise
+    needs = re.search(r"Used ([\d.]+)G of ([\d.]+)G hbm", str(e))
+    seconds = time.perf_counter() - began
+    peak = float(needs[1]) + facts["beside_gib"] if needs else None
+    return facts | {"fits": False, "peak_gib": peak, "why": str(e).splitlines()[0][:300], "compile_s": seconds}
+  seconds = time.perf_counter() - began
+  memory = compiled.memory_analysis()
+  kinds = {
+    "arguments": memory.argument_size_in_bytes, "outputs": memory.output_size_in_bytes,
+    "aliased": memory.alias_size_in_bytes, "temp": memory.temp_size_in_bytes,
+    "code": memory.generated_code_size_in_bytes,
+  }  # fmt: skip
+  peak = program.beside_bytes + sum(kinds.values()) - 2 * kinds["aliased"]
+  text = compiled.as_text()
+  return facts | {f"{name}_gib": value / GIB for name, value in kinds.items()} | {
+    "peak_gib": peak / GIB, "fits": peak / GIB <= plan.chip.hbm_gib, "compile_s": seconds,
+    "collectives": [dataclasses.asdict(c) | {"bytes_in_all": c.times * c.bytes} for c in busiest(loops(text))],
+  }  # fmt: skip
+
+
+@contextlib.contextmanager
+def _as_on_tpu() -> Iterator[None]:
+  """The model's choices by backend are those of a TPU, though this process has a CPU."""
+  before = jax.default_backend
+  jax.default_backend = lambda: "tpu"
+  try:
+    yield
+  finally:
+    jax.default_backend = before
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+  """times: per turn of the loop that it is in. bytes: of its result on one chip. where: the line that asked for it."""
+
+  kind: str
+  shape: str
+  bytes: int
+  times: int
+  where: str = ""
+
+
+_KINDS = r"(ragged-all-to-all|all-gather|all-reduce|all-to-all|reduce-scatter|collective-permute|collective-broadcast)"
+_COLLECTIVE = re.compile(r"= (\(.*?\)|\S+) " + _KINDS + r"(-start)?\(")
+_SHAPE = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
+_CALLED = re.compile(r"(?:calls|to_apply|(?:branch|called)_computations|\w+_computation)=\{?((?:%?[\w.\-]+(?:, %)?)+)")
+
+
+def loops(hlo: str) -> list[tuple[int, list[Collective]]]:
+  """(depth, collectives of one turn) of the program itself and each loop whose number of turns is not fixed.
+
+  Those of a loop with a fixed number of turns (layers) count so many times in what it is part of.
+  """
+  bodies, name, entry = {}, None, None
+  for line in hlo.splitlines():
+    if header := re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{$", line):
+      name = header[2]
+      bodies[name], entry = [], name if header[1] else entry
+    elif line.startswith("}"):
+      name = None
+    elif name:
+      bodies[name].append(line)
+  found: list[tuple[int, collections.Counter]] = []
+
+  def visit(name, times, depth, into):
+    for line in bodies.get(name, ()):
+      if match := _COLLECTIVE.search(line):
+        into[_read(*match.groups(), line)] += times
+      elif " while(" in line:
+        parts = [re.search(rf"{key}=%?([\w.\-]+)", line)[1] for key in ("condition", "body")]
+        turns = re.search(r"known_trip_count\W+n\W+(\d+)", line)
+        turns = int(turns[1]) if turns else _turns(bodies, parts[0])
+        if turns is not None:
+          inner, more, deeper = into, times * turns, depth
+        else:
+          inner, more, deeper = collections.Counter(), 1, depth + 1
+          found.append((deeper, inner))
+        for part in parts:
+          visit(part, more, deeper, inner)
+      else:
+        for names in _CALLED.findall(line):
+          for called in re.findall(r"[\w.\-]+", names):
+            visit(called, times, depth, into)
+
+  top: collections.Counter = collections.Counter()
+  found.append((0, top))
+  visit(entry, 1, 0, top)
+  as_list = lambda counter: [dataclasses.replace(c, times=n) for c, n in counter.items()]
+  return [(depth, as_list(counter)) for depth, counter in found]
+
+
+def busiest(found: list[tuple[int, list[Collective]]]) -> list[Collective]:
+  """Collectives of the deepest loop (of tokens; without one, of the program), of several that which moves most."""
+  deepest = max(depth for depth, _ in found)
+  weight = lambda part: sum(c.times * c.bytes for c in part)
+  best = max((part for depth, part in found if depth == deepest), key=weight)
+  return sorted(best, key=lambda c: (-c.times * c.bytes, c.kind))
+
+
+def _read(shape, kind, start, line) -> Collective:
+  shapes = _SHAPE.findall(shape)
+  if start and kind in ("all-gather", "collective-permute", "all-to-all") and len(shapes) > 1:
+    shapes = shapes[1:2]  # what it reads, what it writes, and flags
+  size = sum(_bits(dtype) * math.prod(int(n) for n in dims.split(",") if n) for dtype, dims in shapes) // 8
+  where = re.search(r'op_name="([^"]*)"', line)
+  where = "/".join(where[1].split("/")[-4:]) if where else ""
+  return Collective(kind, " ".join(f"{d}[{n}]" for d, n in shapes), size, 0, where)
+
+
+def _bits(dtype: str) -> int:
+  return 8 if dtype == "pred" else int(re.search(r"\d+", dtype)[0])
+
+
+def _turns(bodies, condition) -> int | None:
+  """Turns of a loop whose condition is `counter < constant` and no more."""
+  lines = [line for line in bodies.get(condition, ()) if "parameter(" not in line and "get-tuple-element(" not in line]
+  constants = [m[1] for line in lines if (m := re.search(r"s32\[\]\S* constant\((\d+)\)", line))]
+  plain = all(re.search(r" (constant|compare|fusion)\(", line) for line in lines)
+  return int(constants[0]) if plain and len(lines) == 2 and len(constants) == 1 else None
+
+
+# ---- the report ----
+
+
+def report(name: str, facts: dict) -> str:
+  """A program's figures in lines."""
+  g = lambda key: f"{facts[key]:.2f} GiB"
+  lines = [f"{name}: {'fits' if facts['fits'] else 'DOES NOT FIT'}"]
+  say = lambda what, text: lines.append(f"  {what:<12}{text}")
+  if "slots" in facts:
+    say("slots", f"{facts['slots']} ({facts['slots_per_shard']} on each of {facts['shards']} shards)")
+    say(
+      "cache", f"{g('cache_gib')} per chip, {facts['cache_tokens']} tokens in all, "
+      f"{facts['cache_tokens_per_slot']} of its own per slot; pages per shard {facts['pages_per_shard']}"
+    )  # fmt: skip
+  if "prompts" in facts:
+    say("prompts", f"{facts['prompts']} of {facts['prompt_tokens']} tokens")
+  if facts["peak_gib"] is not None:
+    say("peak", f"{g('peak_gib')} of {facts['limit_gib']} per chip, {g('beside_gib')} of it trainer state beside it")
+  if "why" in facts:
+    say("compiler", facts["why"])
+  if "temp_gib" in facts:
+    say("memory", ", ".join(f"{kind} {g(kind + '_gib')}" for kind in ("arguments", "outputs", "aliased", "temp")))
+    if "cache_gib" in facts:
+      once = "aliased and held once" if held_once(facts) else "NOT held once"
+      say("pool", f"{once}; temp is {facts['temp_gib'] / facts['cache_gib']:.1%} of it")
+    if "out_gib" in facts:
+      extra = facts["temp_gib"] + facts["arguments_gib"] + facts["outputs_gib"] - facts["in_gib"] - facts["out_gib"]
+      say("copies", f"old {g('in_gib')} + new {g('out_gib')} + {extra:.2f} GiB")
+  if "tokens_per_second_bound" in facts:
+    say(
+      "bound", f"{facts['tokens_per_second_bound']:,.0f} tokens/s, {facts['tokens_per_second_per_chip_bound']:,.0f} "
+      f"per chip, at {facts['context_tokens']} tokens per slot: memory {facts['memory_ms']:.1f} ms, arithmetic "
+      f"{facts['compute_ms']:.1f} ms a step"
+    )  # fmt: skip
+  if "collectives" in facts:
+    found = facts["collectives"]
+    unit = "a token step" if name == "decode" else "a call"
+    total = sum(c["bytes_in_all"] for c in found)
+    say("collectives", f"{sum(c['times'] for c in found)} {unit}, {total / 2**20:.2f} MiB")
+    for c in found:
+      say("", f"{c['times']:>4} x {c['kind']} {c['shape']}  ({c['bytes']} B) {c['where']}")
+  say("compile", f"{facts['compile_s']:.0f} s")
+  return "\n".join(lines)
+
+
+def held_once(facts: dict) -> bool:
+  """Whether the pool is written in place: as much is aliased as it is large, and nothing of its size is temporary."""
+  return facts["aliased_gib"] >= 0.999 * facts["cache_gib"] and facts["temp_gib"] < 0.5 * facts["cache_gib"]
+
+
+# ---- the command ----
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "An experiment file; --config.FIELD=VALUE overrides a field.")
+_TOPOLOGY = flags.DEFINE_string("topology", None, f"A row of TOPOLOGIES: {', '.join(TOPOLOGIES)}.")
+_PROGRAMS = flags.DEFINE_list("programs", list(PROGRAMS), "Rows of PROGRAMS.")
+_SLOTS = flags.DEFINE_integer("slots", 0, "Slots over the mesh, in place of rollout.slots; 0: from the chip's memory.")
+_JSON = flags.DEFINE_string("json", None, "Where the figures go as JSON, too.")
+
+
+def main(argv) -> None:
+  if len(argv) > 1:
+    fail(f"unexpected argument {argv[1]!r}: fields are given as --config.FIELD=VALUE.")
+  try:
+    if not _CONFIG.value or not _TOPOLOGY.value:
+      raise ValueError("--config=FILE and --topology=NAME are needed.")
+    run(_CONFIG.value, _TOPOLOGY.value, _PROGRAMS.value, _SLOTS.value, _JSON.value)
+  except (ValueError, OSError) as e:
+    if os.environ.get("FIPO_TRACEBACK"):
+      raise
+    fail(str(e))
+
+
+def fail(message: str) -> None:
+  print("error: " + " ".join(message.split()), file=sys.stderr)
+  sys.exit(1)
+
+
+def run(cfg, topology: str, programs, slots: int = 0, out: str | None = None) -> dict:
+  """Compiles the programs one after the other, prints and returns what there is to say."""
+  validate(cfg)
+  for name in programs:
+    config_lib.one_of("programs", name, tuple(PROGRAMS))
+  chip, shape = topology_of(topology)
+  if cfg.rollout.engine != "native":
+    raise ValueError(f"rollout.engine={cfg.rollout.engine!r}: only the native engine's programs can be compiled here.")
+  plan = make_plan(cfg, chip, open_topology(topology), slots)
+  c = plan.model.config
+  versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "libtpu")}
+  numbers = sum(math.prod(x.shape) for x in jax.tree.leaves(plan.model.abstract()))
+  result = {
+    "topology": topology, "chips": plan.chips, "shape": "x".join(map(str, shape)), "mesh": dict(plan.mesh.shape),
+    "model": {"path": cfg.model.path, "preset": cfg.model.preset, "parameters": numbers, "layers": c.num_layers,
+              "d_model": c.d_model, "dtype": c.dtype},
+    "max_prompt_tokens": cfg.data.max_prompt_tokens, "max_response_tokens": cfg.rollout.max_response_tokens,
+    "attention": "xla" if plan.engine.unstacked else "pallas", "weights_gib": plan.weight_bytes / GIB,
+    "trainer_state_gib": plan.state_bytes / GIB, "versions": versions, "ran_on_a_tpu": False, "programs": {},
+  }  # fmt: skip
+  sizes = " x ".join(f"{axis} {n}" for axis, n in plan.mesh.shape.items())
+  print(
+    f"{cfg.model.path or cfg.model.preset}: {numbers / 1e9:.2f}B parameters, {c.dtype}; {topology}: {plan.chips} "
+    f"chips ({result['shape']}), {sizes}; attention {result['attention']}\nper chip: {result['weights_gib']:.2f} GiB "
+    f"of weights for the rollout, {result['trainer_state_gib']:.2f} GiB of trainer state; jax {versions['jax']}, "
+    f"libtpu {versions['libtpu']}; compiled, not run"
+  )  # fmt: skip
+  for name in programs:
+    facts = measure(plan, PROGRAMS[name](plan))
+    result["programs"][name] = facts
+    print(report(name, facts), flush=True)
+    if out:  # what there is, after each
+      pathlib.Path(out).parent.mkdir(parents=True, exist_ok=True)
+      pathlib.Path(out).write_text(json.dumps(_rounded(result), indent=1) + "\n")
+  return result
+
+
+def validate(cfg) -> None:
+  """As the run would, but data need not be there: none is read."""
+  cfg = copy.deepcopy(cfg)
+  cfg.data.path = cfg.eval.path = __file__  # some file
+  config_lib.validate(cfg)
+
+
+def _rounded(x):
+  if isinstance(x, dict):
+    return {key: _rounded(value) for key, value in x.items()}
+  if isinstance(x, list | tuple):
+    return [_rounded(value) for value in x]
+  return float(np.format_float_positional(x, precision=5, fractional=False)) if isinstance(x, float) else x
+
+
+if __name__ == "__main__":
+  os.environ.setdefault("JAX_PLATFORMS", "cpu")
+  jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
+  logging.set_verbosity(logging.WARNING)
+  app.run(main)

@@ -1,0 +1,171 @@
+"""The compile report: its tables, arithmetic and reading of compiled programs; and a tiny compile where libtpu is."""
+
+import json
+import math
+
+import jax
+import pytest
+
+from fipo_jax import config as config_lib
+from launch import compile as report
+
+HLO = """HloModule jit_run, is_scheduled=true
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+%fused (p: bf16[8,16]) -> bf16[64,16] {
+  ROOT %ag = bf16[64,16]{1,0:T(8,128)(2,1)} all-gather(%p), channel_id=3, dimensions={0}, metadata={op_name="a/b/c/d/e"}
+}
+
+%layer.body (p: (s32[], f32[4,32])) -> (s32[], f32[4,32]) {
+  %ar = f32[4,32]{1,0:T(4,128)} all-reduce(%x), channel_id=1, to_apply=%add, metadata={op_name="jit(run)/layer/dot"}
+  %start = (f32[4,8]{1,0}, f32[4,32]{1,0}) all-gather-start(%y), channel_id=2, dimensions={1}
+  %done = f32[4,32]{1,0} all-gather-done(%start)
+}
+
+%layer.cond (p: (s32[], f32[4,32])) -> pred[] {
+  %limit = s32[]{:T(128)} constant(7)
+  %i = s32[]{:T(128)} get-tuple-element(%p), index=0
+  ROOT %less = pred[]{:T(512)} compare(%i, %limit), direction=LT
+}
+
+%token.body (p: (s32[], f32[4,32])) -> (s32[], f32[4,32]) {
+  %w = (s32[], f32[4,32]{1,0}) while(%t), condition=%layer.cond, body=%layer.body
+  %k = (s32[], f32[4,32]) while(%t), condition=%other, body=%layer.body, backend_config={"known_trip_count":{"n":"3"}}
+  %f = bf16[64,16]{1,0} fusion(%z), kind=kCustom, calls=%fused
+}
+
+%token.cond (p: (s32[], f32[4,32])) -> pred[] {
+  %any = (u32[], pred[]) all-reduce(%p, %q), channel_id=4, to_apply=%add
+  ROOT %go = pred[] compare(%any, %one), direction=LT
+}
+
+ENTRY %main (p: f32[4,32]) -> f32[4,32] {
+  %loop = (s32[], f32[4,32]{1,0}) while(%init), condition=%token.cond, body=%token.body
+  %last = f32[2]{0} collective-permute(%v), channel_id=5
+}
+"""
+
+
+def test_collectives_are_counted_by_loop_and_layers_many_times():
+  found = report.loops(HLO)
+  assert [depth for depth, _ in found] == [0, 1]
+  (once,) = found[0][1]
+  assert (once.kind, once.bytes, once.times) == ("collective-permute", 8, 1)
+  step = [(c.kind, c.shape, c.bytes, c.times) for c in report.busiest(found)]
+  assert step == [
+    ("all-gather", "f32[4,32]", 512, 10), ("all-reduce", "f32[4,32]", 512, 10),
+    ("all-gather", "bf16[64,16]", 2048, 1), ("all-reduce", "u32[] pred[]", 5, 1),
+  ]  # fmt: skip
+  assert report.busiest(found)[2].where == "b/c/d/e"
+
+
+def test_a_program_without_loops_counts_as_it_is():
+  entry = HLO.replace("while(%init)", "copy(%init)")
+  assert [c.kind for c in report.busiest(report.loops(entry))] == ["collective-permute"]
+
+
+def test_topologies_are_googles():
+  assert report.topology_of("v5p-128") == (report.CHIPS["v5p"], (4, 4, 4))  # counted in cores
+  assert report.topology_of("v5e-256") == (report.CHIPS["v5e"], (16, 16))  # counted in chips
+  assert {"v5p-8", "v5p-1024", "v6e-256", "v4-128"} <= set(report.TOPOLOGIES)
+  for name, (kind, shape) in report.TOPOLOGIES.items():
+    assert name == f"{kind}-{math.prod(shape) * report.CHIPS[kind].cores}"
+  assert report.wrap((2, 4, 8)) == (False, True, True) and report.wrap((8, 16)) == (False, True)
+
+
+def test_an_unknown_topology_names_its_neighbours():
+  with pytest.raises(ValueError, match="'v5p-127' is unknown.*v5p-128"):
+    report.topology_of("v5p-127")
+  with pytest.raises(ValueError, match="v4-8, .*v6e-256"):
+    report.topology_of("h100")
+
+
+def test_without_libtpu_one_line_says_what_to_install(monkeypatch):
+  def missing(name):
+    raise report.importlib.metadata.PackageNotFoundError(name)
+
+  monkeypatch.setattr(report.importlib.metadata, "version", missing)
+  with pytest.raises(ValueError, match="pip install libtpu"):
+    report.open_topology("v5p-8")
+
+
+def test_slots_are_those_that_the_engine_takes_of_such_a_chip():
+  plan = report.make_plan(tiny(config_lib.default()), report.CHIPS["v5e"], jax.devices()[:1])
+  e = plan.engine
+  free = int(15.75 * 2**30) - plan.weight_bytes - plan.state_bytes
+  assert 200 < e.slots <= 256  # the most that the engine takes
+  assert e.cache_tokens == min(int(0.8 * free) // e.token_bytes, e.slots * e._longest())
+  assert plan.size == e.slots and e.mesh is plan.mesh
+
+
+def test_too_little_memory_says_what_to_change():
+  e = report.make_plan(tiny(config_lib.default()), report.CHIPS["v5e"], jax.devices()[:1]).engine
+  with pytest.raises(ValueError, match="0.00 GiB .* larger mesh.tensor"):
+    report.size_from_memory(e, 1000, 900)
+
+
+def test_pages_are_those_that_a_call_takes():
+  kinds, rows = report.pages_of(32, width=4, page=16, prompt=65, cache_tokens=1600)
+  assert kinds == {"own": 100, "shared": 4 * (8 + 2), "tail": 8} and rows == 2
+
+
+def test_bound_is_of_memory_or_of_arithmetic():
+  cfg = tiny(config_lib.default())
+  plan = report.make_plan(cfg, report.CHIPS["v5e"], jax.devices()[:1], slots=4)
+  facts = report.bound(plan)
+  c, context = plan.model.config, cfg.rollout.max_response_tokens // 2
+  numbers = sum(math.prod(x.shape) for x in jax.tree.leaves(plan.model.abstract()))  # tied: every one is read
+  seconds = (2 * numbers + 4 * context * plan.engine.token_bytes) / 0.82e12
+  assert facts["tokens_per_second_bound"] == pytest.approx(4 / seconds)
+  assert facts["compute_ms"] == pytest.approx(
+    4 * (2 * numbers + 4 * c.num_layers * c.num_heads * c.head_dim * context) / 197e12 * 1e3
+  )
+  assert plan.state_bytes == 12 * numbers and plan.params_bytes == 4 * numbers and plan.weight_bytes == 2 * numbers
+
+
+def test_a_model_is_found_by_the_name_of_its_folder():
+  cfg = config_lib.default()
+  cfg.model.path = "some/where/Qwen2.5-32B"
+  assert report.model_config(cfg).num_layers == 64 and report.model_config(cfg).dtype == "bfloat16"
+  cfg.model.path = "Qwen2.5-33B"
+  with pytest.raises(ValueError, match="'Qwen2.5-33B' is no published size.*qwen2_5_32b"):
+    report.model_config(cfg)
+
+
+def test_data_need_not_be_there():
+  cfg = config_lib.default()
+  cfg.model.path, cfg.data.source = "Qwen2.5-32B", "parquet"
+  report.validate(cfg)
+  assert not cfg.data.path
+  cfg.rollout.max_response_tokens = 0
+  with pytest.raises(ValueError, match="max_response_tokens"):
+    report.validate(cfg)
+
+
+def tiny(cfg):
+  cfg.model.preset, cfg.model.alphabet = "tiny", "0"
+  cfg.data.max_prompt_tokens, cfg.rollout.max_response_tokens = 32, 64
+  cfg.rollout.page_tokens, cfg.reward.overlong_buffer_tokens = 16, 0
+  return cfg
+
+
+@pytest.mark.slow
+def test_tiny_programs_compile_for_a_tpu(tmp_path, capsys, monkeypatch):
+  pytest.importorskip("libtpu", reason="needs the TPU compiler: pip install libtpu")
+  monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
+  monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+  cfg = tiny(config_lib.default())
+  cfg.mesh.tensor, cfg.eval.every = 2, 0
+  out = tmp_path / "figures.json"
+  report.run(cfg, "v5p-8", list(report.PROGRAMS), slots=16, out=str(out))
+  programs = json.loads(out.read_text())["programs"]
+  assert set(programs) == set(report.PROGRAMS)
+  needed = {"fits", "peak_gib", "limit_gib", "compile_s", "collectives"}
+  assert all(needed <= set(facts) and facts["fits"] for facts in programs.values())
+  assert {"slots", "cache_gib", "tokens_per_second_bound"} <= set(programs["decode"])
+  sums = sum(c["times"] for c in programs["decode"]["collectives"] if c["kind"] == "all-reduce")
+  assert sums >= 2 * 3  # two products of each layer
+  assert "decode: fits" in capsys.readouterr().out
