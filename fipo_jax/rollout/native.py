@@ -27,8 +27,8 @@ class NativeEngine:
   A prompt is prefilled once for all its samples, who share its full pages. The cache is as large as the pages in use
   need, and at the end, when the queue is empty, half or a quarter of the slots take over what is left.
 
-  A sample's randomness is derived from (key, prompt.id, sample, position) alone. Padding to other lengths can
-  still move the last bit of a logit, so equal tokens in another batch are as good as certain in float32 and likely in bfloat16.
+  A sample's randomness is derived from (key, prompt.id, sample, position) alone. Padding to other lengths can still
+  move the last bit of a logit, so equal tokens in another batch are as good as certain in float32, likely in bfloat16.
   """
 
   def __init__(
