@@ -503,20 +503,23 @@ def held_once(facts: dict) -> bool:
 
 # ---- the command ----
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "An experiment file; --config.FIELD=VALUE overrides a field.")
-_TOPOLOGY = flags.DEFINE_string("topology", None, f"A row of TOPOLOGIES: {', '.join(TOPOLOGIES)}.")
-_PROGRAMS = flags.DEFINE_list("programs", list(PROGRAMS), "Rows of PROGRAMS.")
-_SLOTS = flags.DEFINE_integer("slots", 0, "Slots over the mesh, in place of rollout.slots; 0: from the chip's memory.")
-_JSON = flags.DEFINE_string("json", None, "Where the figures go as JSON, too.")
+def define_flags() -> None:
+  """The command's flags; here and not at import, as launch/run.py has a --config too."""
+  config_flags.DEFINE_config_file("config", None, "An experiment file; --config.FIELD=VALUE overrides a field.")
+  flags.DEFINE_string("topology", None, f"A row of TOPOLOGIES: {', '.join(TOPOLOGIES)}.")
+  flags.DEFINE_list("programs", list(PROGRAMS), "Rows of PROGRAMS.")
+  flags.DEFINE_integer("slots", 0, "Slots over the mesh, in place of rollout.slots; 0: from the chip's memory.")
+  flags.DEFINE_string("json", None, "Where the figures go as JSON, too.")
 
 
 def main(argv) -> None:
   if len(argv) > 1:
     fail(f"unexpected argument {argv[1]!r}: fields are given as --config.FIELD=VALUE.")
   try:
-    if not _CONFIG.value or not _TOPOLOGY.value:
+    given = flags.FLAGS
+    if not given.config or not given.topology:
       raise ValueError("--config=FILE and --topology=NAME are needed.")
-    run(_CONFIG.value, _TOPOLOGY.value, _PROGRAMS.value, _SLOTS.value, _JSON.value)
+    run(given.config, given.topology, given.programs, given.slots, given.json)
   except (ValueError, OSError) as e:
     if os.environ.get("FIPO_TRACEBACK"):
       raise
@@ -584,4 +587,5 @@ if __name__ == "__main__":
   os.environ.setdefault("JAX_PLATFORMS", "cpu")
   jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
   logging.set_verbosity(logging.WARNING)
+  define_flags()
   app.run(main)

@@ -12,7 +12,7 @@ import pytest
 from fipo_jax.models import PRESETS, hf, make_model
 from fipo_jax.models.cache import CACHES
 from fipo_jax.models.logprobs import token_logprobs
-from fipo_jax.rollout import decode, native
+from fipo_jax.rollout import decode, native, serving
 from fipo_jax.rollout.sampling import Sampling
 from fipo_jax.sharding import make_mesh
 from fipo_jax.types import Prompt
@@ -71,7 +71,7 @@ def forward(rollouts):
 @pytest.mark.parametrize("name", ["tied_mqa", "untied_gqa"])
 def test_greedy_equals_the_published_implementation(name, monkeypatch):
   """Prompts cut to ragged lengths, two samples each: full pages are shared, tails copied, and the pool grows."""
-  monkeypatch.setattr(native, "GROWTH", 1)
+  monkeypatch.setattr(serving, "GROWTH", 1)
   model = make_model(hf.read_config(GOLDEN / name))
   want = np.load(GOLDEN / name / "golden.npz")["greedy"]
   e = native.NativeEngine(

@@ -515,6 +515,8 @@ class _Wire:
         if status != 200:
           raise EngineError(f"{url}{path} refused with HTTP {status}: {_quote(said)}{advice}.")
         return read(url, json.loads(said)) if read else None
+      except EngineError:
+        raise
       except json.JSONDecodeError:
         raise EngineError(f"{url}{path} answered no JSON: {_quote(said)}; is it the server's root?") from None
       except TimeoutError:
