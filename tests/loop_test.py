@@ -69,7 +69,7 @@ def lines(workdir, name="metrics.jsonl"):
 
 
 def without_time(records):
-  measured = ("seconds", "tokens_per_second", "update_tflops", "host_memory", "device_memory")
+  measured = ("seconds", "tokens_per_second", "update_tflops", "host_memory", "device_memory", "rollout/")
   return [{k: v for k, v in r.items() if not k.startswith(measured)} for r in records]
 
 
