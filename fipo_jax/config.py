@@ -108,7 +108,8 @@ def default() -> ml_collections.ConfigDict:
   # finish all | continue: stop when enough groups are informative, go on with the rest under the next weights |
   # restart: the same, but from their first token, with the random numbers they had. None is ever dropped.
   c.rollout.unfinished = "finish"
-  c.rollout.slots = 64  # sequences decoded side by side; 0 = from the free memory of a device
+  # Sequences decoded side by side; "auto" = from the free memory of a device.
+  c.rollout.slots = ml_collections.FieldReference(64, field_type=object)
   c.rollout.page_tokens = 64  # tokens of a page of the cache
   c.rollout.cache_tokens = 0  # bound on the cache of responses, over the mesh; 0 = as many as the slots need
   c.rollout.cache_dtype = ""  # "" = the compute dtype | int8: half the memory, less exact log-probabilities
@@ -226,7 +227,7 @@ def _check_ranges(c) -> None:
     "eval.prompts", "eval.samples_per_prompt", "checkpoint.every", "checkpoint.keep", "rollout.temperature",
   )  # fmt: skip
   not_negative(
-    "seed", "rollout.slots", "rollout.cache_tokens", "rollout.retries", "rollout.min_tokens",
+    "seed", "rollout.cache_tokens", "rollout.retries", "rollout.min_tokens",
     "algorithm.clip_low", "algorithm.clip_high", "algorithm.dual_clip", "rollout.top_k", "eval.top_k",
     "algorithm.delta_clamp", "algorithm.participation_ratio", "model.max_position",
     "eval.temperature", "reward.overlong_buffer_tokens", "reward.overlong_factor", "optimizer.warmup_updates",
@@ -286,6 +287,9 @@ def _check_choices(c) -> None:
   if c.rollout.engine == "http" and not c.rollout.urls:
     raise ValueError("rollout.urls=(): rollout.engine='http' needs the servers, as ('http://host:8000',).")
   one_of("optimizer.schedule", c.optimizer.schedule, ("constant", "cosine"))
+  slots = c.rollout.slots
+  if slots != "auto" and not (isinstance(slots, int) and slots > 0):
+    raise ValueError(f"rollout.slots={slots!r}: expected a number greater than 0, or 'auto'.")
 
 
 def _check_batch(c) -> None:
@@ -383,7 +387,7 @@ def check_mesh(c, mesh_shape) -> None:
   ways = mesh_shape["data"] * mesh_shape["fsdp"]
   for field in ("batch.micro_rows", "rollout.slots"):
     value = _at(c, field)
-    if value % ways and (field != "rollout.slots" or c.rollout.engine == "native"):
+    if value != "auto" and value % ways and (field != "rollout.slots" or c.rollout.engine == "native"):
       raise ValueError(
         f"{field}={value} must be a multiple of data*fsdp={ways}; try {max(1, value // ways) * ways}."
       )

@@ -7,7 +7,7 @@ Programs are those of the run itself, on abstract arguments: no weight is read a
 compiler says, and a program that does not fit is refused by it just as on the chips. Speeds are bounds from the
 chip's published figures: nothing runs here.
 
-    decode          the loop over tokens, with as many slots and pages as rollout.slots=0 takes (or --slots)
+    decode          the loop over tokens, with as many slots and pages as rollout.slots='auto' takes (or --slots)
     prefill         prompts of the longest bucket into pages
     update_engine   the policy's parameters, cast and moved to where decoding wants them
 """
@@ -172,7 +172,7 @@ def make_plan(cfg, chip: Chip, devices, slots: int = 0) -> Plan:
   mesh = make_mesh(cfg.mesh, devices)
   r = cfg.rollout
   engine = ENGINES["native"](
-    model.policy(), mesh, slots=slots, max_prompt_tokens=cfg.data.max_prompt_tokens,
+    model.policy(), mesh, slots=slots or "auto", max_prompt_tokens=cfg.data.max_prompt_tokens,
     max_response_tokens=r.max_response_tokens, pad_id=0, page_tokens=r.page_tokens, cache_tokens=r.cache_tokens,
     cache_dtype=r.cache_dtype, attention=r.attention,
   )  # fmt: skip

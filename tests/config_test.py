@@ -113,6 +113,18 @@ def test_types_are_held():
     config.default().batch.prompts = "many"
 
 
+def test_slots_are_a_number_or_auto():
+  c = valid()
+  for slots in ("auto", 8):
+    c.rollout.slots = slots
+    config.validate(c)
+    config.check_mesh(c, {"data": 1, "fsdp": 8, "context": 1, "tensor": 1})
+  for slots in (0, "all", 2.5):
+    c.rollout.slots = slots
+    with pytest.raises(ValueError, match=f"rollout.slots={slots!r}: expected a number greater than 0, or 'auto'"):
+      config.validate(c)
+
+
 def test_mesh_must_divide_rows_and_slots():
   c = valid()
   c.rollout.slots = 48

@@ -246,13 +246,13 @@ def test_an_int8_cache_is_near():
 def test_slots_from_the_free_memory(monkeypatch):
   free = 20_000
   monkeypatch.setattr(native_lib, "_free_host_memory", lambda: free)
-  e = engine(0, page_tokens=4)
+  e = engine("auto", page_tokens=4)
   assert e.slots == 0.7 * free // e.token_bytes // (40 + 12 // 2) == 2
   same_numbers(e.generate(make_prompts(6), 4, key=KEY, sampling=SAMPLING), reference())
   assert 0.2 * free < e.usage.peak_cache_bytes <= free
   monkeypatch.setattr(native_lib, "_free_host_memory", lambda: 5000)
   with pytest.raises(ValueError, match="rollout.slots='auto'.*27 tokens of cache.*needs 56.*cache_dtype='int8'"):
-    engine(0, page_tokens=4)
+    engine("auto", page_tokens=4)
 
 
 def test_the_key_matters_and_samples_of_a_group_differ():
@@ -365,8 +365,9 @@ def test_user_errors():
     e.generate([ok], 2, key=KEY, sampling=Sampling(max_tokens=13))
   with pytest.raises(ValueError, match="samples_per_prompt=0"):
     e.generate([ok], 0, key=KEY, sampling=SAMPLING)
-  with pytest.raises(ValueError, match="rollout.slots=-1"):
-    engine(-1)
+  for slots in (0, -1, "many"):
+    with pytest.raises(ValueError, match=f"rollout.slots={slots!r}: expected a number of at least 1, or 'auto'"):
+      engine(slots)
   with pytest.raises(ValueError, match=r"rollout.slots=6 must be a multiple of data\*fsdp=8; try 8"):
     engine(6, mesh=make_mesh(dict(data=1, fsdp=8, context=1, tensor=1)))
   with pytest.raises(ValueError, match="rollout.cache_tokens=12 must hold one longest response.*at least 16"):

@@ -32,19 +32,19 @@ class NativeEngine:
   """
 
   def __init__(
-    self, model: Model, mesh, *, slots: int, max_prompt_tokens: int, max_response_tokens: int, pad_id: int,
+    self, model: Model, mesh, *, slots: int | str, max_prompt_tokens: int, max_response_tokens: int, pad_id: int,
     page_tokens: int = 64, cache_tokens: int = 0, cache_dtype: str = "", attention: str = "auto",
     text: Callable | None = None,
   ):  # fmt: skip
     """See the class.
 
     Args:
-      slots: sequences decoded at a time, a multiple of the shards (data x fsdp); 0: from the free memory of the device.
+      slots: sequences decoded at a time, a multiple of the shards (data x fsdp); "auto": from the device's free memory.
       max_prompt_tokens, max_response_tokens: longest prompt taken; limit that `Sampling.max_tokens` must respect.
       pad_id: token id that fills padding; any id of the vocabulary.
       page_tokens: tokens of a page of the cache.
       cache_tokens: tokens in the responses' pages, over the mesh; when they are full the youngest responses are put
-        back and continued later. 0: the cache grows as needed (with slots=0: from the free memory).
+        back and continued later. 0: the cache grows as needed (with slots="auto": from the free memory).
       cache_dtype: "int8", or "" for the model's compute dtype.
       attention: layout of the cache: "xla", "pallas" (TPU), or "auto": pallas on a TPU where the model allows it.
       text: token ids -> text, for `Sampling.stop_strings`.
@@ -55,8 +55,10 @@ class NativeEngine:
     for name, value in (sizes | {"page_tokens": page_tokens}).items():
       if value < 1:
         raise ValueError(f"rollout.{name}={value} must be at least 1.")
-    if slots < 0 or cache_tokens < 0:
-      raise ValueError(f"rollout.slots={slots}, rollout.cache_tokens={cache_tokens}: must be 0 (automatic) or more.")
+    if slots != "auto" and (isinstance(slots, str) or slots < 1):
+      raise ValueError(f"rollout.slots={slots!r}: expected a number of at least 1, or 'auto'.")
+    if cache_tokens < 0:
+      raise ValueError(f"rollout.cache_tokens={cache_tokens}: must be 0 (as many as are needed) or more.")
     if cache_dtype not in ("", "int8", "bfloat16", "float32"):
       raise ValueError(f"rollout.cache_dtype={cache_dtype!r}: expected '' (the compute dtype), 'int8' or 'bfloat16'.")
     if not 0 <= pad_id < model.config.vocab_size:
@@ -66,6 +68,7 @@ class NativeEngine:
     self.cache_dtype = cache_dtype or model.config.dtype
     self.shards = math.prod(mesh.shape[axis] for axis in RULES["rows"])
     self.token_bytes = bytes_per_token(model.config, self.cache_dtype)
+    slots = 0 if slots == "auto" else slots  # until there are parameters
     self.slots, self.cache_tokens = slots, cache_tokens
     if slots % self.shards:
       raise ValueError(
