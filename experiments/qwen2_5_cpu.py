@@ -16,7 +16,6 @@ def get_config():
   c.model.path = "model"  # override: --config.model.path=DIR
   c.model.dtype = "bfloat16"
   c.model.remat = "none"  # so few tokens at a time: recomputing would only cost time
-  c.model.logprob_chunk_tokens = 224  # half a row
   c.data.source = "reasoning_gym"
   c.data.name = "chain_sum"
   c.data.options = {"min_terms": 2, "max_terms": 3, "min_digits": 2, "max_digits": 2}

@@ -16,6 +16,7 @@ Where to look:
     train/           packing, optimizer, the jitted step, checkpoints
     data/, rewards/  prompts in, scores out
     sharding.py      meshes and the one table of logical axes
+    processes.py     many hosts that are one run
 
 This file imports nothing.
 """

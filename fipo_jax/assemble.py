@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import json
 import os
 import pathlib
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import ml_collections
 from jax.sharding import Mesh
 
-from fipo_jax import alarms, metrics, rollback, sharding
+from fipo_jax import alarms, metrics, processes, rollback, sharding
 from fipo_jax import config as config_lib
 from fipo_jax.algorithms import OBJECTIVES, Terms, control, credit, make_advantages, make_objective
 from fipo_jax.data import SOURCES, pipeline
@@ -26,6 +27,7 @@ from fipo_jax.rewards import VERIFIERS
 from fipo_jax.rewards.score import Scorer
 from fipo_jax.rollout import ENGINES, Engine, stored
 from fipo_jax.rollout.sampling import Sampling
+from fipo_jax.train import checkpoint as checkpoint_lib
 from fipo_jax.train import state as state_lib
 from fipo_jax.train import step as step_lib
 from fipo_jax.train.checkpoint import Checkpointer
@@ -101,9 +103,10 @@ def build(cfg: ml_collections.ConfigDict) -> Run:
   Raises ValueError or OSError with one clear line for whatever the user can mend.
   """
   check_tables(cfg)
-  metrics.check_writable(cfg.workdir)
+  check_alike(cfg)
   claim_workdir(cfg)
   cfg = rollback.replay(cfg)
+  checkpoint_lib.check_shared(checkpoint_lib.folder_of(cfg.workdir, cfg.checkpoint.folder))
   if cfg.compile_cache:
     jax.config.update("jax_compilation_cache_dir", os.path.expanduser(cfg.compile_cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
@@ -111,26 +114,25 @@ def build(cfg: ml_collections.ConfigDict) -> Run:
   config_lib.check_mesh(cfg, mesh.shape)
   tokenizer, model = open_model(cfg)
   stream, heldout = open_data(cfg, tokenizer)
-  optimizer, rate = open_optimizer(cfg, model)
   if cfg.algorithm.name != "sft" and cfg.batch.prompts > stream.len_epoch:
     raise ValueError(
       f"batch.prompts={cfg.batch.prompts} is more than the {stream.len_epoch} prompts there are; use at most that many."
     )
+  check_inputs_alike(cfg, model, stream, heldout)
   for each in (rollback.overridden(cfg), cfg):  # what an alarm would change to is checked now
-    objective = make_objective(each.algorithm.name, terms=open_terms(each), **hyperparameters(each))
-  abstract = state_lib.abstract(model, optimizer, mesh)
-  steps = step_lib.make_steps(
-    model, objective, optimizer, rate, abstract, mesh,
-    temperature=cfg.rollout.temperature, chunk_tokens=cfg.model.logprob_chunk_tokens,
-    entropy_gradient=cfg.algorithm.entropy_coef > 0,
-  )  # fmt: skip
-  checkpointer = Checkpointer(cfg.workdir, keep=cfg.checkpoint.keep)
+    make_objective(each.algorithm.name, terms=open_terms(each), **hyperparameters(each))
+  steps, optimizer, abstract = open_steps(cfg, model, mesh)
+  checkpointer = open_checkpointer(cfg)
   step = checkpointer.latest() or 0
   if step:
     state, host = checkpointer.restore(step, abstract)
-    stream.restore(host["data"])
   else:
     state, host = fresh_state(cfg, model, optimizer, abstract, mesh), {"seconds": 0.0, "counters": {}}
+  rollbacks = len(rollback.records(cfg.workdir))
+  host |= stored.rescued(cfg.workdir, [step, rollbacks])
+  if "data" in host:
+    stream.restore(host["data"])
+  surplus, pending = (stored.decode(host.pop(name, [])) for name in ("surplus", "pending"))
   engine = open_engine(cfg, model, mesh, tokenizer)
   scorer = Scorer(
     workers=cfg.reward.workers, timeout_s=cfg.reward.timeout_s, verifier_file=cfg.reward.file or None,
@@ -146,9 +148,8 @@ def build(cfg: ml_collections.ConfigDict) -> Run:
     advantages=make_advantages(cfg.algorithm.name, std_ddof=None if ddof < 0 else ddof),
     credit=open_credit(cfg), control=open_control(cfg), reference=open_reference(cfg, model, mesh), engine=engine,
     stream=stream, heldout=heldout, scorer=scorer, checkpointer=checkpointer, step=step, host=host,
-    timers=metrics.Timers(), surplus=stored.decode(host.pop("surplus", [])),
-    pending=stored.decode(host.pop("pending", [])), watch=watch,
-    rollbacks=len(rollback.records(cfg.workdir)),
+    timers=metrics.Timers(), surplus=surplus, pending=stored.with_prompts(pending, stream.find), watch=watch,
+    rollbacks=rollbacks,
   )  # fmt: skip
 
 
@@ -164,7 +165,41 @@ def check_tables(cfg) -> None:
     config_lib.one_of("model.preset", cfg.model.preset, tuple(PRESETS))
 
 
+def check_alike(cfg) -> None:
+  """Processes of one run must have one config and one code: raises ValueError on all when they do not."""
+  if processes.count() == 1:
+    return
+  flat = {"config": json.loads(cfg.to_json())}
+  while nested := [name for name, value in flat.items() if isinstance(value, dict) and value]:
+    flat |= {f"{name}.{key}": value for name in nested for key, value in flat.pop(name).items()}
+  code = hashlib.sha256()
+  for path in sorted((source := pathlib.Path(__file__).parent).rglob("*.py")):
+    code.update(f"{path.relative_to(source)}\0{path.read_text()}\0".encode())
+  flat |= {"source of fipo_jax": code.hexdigest()[:12], "version of jax": jax.__version__}
+  processes.agree("the run", flat)
+
+
+def check_inputs_alike(cfg, model: Model, stream, heldout: list[Prompt]) -> None:
+  """Each process has read its own copy of the inputs: raises ValueError on all when copies differ."""
+  if processes.count() == 1:
+    return
+  digest = lambda data: hashlib.sha256(data).hexdigest()[:12]
+  processes.agree("the files that they have read", {
+    "prompts": stream.state()["records"], "held-out prompts": digest("\0".join(p.text for p in heldout).encode()),
+    "model.path": digest(repr(model.config).encode()),
+    "reward.file": digest(pathlib.Path(cfg.reward.file).read_bytes()) if cfg.reward.file else "",
+  })  # fmt: skip
+
+
 def claim_workdir(cfg) -> None:
+  """Process 0 makes the workdir its own, see `_claim`; the others wait until it has."""
+  if processes.is_first():
+    metrics.check_writable(cfg.workdir)
+    _claim(cfg)
+  processes.barrier("the claim of the workdir")
+
+
+def _claim(cfg) -> None:
   """Writes config.json into a new workdir; refuses one that belongs to another config."""
   path = pathlib.Path(cfg.workdir) / "config.json"
   # Through JSON on both sides, so that tuples and lists compare equal.
@@ -184,6 +219,12 @@ def claim_workdir(cfg) -> None:
   temporary = path.with_suffix(".tmp")
   temporary.write_text(json.dumps(now, indent=1, sort_keys=True) + "\n")
   temporary.replace(path)
+
+
+def open_checkpointer(cfg) -> Checkpointer:
+  """The checkpoints of a run."""
+  c = cfg.checkpoint
+  return Checkpointer(cfg.workdir, keep=c.keep, best=c.keep_best, folder=c.folder)
 
 
 def open_model(cfg) -> tuple[Tokenizer, Model]:
@@ -273,6 +314,19 @@ def open_engine(cfg, model: Model, mesh, tokenizer) -> Engine:
     ),
   }[r.engine]  # fmt: skip
   return ENGINES[r.engine](model.policy(), mesh, **limits, **own)
+
+
+def open_steps(cfg, model, mesh) -> tuple[step_lib.Steps, Any, state_lib.TrainState]:
+  """The trainer's programs, the optimizer and the state's shapes; nothing is computed."""
+  objective = make_objective(cfg.algorithm.name, terms=open_terms(cfg), **hyperparameters(cfg))
+  optimizer, rate = open_optimizer(cfg, model)
+  abstract = state_lib.abstract(model, optimizer, mesh)
+  steps = step_lib.make_steps(
+    model, objective, optimizer, rate, abstract, mesh,
+    temperature=cfg.rollout.temperature, logits_mib=cfg.model.logits_mib,
+    entropy_gradient=cfg.algorithm.entropy_coef > 0,
+  )  # fmt: skip
+  return steps, optimizer, abstract
 
 
 def open_optimizer(cfg, model) -> tuple[Any, Callable]:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import json
 import math
 
 import jax
 import numpy as np
 
+from fipo_jax import processes
 from fipo_jax.assemble import STREAM_ROLLOUT, Run
-from fipo_jax.rewards.score import Job, overlong_penalty
+from fipo_jax.rewards.score import Job, Scored, overlong_penalty
+from fipo_jax.rollout.http import EngineError
 from fipo_jax.types import Prompt, Rollout
 
 Group = list[Rollout]
@@ -92,7 +95,12 @@ def sample_groups(run: Run, step: int, progress) -> tuple[list[Group], dict[str,
     enough = want - len(kept) if run.cfg.rollout.unfinished != "finish" else math.inf
     begun = {g[0].prompt.id: s for s, g in pending}
     continued += len(pending)
-    groups = sample(run, step, draw, prompts, [g for _, g in pending], enough, progress)
+    try:
+      groups = sample(run, step, draw, prompts, [g for _, g in pending], enough, progress)
+    except EngineError as error:  # what was sampled waits for servers that answer
+      run.surplus = kept + run.surplus
+      run.pending += [(begun.get(g[0].prompt.id, step), g) for g in error.groups]
+      raise
     done, left = [], []
     for g in groups:
       (done if all(r.finished for r in g) else left).append(g)
@@ -212,12 +220,24 @@ def score(run: Run, groups: list[Group]) -> None:
   jobs = [
     Job(verifier or r.prompt.verifier, r.text, r.prompt.answer, r.prompt.extras, r.prompt.text) for r in rollouts
   ]
-  for r, s in zip(rollouts, run.scorer.score(jobs), strict=True):
+  for r, s in zip(rollouts, verify(run, jobs), strict=True):
     r.accuracy, r.score, r.pred, r.flags = s.accuracy, s.score, s.pred, tuple(s.flags)
     r.reward = s.score + overlong_penalty(
       len(r.tokens), max_tokens=c.rollout.max_response_tokens, buffer_tokens=c.reward.overlong_buffer_tokens,
       factor=c.reward.overlong_factor,
     )  # fmt: skip
+
+
+def verify(run: Run, jobs: list[Job]) -> list[Scored]:
+  """Scores of all jobs; of many processes each verifies its share, and all get to know all."""
+  n = processes.count()
+  mine = run.scorer.score(jobs[processes.index() :: n])
+  if n == 1:
+    return mine
+  scored: list[Scored | None] = [None] * len(jobs)
+  for k, text in enumerate(processes.exchange("scores", json.dumps([dataclasses.astuple(s) for s in mine]))):
+    scored[k::n] = [Scored(*s) for s in json.loads(text)]
+  return scored
 
 
 # ---- what was seen ----

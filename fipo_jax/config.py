@@ -69,9 +69,9 @@ def default() -> ml_collections.ConfigDict:
   c.model.max_position = 0  # tokens; 0 = the checkpoint's max_position_embeddings, another number replaces it
   c.model.dtype = "bfloat16"  # compute
   c.model.param_dtype = "float32"  # master weights; bf16 loses most updates at RL learning rates
-  c.model.remat = "full"  # none | dots | full: what the backward pass recomputes
-  c.model.attention = "xla"
-  c.model.logprob_chunk_tokens = 512  # tokens of a row whose logits exist at one time
+  c.model.remat = "full"  # none | dots | context | full: what the backward pass recomputes
+  c.model.attention = "auto"  # of rows: auto | xla | splash (TPU)
+  c.model.logits_mib = 384.0  # MiB of a device's logits that exist at one time
 
   c.mesh = ml_collections.ConfigDict()  # sizes; -1 = all devices left
   c.mesh.data = 1
@@ -171,7 +171,9 @@ def default() -> ml_collections.ConfigDict:
 
   c.checkpoint = ml_collections.ConfigDict()
   c.checkpoint.every = 5  # iterations; the last one is always saved
-  c.checkpoint.keep = 2
+  c.checkpoint.keep = 2  # the newest
+  c.checkpoint.keep_best = 0  # besides them: those with the best held-out accuracy, of iterations that are evaluated
+  c.checkpoint.folder = ""  # local or gs://, seen by every process; "" = workdir/checkpoints
   c.checkpoint.export = True  # write a Hugging Face directory at the end
 
   c.alarms = ml_collections.ConfigDict(dataclasses.asdict(alarms.Limits()))  # thresholds, with reasons in alarms.py
@@ -220,14 +222,14 @@ def _check_ranges(c) -> None:
     "steps", "rollout.samples_per_prompt", "rollout.max_response_tokens", "rollout.page_tokens", "batch.prompts",
     "rollout.timeout_s", "rollout.concurrency", "eval.repetition_penalty",
     "batch.minibatch_prompts", "batch.row_tokens", "batch.micro_rows", "data.max_prompt_tokens", "data.size",
-    "model.logprob_chunk_tokens", "algorithm.half_life_tokens", "algorithm.raw_cap",
+    "model.logits_mib", "algorithm.half_life_tokens", "algorithm.raw_cap",
     "algorithm.safety_threshold", "reward.timeout_s", "reward.workers", "dynamic_sampling.max_draws",
     "optimizer.learning_rate", "optimizer.value_learning_rate", "optimizer.eps", "algorithm.cispo_ratio_cap",
     "optimizer.clip_norm", "optimizer.max_skipped_updates",
     "eval.prompts", "eval.samples_per_prompt", "checkpoint.every", "checkpoint.keep", "rollout.temperature",
   )  # fmt: skip
   not_negative(
-    "seed", "rollout.cache_tokens", "rollout.retries", "rollout.min_tokens",
+    "seed", "checkpoint.keep_best", "rollout.cache_tokens", "rollout.retries", "rollout.min_tokens",
     "algorithm.clip_low", "algorithm.clip_high", "algorithm.dual_clip", "rollout.top_k", "eval.top_k",
     "algorithm.delta_clamp", "algorithm.participation_ratio", "model.max_position",
     "eval.temperature", "reward.overlong_buffer_tokens", "reward.overlong_factor", "optimizer.warmup_updates",
@@ -271,8 +273,8 @@ def _check_choices(c) -> None:
   one_of("algorithm.advantage_std_ddof", c.algorithm.advantage_std_ddof, (-1, 0, 1))
   one_of("model.dtype", c.model.dtype, DTYPES)
   one_of("model.param_dtype", c.model.param_dtype, DTYPES)
-  one_of("model.remat", c.model.remat, ("none", "dots", "full"))
-  one_of("model.attention", c.model.attention, ("xla",))
+  one_of("model.remat", c.model.remat, ("none", "dots", "context", "full"))
+  one_of("model.attention", c.model.attention, ("auto", "xla", "splash"))
   one_of("data.on_long_prompt", c.data.on_long_prompt, ("drop", "error"))
   one_of("reward.on_error", c.reward.on_error, ("score_wrong", "stop"))
   one_of("dynamic_sampling.on_exhausted", c.dynamic_sampling.on_exhausted, ("train", "stop"))
@@ -398,7 +400,10 @@ def check_mesh(c, mesh_shape) -> None:
 
 
 # Fields that may change when a run is resumed: they do not alter what a step computes (alarms only what follows one).
-RESUMABLE = ("steps", "workdir", "compile_cache", "checkpoint", "log", "alarms", "reward.workers")
+RESUMABLE = (
+  "steps", "workdir", "compile_cache", "checkpoint.every", "checkpoint.keep", "checkpoint.keep_best",
+  "checkpoint.export", "log", "alarms", "reward.workers",
+)  # fmt: skip
 
 
 def differences(old: dict, new: dict, prefix: str = "") -> list[str]:

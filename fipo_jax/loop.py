@@ -13,13 +13,14 @@ import jax
 import numpy as np
 
 from fipo_jax import evaluate as evaluate_lib
-from fipo_jax import metrics, report
+from fipo_jax import metrics, processes, report
 from fipo_jax.alarms import Alarm
 from fipo_jax.assemble import STREAM_CONTROL, STREAM_EVAL, Run, build
 from fipo_jax.collect import DataExhausted, collect, score
 from fipo_jax.models import hf
 from fipo_jax.rollback import Rollback, roll_back
 from fipo_jax.rollout import stored
+from fipo_jax.rollout.http import EngineError
 from fipo_jax.train import batching
 from fipo_jax.types import Rollout
 
@@ -31,13 +32,18 @@ PER_MINIBATCH = (
 
 
 def train(cfg) -> dict[str, Any]:
-  """Runs a config to its last step, resuming whatever its workdir holds; returns the contents of result.json."""
+  """Runs a config to its last step, resuming whatever its workdir holds; returns the contents of result.json.
+
+  Raises:
+    Stopped: the process was told to stop, and has saved.
+  """
   while True:
     try:
       return train_until_alarm(cfg)
     except Rollback as asked:
       to = roll_back(cfg, asked.alarm)
-      print(f"alarm {asked.alarm.name} at step {asked.alarm.step}: going back to step {to}", flush=True)
+      if processes.is_first():
+        print(f"alarm {asked.alarm.name} at step {asked.alarm.step}: going back to step {to}", flush=True)
 
 
 def train_until_alarm(cfg) -> dict[str, Any]:
@@ -59,11 +65,16 @@ def train_until_alarm(cfg) -> dict[str, Any]:
       progress.note(f"before training: {describe(run.host['before'])}")
       run.timers.pop()  # not part of the first step
     for step in range(run.step + 1, cfg.steps + 1):
+      if processes.stop_asked():
+        stop(run)
       try:
         groups, values = collect(run, step, progress)
       except DataExhausted as reason:
         end_early(run, progress, str(reason))
         break
+      except EngineError:
+        keep_sampled(run)
+        raise
       values |= learn(run, groups, step, log, progress)
       if cfg.eval.every and (step % cfg.eval.every == 0 or step == cfg.steps):
         run.host["after"] = evaluate(run, progress)
@@ -178,12 +189,35 @@ def evaluate(run: Run, progress) -> dict[str, float]:
 
 
 def save(run: Run) -> None:
-  """Checkpoints state, data position, waiting groups and counters as one step; one already saved is left alone."""
+  """Checkpoints state, data position, waiting groups and counters as one step; one already saved is left alone.
+
+  Only between iterations: whatever ends the process within one, that iteration is done again from its beginning.
+  """
   if run.step and run.checkpointer.latest() != run.step:
-    host = {**run.host, "data": run.stream.state(), "surplus": stored.encode(run.surplus),
-            "pending": stored.encode(run.pending), "watch": run.watch.state()}  # fmt: skip
+    evaluated = run.cfg.eval.every and (run.step % run.cfg.eval.every == 0 or run.step == run.cfg.steps)
+    accuracy = run.host["after"]["accuracy"] if evaluated else None
     with run.timers("checkpoint"):
-      run.checkpointer.save(run.step, run.state, host)
+      run.checkpointer.save(run.step, run.state, {**run.host, **sampled(run), "watch": run.watch.state()}, accuracy)
+
+
+def sampled(run: Run) -> dict[str, Any]:
+  """Where sampling stands, as JSON: prompts drawn, and groups that wait for a batch or for their last tokens."""
+  return {"data": run.stream.state(), "surplus": stored.encode(run.surplus), "pending": stored.encode(run.pending)}
+
+
+def keep_sampled(run: Run) -> None:
+  """The engine failed within a step: what it had sampled is saved with the state before that step."""
+  save(run)
+  run.checkpointer.close()
+  if processes.is_first():
+    stored.rescue(run.cfg.workdir, [run.step, run.rollbacks], sampled(run))
+
+
+def stop(run: Run) -> None:
+  """Saves what there is and raises `Stopped`."""
+  save(run)
+  run.checkpointer.close()
+  raise processes.Stopped(f"stopped as asked, saved after step {run.step} of {run.cfg.steps}; the same command goes on")
 
 
 def end_early(run: Run, progress, reason: str) -> None:
@@ -247,7 +281,7 @@ def check_alive(run: Run) -> None:
 
 
 def finish(run: Run) -> dict[str, Any]:
-  """Waits for the last checkpoint, exports, writes result.json and the report."""
+  """Waits for the last checkpoint, exports, writes result.json and the report: process 0 alone, but for the export."""
   cfg, folder = run.cfg, pathlib.Path(run.cfg.workdir)
   run.checkpointer.close()
   paths = {name: folder / f"{name}.jsonl" for name in ("metrics", "samples")}
@@ -255,7 +289,7 @@ def finish(run: Run) -> dict[str, Any]:
   if cfg.checkpoint.export:
     paths["export"] = folder / "export"
     hf.save(paths["export"], run.policy_params(), run.model.policy().config, template_dir=cfg.model.path or None)
-    if not cfg.model.path:
+    if not cfg.model.path and processes.is_first():
       run.tokenizer.save(paths["export"])
   before, after = run.host.get("before", {}), run.host.get("after", {})
   result = {
@@ -264,11 +298,13 @@ def finish(run: Run) -> dict[str, Any]:
     "length_before": before.get("response_tokens"), "length_after": after.get("response_tokens"),
     "seconds": round(run.host["seconds"], 2), "before": before, "after": after, "ended": run.host.get("ended"),
   }  # fmt: skip
-  (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n")
-  if cfg.log.report and (run.step or before):  # else there is nothing to draw
-    paths["report"] = report.write_report(folder)
-  paths["result"] = folder / "result.json"
-  metrics.summary_table(result, paths)
+  if processes.is_first():
+    (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+    if cfg.log.report and (run.step or before):  # else there is nothing to draw
+      paths["report"] = report.write_report(folder)
+    paths["result"] = folder / "result.json"
+    metrics.summary_table(result, paths)
+  processes.barrier("the files of the finished run", processes.WORK_S)
   return result
 
 

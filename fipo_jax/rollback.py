@@ -15,6 +15,7 @@ import shutil
 
 import ml_collections
 
+from fipo_jax import processes
 from fipo_jax.alarms import Alarm
 from fipo_jax.train.checkpoint import Checkpointer
 
@@ -30,9 +31,10 @@ class Rollback(Exception):
 
 
 def records(workdir) -> list[dict]:
-  """The rollbacks of a run so far, oldest first."""
+  """The rollbacks of a run so far, oldest first, as process 0 has them."""
   path = pathlib.Path(workdir) / RECORDS
-  return json.loads(path.read_text()) if path.is_file() else []
+  mine = json.loads(path.read_text()) if processes.is_first() and path.is_file() else []
+  return processes.from_first("the rollbacks", mine)
 
 
 def replay(cfg: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
@@ -66,10 +68,11 @@ def roll_back(cfg: ml_collections.ConfigDict, alarm: Alarm) -> int:
   """
   workdir = pathlib.Path(cfg.workdir)
   done = records(workdir)
-  checkpointer = Checkpointer(cfg.workdir, keep=cfg.checkpoint.keep)
+  c = cfg.checkpoint
+  checkpointer = Checkpointer(cfg.workdir, keep=c.keep, best=c.keep_best, folder=c.folder)
   steps = checkpointer.steps()
   to = target(steps, alarm.step, cfg.alarms.rollback_steps, every=cfg.checkpoint.every)
-  for name in ("metrics", "samples"):
+  for name in ("metrics", "samples") if processes.is_first() else ():
     if (workdir / f"{name}.jsonl").is_file():
       shutil.copyfile(workdir / f"{name}.jsonl", workdir / f"{name}.rollback{len(done) + 1}.jsonl")
   # The record last: killed before it, the run resumes from a checkpoint that is left, meets the alarm again and goes
@@ -78,7 +81,8 @@ def roll_back(cfg: ml_collections.ConfigDict, alarm: Alarm) -> int:
     if step > to:
       checkpointer.delete(step)
   checkpointer.close()
-  temporary = workdir / f"{RECORDS}.tmp"
-  temporary.write_text(json.dumps([*done, {"alarm": alarm.name, "step": alarm.step, "to": to}], indent=1) + "\n")
-  temporary.replace(workdir / RECORDS)
+  if processes.is_first():
+    temporary = workdir / f"{RECORDS}.tmp"
+    temporary.write_text(json.dumps([*done, {"alarm": alarm.name, "step": alarm.step, "to": to}], indent=1) + "\n")
+    temporary.replace(workdir / RECORDS)
   return to

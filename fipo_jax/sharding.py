@@ -17,9 +17,11 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 MESH_AXES = ("data", "fsdp", "context", "tensor")
 
 # Logical axis -> mesh axes. Parameters: embed, mlp, heads, kv_heads, head, vocab, layers. Activations: rows, tokens,
-# width (residual stream), and the parameter names for their inner axes. An axis that is not listed is replicated.
+# width (residual stream), and the parameter names for their inner axes. slices: copies of the parameters. An axis that
+# is not listed is replicated.
 RULES: dict[str, tuple[str, ...]] = {
   "rows": ("data", "fsdp"),
+  "slices": ("data",),
   "tokens": ("context",),
   "embed": ("fsdp",),
   "mlp": ("tensor",),
@@ -93,11 +95,51 @@ def local(function, in_axes, out_axes):
   """Inside jit under `jax.set_mesh`: `function` on each device's part, by `jax.shard_map`; on one device, itself.
 
   Args:
-    in_axes: one entry per argument, out_axes: for the result: tuples of logical axis names, or trees of such tuples.
+    in_axes: one entry per argument, out_axes: for the result: tuples of logical axis names, or trees of such tuples
+      (or of PartitionSpecs, where a library says how its own arrays are cut).
   """
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty or all(size == 1 for size in mesh.shape.values()):
+  if _alone():
     return function
   is_axes = lambda x: isinstance(x, tuple) and all(a is None or isinstance(a, str) for a in x)
-  specs = lambda axes: jax.tree.map(lambda a: spec(*a), axes, is_leaf=is_axes)
+  one = lambda a: a if isinstance(a, PartitionSpec) else spec(*a)
+  specs = lambda axes: jax.tree.map(one, axes, is_leaf=lambda x: is_axes(x) or isinstance(x, PartitionSpec))
   return jax.shard_map(function, in_specs=specs(in_axes), out_specs=specs(out_axes), check_vma=False)
+
+
+# ---- inside `local`: what devices do together, named by the logical axis they differ in ----
+
+
+def gather(x, axis: int, logical: str):
+  """The whole of an array whose `axis` is cut by the logical axis. Its transpose is `scatter_sum`."""
+  return x if _alone() else jax.lax.all_gather(x, RULES[logical], axis=axis, tiled=True)
+
+
+def scatter_sum(x, axis: int, logical: str):
+  """The sum over devices, of which each keeps its part of `axis`."""
+  return x if _alone() else jax.lax.psum_scatter(x, RULES[logical], scatter_dimension=axis, tiled=True)
+
+
+def exchange(x, split: int, join: int, logical: str):
+  """Cuts axis `split` and sends each device its part; what arrives is joined along `join`."""
+  return x if _alone() else jax.lax.all_to_all(x, RULES[logical], split, join, tiled=True)
+
+
+def sum_over(x, *logical: str):
+  """The sum over the devices that differ in any of the logical axes."""
+  return x if _alone() else jax.lax.psum(x, tuple(a for name in logical for a in RULES[name]))
+
+
+def max_over(x, logical: str):
+  """The maximum over devices."""
+  return x if _alone() else jax.lax.pmax(x, RULES[logical])
+
+
+def index_along(logical: str):
+  """This device's number along the logical axis."""
+  return 0 if _alone() else jax.lax.axis_index(RULES[logical])
+
+
+def _alone() -> bool:
+  """Whether `local` calls its function directly: there is one device."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return mesh.empty or all(size == 1 for size in mesh.shape.values())

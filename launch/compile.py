@@ -1,20 +1,21 @@
 """What a run would need of a TPU, before one is paid for: compiles its programs with libtpu, without a TPU.
 
-    python launch/compile.py --config=experiments/fipo_qwen2_5_32b.py --topology=v5p-128 \
-      --config.mesh.fsdp=8 --config.mesh.tensor=8 [--programs=decode,prefill] [--json=PATH] [--config.FIELD=VALUE ...]
+    python launch/compile.py --config=experiments/fipo_qwen2_5_32b.py --topology=v5p-128[,v6e-256] [--slices=N] \
+      [--programs=train,score,decode] [--json=PATH] [--config.FIELD=VALUE ...]
 
 Programs are those of the run itself, on abstract arguments: no weight is read and none is made. Memory is what the
 compiler says, and a program that does not fit is refused by it just as on the chips. Speeds are bounds from the
-chip's published figures: nothing runs here.
+chip's published figures: nothing runs here. With several topologies each is compiled for in turn.
 
-    decode          the loop over tokens, with as many slots and pages as rollout.slots='auto' takes (or --slots)
-    prefill         prompts of the longest bucket into pages
-    update_engine   the policy's parameters, cast and moved to where decoding wants them
+    train     one optimizer step on a mini-batch; figures of one micro-batch of batch.micro_rows rows
+    score     log-probabilities of the same rows
+    decode    the loop over tokens, with as many slots and pages as rollout.slots='auto' takes (or --slots)
+    prefill   prompts of the longest bucket into pages
+    update    the policy's parameters, cast and moved to where decoding wants them
 """
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import copy
 import dataclasses
@@ -37,80 +38,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags, logging
-from jax.experimental import topologies
 from ml_collections import config_flags
 
+from fipo_jax import assemble
 from fipo_jax import config as config_lib
 from fipo_jax.models import PRESETS, hf, make_model
 from fipo_jax.models.transformer import Model, ModelConfig
 from fipo_jax.rollout import ENGINES, Sampling, decode, serving
 from fipo_jax.sharding import make_mesh, named
+from fipo_jax.train.step import Steps
+from fipo_jax.types import Batch
+from launch import hlo
+from launch.chips import CHIPS, OPTIONS, TOPOLOGIES, Chip, open_topology, topology_of
 
 GIB = 2**30
-ADAM_MOMENTS = 2  # float32 numbers per parameter, beside the parameter itself
-
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-  """One kind of chip. hbm_gib: usable, as its compiler says when a program is too large. libtpu: its name there.
-
-  config: how its cores are presented ("megacore": two as one device). cores: counted in a topology's name, per chip.
-  """
-
-  libtpu: str
-  config: str
-  cores: int
-  hbm_gib: float
-  tb_s: float
-  tflop_s: float  # bfloat16
-
-
-# Source of speeds: cloud.google.com/tpu/docs, v5p's bandwidth as in JAX's tables. Memory: libtpu 0.0.50.
-CHIPS: dict[str, Chip] = {
-  "v4": Chip("v4", "megacore", 2, 30.75, 1.23, 275),
-  "v5e": Chip("v5e", "default", 1, 15.75, 0.82, 197),
-  "v5p": Chip("v5", "megacore", 2, 95.73, 2.46, 459),
-  "v6e": Chip("v6e", "default", 1, 31.24, 1.64, 918),
-}
-_3D = ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4), (4, 4, 4), (4, 4, 8), (4, 8, 8), (8, 8, 8))
-_2D = ((2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
-# Google's name -> (kind of chip, chips along each axis).
-TOPOLOGIES: dict[str, tuple[str, tuple[int, ...]]] = {
-  f"{kind}-{math.prod(shape) * CHIPS[kind].cores}": (kind, shape)
-  for kinds, shapes in ((("v4", "v5p"), _3D), (("v5e", "v6e"), _2D))
-  for kind in kinds
-  for shape in shapes
-}
-
-
-def wrap(shape: tuple[int, ...]) -> tuple[bool, ...]:
-  """Along which axes the chips form a ring: multiples of 4 in three dimensions, 16 in two."""
-  return tuple(n % 4 == 0 if len(shape) == 3 else n == 16 for n in shape)
-
-
-def topology_of(name: str) -> tuple[Chip, tuple[int, ...]]:
-  """A row of TOPOLOGIES. Raises ValueError with the names that come near."""
-  if name not in TOPOLOGIES:
-    near = difflib.get_close_matches(name, TOPOLOGIES, 5, 0.5) or list(TOPOLOGIES)
-    raise ValueError(f"topology={name!r} is unknown; did you mean one of {', '.join(near)}?")
-  kind, shape = TOPOLOGIES[name]
-  return CHIPS[kind], shape
-
-
-def open_topology(name: str) -> list:
-  """The topology's devices, which can be compiled for and nothing else. Raises ValueError: libtpu is not installed."""
-  chip, shape = topology_of(name)
-  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # libtpu would ask a cloud's metadata server, and wait
-  os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip is held
-  try:
-    importlib.metadata.version("libtpu")
-  except importlib.metadata.PackageNotFoundError:
-    raise ValueError("the TPU compiler is missing: pip install libtpu (no TPU is needed).") from None
-  size = "x".join(map(str, shape))
-  bounds = (2, 2, 1)
-  options = dict(chip_config_name=chip.config, chips_per_host_bounds=bounds)
-  rings = wrap(shape) + (False,) * (3 - len(shape))
-  return topologies.get_topology_desc(f"{chip.libtpu}:{size}", "tpu", wrap=rings, **options).devices
 
 
 # ---- what is compiled ----
@@ -118,7 +59,7 @@ def open_topology(name: str) -> list:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """A run on a topology. state_bytes: trainer state per chip, of which params_bytes are the parameters.
+  """A run on a topology. state: the trainer's, abstract; state_bytes of it per chip, params_bytes of the parameters.
 
   size: slots per shard. kinds: pages of each kind per shard. rows: prompts of one prefill per shard.
   """
@@ -132,6 +73,8 @@ class Plan:
   size: int
   kinds: dict[str, int]
   rows: int
+  steps: Steps
+  state: Any
   state_bytes: int
   params_bytes: int
   weight_bytes: int  # of the rollout's copy, per chip
@@ -139,11 +82,16 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-  """lower(): what to compile. beside_bytes: per chip, of what is in memory but no argument. facts: to report."""
+  """lower(): what to compile. beside_bytes: per chip, of what is in memory but no argument. facts: to report.
+
+  useful_flops: that the mathematics needs, per chip. kernel_flops: of each run of a kernel, by a part of its name.
+  """
 
   lower: Callable
   beside_bytes: int
   facts: dict
+  useful_flops: float = 0.0
+  kernel_flops: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 def model_config(cfg) -> ModelConfig:
@@ -177,8 +125,8 @@ def make_plan(cfg, chip: Chip, devices, slots: int = 0) -> Plan:
     cache_dtype=r.cache_dtype, attention=r.attention,
   )  # fmt: skip
   params = per_chip(model.abstract(), model.shardings(mesh))
-  numbers = sum(math.prod(s.shard_shape(x.shape)) for x, s in _pairs(model.abstract(), model.shardings(mesh)))
-  state = params + ADAM_MOMENTS * 4 * numbers
+  steps, _, abstract = assemble.open_steps(cfg, model, mesh)
+  state = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(abstract))
   weights = per_chip(jax.eval_shape(engine._resident, engine.model.abstract()), engine._shardings())
   if not slots:
     size_from_memory(engine, int(chip.hbm_gib * GIB), weights + state)
@@ -187,7 +135,7 @@ def make_plan(cfg, chip: Chip, devices, slots: int = 0) -> Plan:
     size, width=r.samples_per_prompt, page=engine.page, prompt=engine.max_prompt_tokens,
     cache_tokens=(engine.cache_tokens or engine.slots * engine._longest()) // engine.shards,
   )  # fmt: skip
-  return Plan(cfg, chip, mesh.size, model, mesh, engine, size, kinds, rows, state, params, weights)
+  return Plan(cfg, chip, mesh.size, model, mesh, engine, size, kinds, rows, steps, abstract, state, params, weights)
 
 
 def size_from_memory(engine, limit: int, used: int) -> None:
@@ -206,6 +154,58 @@ def pages_of(size: int, *, width: int, page: int, prompt: int, cache_tokens: int
   rows = max(1, ahead // width)
   shared = (prompt - 1) // page * (-(-size // width) + rows)
   return {"own": cache_tokens // page, "shared": shared, "tail": max(2, ahead)}, rows
+
+
+def train_program(plan: Plan) -> Program:
+  batch, used = _batch(plan)
+  lower = lambda: plan.steps.update.lower(plan.state, batch, used)
+  facts = _rows(plan) | {
+    "parameters_gib": plan.params_bytes / GIB, "optimizer_gib": (plan.state_bytes - plan.params_bytes) / GIB,
+    "gradients_gib": plan.params_bytes * 4 / jnp.dtype(plan.model.config.param_dtype).itemsize / GIB,
+  }  # fmt: skip
+  linear, attention, kernels = _flops(plan)
+  return Program(lower, 0, facts, 3 * linear + 3 * attention, kernels)
+
+
+def score_program(plan: Plan) -> Program:
+  batch, used = _batch(plan)
+  lower = lambda: plan.steps.score.lower(plan.state.params, batch, used)
+  linear, attention, kernels = _flops(plan)
+  return Program(lower, plan.state_bytes - plan.params_bytes, _rows(plan), linear + attention, kernels)
+
+
+def _batch(plan: Plan):
+  """An abstract mini-batch as the loop makes it, and the number of its micro-batches that are used."""
+  b, r = plan.cfg.batch, plan.cfg.rollout
+  num_micro = math.ceil(b.minibatch_prompts * r.samples_per_prompt / b.micro_rows)
+  place = named(plan.mesh, None, "rows", "tokens")
+  of = lambda dtype: jax.ShapeDtypeStruct((num_micro, b.micro_rows, b.row_tokens), dtype, sharding=place)
+  integers = ("tokens", "positions", "segments")
+  names = [f.name for f in dataclasses.fields(Batch) if f.default is dataclasses.MISSING] + ["age"]
+  names += ["ref_logp"] if plan.cfg.algorithm.reference_kl_coef else []
+  names += ["old_values", "returns"] if plan.model.config.value_head else []
+  fields = {name: of(jnp.int32 if name in integers else jnp.float32) for name in names}
+  return Batch(**fields), jax.ShapeDtypeStruct((), jnp.int32, sharding=named(plan.mesh))
+
+
+def _rows(plan: Plan) -> dict:
+  b = plan.cfg.batch
+  return {"rows": b.micro_rows, "row_tokens": b.row_tokens, "tokens_per_chip": b.micro_rows * b.row_tokens / plan.chips}
+
+
+def _flops(plan: Plan) -> tuple[float, float, dict[str, float]]:
+  """FLOPs of one forward pass per chip: products with parameters, attention; and of each run of a splash kernel.
+
+      linear = 2 N tokens        attention = 2 · (2 · tokens · T / 2 · H h) per layer: scores and values, causal half
+
+  The kernel's passes are 2 products forward, 5 in the fused backward.
+  """
+  c, b = plan.model.config, plan.cfg.batch
+  tokens = b.micro_rows * b.row_tokens / plan.chips
+  numbers = sum(math.prod(x.shape) for x in jax.tree.leaves(plan.model.policy().abstract()))
+  product = tokens * b.row_tokens * c.num_heads * c.head_dim
+  kernels = {"fwd": 2 * product, "dkv": 5 * product, "dq": 3 * product}
+  return 2 * numbers * tokens, 2 * product * c.num_layers, kernels
 
 
 def decode_program(plan: Plan) -> Program:
@@ -243,16 +243,18 @@ def prefill_program(plan: Plan) -> Program:
   return Program(lower, plan.state_bytes, _slots(plan) | {"prompts": rows, "prompt_tokens": length})
 
 
-def update_engine_program(plan: Plan) -> Program:
+def update_program(plan: Plan) -> Program:
   arguments = _abstract(plan.engine.model.abstract(), plan.engine.model.shardings(plan.mesh))
   facts = {"in_gib": plan.params_bytes / GIB, "out_gib": plan.weight_bytes / GIB}
   return Program(lambda: plan.engine._adopt.lower(arguments), plan.state_bytes - plan.params_bytes, facts)
 
 
 PROGRAMS: dict[str, Callable[[Plan], Program]] = {
+  "train": train_program,
+  "score": score_program,
   "decode": decode_program,
   "prefill": prefill_program,
-  "update_engine": update_engine_program,
+  "update": update_program,
 }
 
 
@@ -321,13 +323,13 @@ def _slots(plan: Plan) -> dict:
 # ---- what the compiler says ----
 
 
-def measure(plan: Plan, program: Program) -> dict:
+def measure(plan: Plan, program: Program, options: dict[str, str] | None = None) -> dict:
   """Compiles; memory per chip, collectives, seconds. One that does not fit has only the compiler's words for it."""
   facts = program.facts | {"limit_gib": plan.chip.hbm_gib, "beside_gib": program.beside_bytes / GIB}
   began = time.perf_counter()
   try:
     with jax.set_mesh(plan.mesh), _as_on_tpu():
-      compiled = program.lower().compile()
+      compiled = program.lower().compile(compiler_options=options)
   except jax.errors.JaxRuntimeError as e:
     if "RESOURCE_EXHAUSTED" not in str(e):
       raise
@@ -343,11 +345,43 @@ def measure(plan: Plan, program: Program) -> dict:
     "code": memory.generated_code_size_in_bytes,
   }  # fmt: skip
   peak = program.beside_bytes + sum(kinds.values()) - 2 * kinds["aliased"]
-  text = compiled.as_text()
-  return facts | {f"{name}_gib": value / GIB for name, value in kinds.items()} | {
-    "peak_gib": peak / GIB, "fits": peak / GIB <= plan.chip.hbm_gib, "compile_s": seconds,
-    "collectives": [dataclasses.asdict(c) | {"bytes_in_all": c.times * c.bytes} for c in busiest(loops(text))],
+  read = hlo.read(compiled.as_text())
+  facts |= {f"{name}_gib": value / GIB for name, value in kinds.items()}
+  facts |= {"peak_gib": peak / GIB, "fits": peak / GIB <= plan.chip.hbm_gib, "compile_s": seconds}
+  if program.useful_flops:
+    facts |= roofline(plan, program, read)
+  return facts | {
+    "collectives": [
+      dataclasses.asdict(c) | {"bytes_in_all": c.times * c.bytes, "wire_bytes": c.times * c.wire_bytes}
+      for c in read.innermost()
+    ]
+  }
+
+
+def roofline(plan: Plan, program: Program, read: hlo.Reading) -> dict:
+  """What a chip computes, moves and sends in one micro-batch, and the shortest time that its published speeds allow.
+
+      seconds = max( FLOPs / peak, memory bytes / bandwidth, bytes sent / links );   MFU = useful FLOPs / peak / seconds
+  """
+  kernels = {name: n * _of_kernel(name, program.kernel_flops) for name, n in read.kernels.items()}
+  flops, wire = read.flops + sum(kernels.values()), read.wire()
+  sent, chip = sum(wire.values()), plan.chip
+  seconds = {
+    "compute": flops / (chip.tflop_s * 1e12), "memory": read.hbm_bytes / (chip.tb_s * 1e12),
+    "links": sent / (chip.ici_gb_s * 1e9),
   }  # fmt: skip
+  bound = max(seconds, key=seconds.get)
+  return {
+    "flops": flops, "product_flops": read.flops, "kernel_flops": sum(kernels.values()), "kernels": read.kernels,
+    "useful_flops": program.useful_flops, "flops_over_useful": flops / program.useful_flops,
+    "hbm_bytes": read.hbm_bytes, "wire_bytes": sent, "wire_bytes_by_kind": wire,
+    "asynchronous_share": read.asynchronous_share(), "seconds": seconds, "bound": bound,
+    "roofline_mfu": program.useful_flops / (chip.tflop_s * 1e12) / seconds[bound],
+  }  # fmt: skip
+
+
+def _of_kernel(name: str, flops: dict[str, float]) -> float:
+  return next((value for part, value in flops.items() if part in name), 0.0)
 
 
 @contextlib.contextmanager
@@ -359,96 +393,6 @@ def _as_on_tpu() -> Iterator[None]:
     yield
   finally:
     jax.default_backend = before
-
-
-@dataclasses.dataclass(frozen=True)
-class Collective:
-  """times: per turn of the loop that it is in. bytes: of its result on one chip. where: the line that asked for it."""
-
-  kind: str
-  shape: str
-  bytes: int
-  times: int
-  where: str = ""
-
-
-_KINDS = r"(ragged-all-to-all|all-gather|all-reduce|all-to-all|reduce-scatter|collective-permute|collective-broadcast)"
-_COLLECTIVE = re.compile(r"= (\(.*?\)|\S+) " + _KINDS + r"(-start)?\(")
-_SHAPE = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
-_CALLED = re.compile(r"(?:calls|to_apply|(?:branch|called)_computations|\w+_computation)=\{?((?:%?[\w.\-]+(?:, %)?)+)")
-
-
-def loops(hlo: str) -> list[tuple[int, list[Collective]]]:
-  """(depth, collectives of one turn) of the program itself and each loop whose number of turns is not fixed.
-
-  Those of a loop with a fixed number of turns (layers) count so many times in what it is part of.
-  """
-  bodies, name, entry = {}, None, None
-  for line in hlo.splitlines():
-    if header := re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{$", line):
-      name = header[2]
-      bodies[name], entry = [], name if header[1] else entry
-    elif line.startswith("}"):
-      name = None
-    elif name:
-      bodies[name].append(line)
-  found: list[tuple[int, collections.Counter]] = []
-
-  def visit(name, times, depth, into):
-    for line in bodies.get(name, ()):
-      if match := _COLLECTIVE.search(line):
-        into[_read(*match.groups(), line)] += times
-      elif " while(" in line:
-        parts = [re.search(rf"{key}=%?([\w.\-]+)", line)[1] for key in ("condition", "body")]
-        turns = re.search(r"known_trip_count\W+n\W+(\d+)", line)
-        turns = int(turns[1]) if turns else _turns(bodies, parts[0])
-        if turns is not None:
-          inner, more, deeper = into, times * turns, depth
-        else:
-          inner, more, deeper = collections.Counter(), 1, depth + 1
-          found.append((deeper, inner))
-        for part in parts:
-          visit(part, more, deeper, inner)
-      else:
-        for names in _CALLED.findall(line):
-          for called in re.findall(r"[\w.\-]+", names):
-            visit(called, times, depth, into)
-
-  top: collections.Counter = collections.Counter()
-  found.append((0, top))
-  visit(entry, 1, 0, top)
-  as_list = lambda counter: [dataclasses.replace(c, times=n) for c, n in counter.items()]
-  return [(depth, as_list(counter)) for depth, counter in found]
-
-
-def busiest(found: list[tuple[int, list[Collective]]]) -> list[Collective]:
-  """Collectives of the deepest loop (of tokens; without one, of the program), of several that which moves most."""
-  deepest = max(depth for depth, _ in found)
-  weight = lambda part: sum(c.times * c.bytes for c in part)
-  best = max((part for depth, part in found if depth == deepest), key=weight)
-  return sorted(best, key=lambda c: (-c.times * c.bytes, c.kind))
-
-
-def _read(shape, kind, start, line) -> Collective:
-  shapes = _SHAPE.findall(shape)
-  if start and kind in ("all-gather", "collective-permute", "all-to-all") and len(shapes) > 1:
-    shapes = shapes[1:2]  # what it reads, what it writes, and flags
-  size = sum(_bits(dtype) * math.prod(int(n) for n in dims.split(",") if n) for dtype, dims in shapes) // 8
-  where = re.search(r'op_name="([^"]*)"', line)
-  where = "/".join(where[1].split("/")[-4:]) if where else ""
-  return Collective(kind, " ".join(f"{d}[{n}]" for d, n in shapes), size, 0, where)
-
-
-def _bits(dtype: str) -> int:
-  return 8 if dtype == "pred" else int(re.search(r"\d+", dtype)[0])
-
-
-def _turns(bodies, condition) -> int | None:
-  """Turns of a loop whose condition is `counter < constant` and no more."""
-  lines = [line for line in bodies.get(condition, ()) if "parameter(" not in line and "get-tuple-element(" not in line]
-  constants = [m[1] for line in lines if (m := re.search(r"s32\[\]\S* constant\((\d+)\)", line))]
-  plain = all(re.search(r" (constant|compare|fusion)\(", line) for line in lines)
-  return int(constants[0]) if plain and len(lines) == 2 and len(constants) == 1 else None
 
 
 # ---- the report ----
@@ -485,13 +429,26 @@ def report(name: str, facts: dict) -> str:
       f"per chip, at {facts['context_tokens']} tokens per slot: memory {facts['memory_ms']:.1f} ms, arithmetic "
       f"{facts['compute_ms']:.1f} ms a step"
     )  # fmt: skip
+  if "flops" in facts:
+    t = facts["seconds"]
+    say(
+      "arithmetic", f"{facts['flops']:.3e} FLOP per chip ({facts['product_flops']:.3e} in products, "
+      f"{facts['kernel_flops']:.3e} in kernels), {facts['flops_over_useful']:.3f} x useful"
+    )  # fmt: skip
+    kinds = ", ".join(f"{kind} {size / 1e9:.2f}" for kind, size in sorted(facts["wire_bytes_by_kind"].items()))
+    share = f"{facts['asynchronous_share']:.1%} asynchronous"
+    say("sent", f"{facts['wire_bytes'] / 1e9:.1f} GB per chip ({kinds}), {share}")
+    say(
+      "roofline", f"compute {t['compute']:.2f} s, memory {t['memory']:.2f} s, links {t['links']:.2f} s: bound by "
+      f"{facts['bound']}, MFU at most {facts['roofline_mfu']:.1%}"
+    )  # fmt: skip
   if "collectives" in facts:
     found = facts["collectives"]
     unit = "a token step" if name == "decode" else "a call"
     total = sum(c["bytes_in_all"] for c in found)
     say("collectives", f"{sum(c['times'] for c in found)} {unit}, {total / 2**20:.2f} MiB")
-    for c in found:
-      say("", f"{c['times']:>4} x {c['kind']} {c['shape']}  ({c['bytes']} B) {c['where']}")
+    for c in found[:40]:
+      say("", f"{c['times']:>4} x {c['kind']} {c['shape']}  ({c['bytes']} B of {c['group']} chips) {c['where']}")
   say("compile", f"{facts['compile_s']:.0f} s")
   return "\n".join(lines)
 
@@ -506,7 +463,8 @@ def held_once(facts: dict) -> bool:
 def define_flags() -> None:
   """The command's flags; here and not at import, as launch/run.py has a --config too."""
   config_flags.DEFINE_config_file("config", None, "An experiment file; --config.FIELD=VALUE overrides a field.")
-  flags.DEFINE_string("topology", None, f"A row of TOPOLOGIES: {', '.join(TOPOLOGIES)}.")
+  flags.DEFINE_list("topology", None, f"Rows of TOPOLOGIES: {', '.join(TOPOLOGIES)}.")
+  flags.DEFINE_integer("slices", 1, "Slices of that topology, joined by the data-centre network along mesh.data.")
   flags.DEFINE_list("programs", list(PROGRAMS), "Rows of PROGRAMS.")
   flags.DEFINE_integer("slots", 0, "Slots over the mesh, in place of rollout.slots; 0: from the chip's memory.")
   flags.DEFINE_string("json", None, "Where the figures go as JSON, too.")
@@ -519,7 +477,14 @@ def main(argv) -> None:
     given = flags.FLAGS
     if not given.config or not given.topology:
       raise ValueError("--config=FILE and --topology=NAME are needed.")
-    run(given.config, given.topology, given.programs, given.slots, given.json)
+    results = [
+      run(given.config, topology, given.programs, given.slots, given.slices) for topology in given.topology
+    ]
+    if given.json:
+      pathlib.Path(given.json).parent.mkdir(parents=True, exist_ok=True)
+      pathlib.Path(given.json).write_text(
+        json.dumps(_rounded(results if len(results) > 1 else results[0]), indent=1) + "\n"
+      )
   except (ValueError, OSError) as e:
     if os.environ.get("FIPO_TRACEBACK"):
       raise
@@ -531,20 +496,21 @@ def fail(message: str) -> None:
   sys.exit(1)
 
 
-def run(cfg, topology: str, programs, slots: int = 0, out: str | None = None) -> dict:
+def run(cfg, topology: str, programs, slots: int = 0, slices: int = 1) -> dict:
   """Compiles the programs one after the other, prints and returns what there is to say."""
   validate(cfg)
   for name in programs:
     config_lib.one_of("programs", name, tuple(PROGRAMS))
-  chip, shape = topology_of(topology)
+  kind, shape = topology_of(topology)
   if cfg.rollout.engine != "native":
     raise ValueError(f"rollout.engine={cfg.rollout.engine!r}: only the native engine's programs can be compiled here.")
-  plan = make_plan(cfg, chip, open_topology(topology), slots)
+  plan = make_plan(cfg, CHIPS[kind], open_topology(topology, slices), slots)
   c = plan.model.config
   versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "libtpu")}
   numbers = sum(math.prod(x.shape) for x in jax.tree.leaves(plan.model.abstract()))
   result = {
-    "topology": topology, "chips": plan.chips, "shape": "x".join(map(str, shape)), "mesh": dict(plan.mesh.shape),
+    "topology": topology, "slices": slices, "chips": plan.chips, "shape": "x".join(map(str, shape)),
+    "mesh": dict(plan.mesh.shape),
     "model": {"path": cfg.model.path, "preset": cfg.model.preset, "parameters": numbers, "layers": c.num_layers,
               "d_model": c.d_model, "dtype": c.dtype},
     "max_prompt_tokens": cfg.data.max_prompt_tokens, "max_response_tokens": cfg.rollout.max_response_tokens,
@@ -559,12 +525,9 @@ def run(cfg, topology: str, programs, slots: int = 0, out: str | None = None) ->
     f"libtpu {versions['libtpu']}; compiled, not run"
   )  # fmt: skip
   for name in programs:
-    facts = measure(plan, PROGRAMS[name](plan))
+    facts = measure(plan, PROGRAMS[name](plan), OPTIONS[kind] if name in ("train", "score") else None)
     result["programs"][name] = facts
     print(report(name, facts), flush=True)
-    if out:  # what there is, after each
-      pathlib.Path(out).parent.mkdir(parents=True, exist_ok=True)
-      pathlib.Path(out).write_text(json.dumps(_rounded(result), indent=1) + "\n")
   return result
 
 

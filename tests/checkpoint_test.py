@@ -7,7 +7,7 @@ import pytest
 from fipo_jax import sharding
 from fipo_jax.models import make_model
 from fipo_jax.train import state
-from fipo_jax.train.checkpoint import Checkpointer
+from fipo_jax.train.checkpoint import Checkpointer, folder_of, steps_in
 from fipo_jax.train.optimizer import make_optimizer, schedule
 from tests.step_test import TINY
 
@@ -60,8 +60,34 @@ def test_only_the_newest_are_kept(tmp_path):
   assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()) == ["2", "3"]
 
 
+def test_the_best_are_kept_besides(tmp_path):
+  """By accuracy, the later of equals; steps without one are never among the best, nor does a restart forget."""
+  s = make(abstract(), 0)
+  for step, accuracy in enumerate([0.25, 0.75, None, 0.75, 0.5, None, None], start=1):
+    saver = Checkpointer(tmp_path, keep=2, best=2)
+    saver.save(step, s, {}, accuracy)
+    saver.close()
+    assert len(steps_in(folder_of(tmp_path))) <= 4
+  assert steps_in(folder_of(tmp_path)) == [2, 4, 6, 7]
+  loader = Checkpointer(tmp_path, keep=1, best=0)
+  assert loader.steps() == [2, 4, 6, 7]
+  loader.save(8, s, {})
+  loader.close()
+  assert steps_in(folder_of(tmp_path)) == [8]
+  assert {p.name for p in (tmp_path / "checkpoints").iterdir()} <= {"8", "deleted", "metadata", "_METADATA"}
+  assert not any((tmp_path / "checkpoints/deleted").iterdir())
+
+
+def test_a_folder_elsewhere(tmp_path):
+  saver = Checkpointer(tmp_path / "run", keep=1, folder=str(tmp_path / "elsewhere"))
+  saver.save(3, make(abstract(), 0), {})
+  saver.close()
+  assert steps_in(folder_of("anything", str(tmp_path / "elsewhere"))) == [3]
+  assert str(folder_of("anything", "gs://bucket/run")) == "gs://bucket/run"
+
+
 def test_a_torn_step_is_not_seen(tmp_path):
-  """A kill during a save leaves a temporary directory: the step before it is the newest."""
+  """A kill during a save leaves a temporary directory: the step before it is the newest, and the next start tidies."""
   s = make(abstract(), 0)
   saver = Checkpointer(tmp_path, keep=3)
   saver.save(1, s, {"n": 1})
@@ -72,6 +98,7 @@ def test_a_torn_step_is_not_seen(tmp_path):
   assert loader.latest() == 1
   assert loader.restore(1, abstract())[1] == {"n": 1}
   loader.close()
+  assert not torn.exists()
 
 
 def test_a_state_may_be_donated_right_after_save(tmp_path):

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from fipo_jax import collect, config
+from fipo_jax.rewards.score import Scored
 from fipo_jax.rollout import Sampling, stored
+from fipo_jax.rollout.http import EngineError
 from fipo_jax.rollout.usage import Usage
 from fipo_jax.types import Prompt, Rollout
 
@@ -172,6 +174,54 @@ def test_waiting_groups_survive_as_json():
         elif field.name != "advantage":
           np.testing.assert_array_equal(x, y)
   assert again[0][1][0].tokens.dtype == np.int32 and again[0][1][0].logp.dtype == np.float32
+
+
+def test_groups_that_wait_get_back_what_scoring_reads():
+  """Extras are not in the checkpoint: whatever they hold, it is as the source has it."""
+  prompt = Prompt(3, np.array([1], np.int32), "p", "42", "none", {"terms": (1, {2})})
+  begun = [(7, [Rollout(prompt, g, np.arange(2), np.zeros(2), "unfinished") for g in range(2)])]
+  again = stored.decode(json.loads(json.dumps(stored.encode(begun))))
+  assert again[0][1][0].prompt.extras == {}
+  ((step, group),) = stored.with_prompts(again, lambda ids: {i: prompt for i in ids})
+  assert step == 7 and all(r.prompt.extras == {"terms": (1, {2})} for r in group)
+
+
+def test_groups_of_a_failing_engine_wait():
+  """The second draw fails: what the first one found waits as surplus, what the second had begun as pending."""
+  run = make(lambda i: i % 2 == 0)
+  generate = run.engine.generate
+
+  def fails(prompts, samples, **options):
+    groups = generate(prompts, samples, **options)
+    if len(run.engine.asked) == 1:
+      return groups
+    raise EngineError("gone", [[dataclasses.replace(r, stop_reason="unfinished") for r in g] for g in groups])
+
+  run.engine.generate = fails
+  with pytest.raises(EngineError, match="gone"):
+    sample(run, 1)
+  waiting = lambda groups: [(s, g[0].prompt.id) for s, g in groups]
+  assert waiting(run.surplus) == [(1, 0), (1, 2)] and waiting(run.pending) == [(1, 4), (1, 5), (1, 6), (1, 7)]
+
+
+def test_many_processes_score_their_share(monkeypatch):
+  """Process 1 of 3 verifies jobs 1, 4, 7; the others' scores come by exchange, in their places."""
+  asked = []
+
+  def score(jobs):
+    asked.extend(jobs)
+    return [Scored(float(j), 1.0, f"{j}", ("timeout",)) for j in jobs]
+
+  def exchange(what, text):
+    others = [[dataclasses.astuple(s) for s in score(range(k, 8, 3))] for k in range(3)]
+    assert text == json.dumps(others[1])
+    return [json.dumps(part) for part in others]
+
+  monkeypatch.setattr(collect.processes, "count", lambda: 3)
+  monkeypatch.setattr(collect.processes, "index", lambda: 1)
+  monkeypatch.setattr(collect.processes, "exchange", exchange)
+  scores = collect.verify(types.SimpleNamespace(scorer=types.SimpleNamespace(score=score)), range(8))
+  assert [s.score for s in scores] == list(range(8)) and scores[3].pred == "3" and asked[:3] == [1, 4, 7]
 
 
 class Streaming(Engine):

@@ -7,7 +7,7 @@ import source_imports
 # (ending in "/") may also import its own files, its __init__ excepted. A file that fits none has no
 # rank yet: give it one here.
 LOW = ("fipo_jax/types", "fipo_jax/masked")
-MIDDLE = (*LOW, "fipo_jax/config", "fipo_jax/sharding", "fipo_jax/metrics")
+MIDDLE = (*LOW, "fipo_jax/config", "fipo_jax/sharding", "fipo_jax/metrics", "fipo_jax/processes")
 STAGES = tuple(
   f"fipo_jax/{s}/" for s in ("data", "rewards", "algorithms", "models", "rollout", "train")
 )
@@ -16,6 +16,7 @@ MAY_IMPORT = {
   "fipo_jax/types": (),
   "fipo_jax/masked": (),
   "fipo_jax/report": (),
+  "fipo_jax/processes": (),
   "fipo_jax/config": (*LOW, "fipo_jax/alarms"),
   "fipo_jax/sharding": LOW,
   "fipo_jax/metrics": LOW,
@@ -27,7 +28,7 @@ MAY_IMPORT = {
   "fipo_jax/rollout/": (*MIDDLE, "fipo_jax/models/"),
   "fipo_jax/train/": (*MIDDLE, "fipo_jax/models/", "fipo_jax/algorithms/"),
   "fipo_jax/evaluate": (*MIDDLE, "fipo_jax/data/", "fipo_jax/rewards/", "fipo_jax/rollout/"),
-  "fipo_jax/rollback": ("fipo_jax/alarms", "fipo_jax/train/"),
+  "fipo_jax/rollback": ("fipo_jax/processes", "fipo_jax/alarms", "fipo_jax/train/"),
   "fipo_jax/assemble": (*MIDDLE, *STAGES, "fipo_jax/alarms", "fipo_jax/rollback"),
   "fipo_jax/collect": (*MIDDLE, *STAGES, "fipo_jax/assemble"),
   "fipo_jax/loop": (

@@ -94,6 +94,14 @@ def test_resume_refuses_other_data(changed):
     data.restore(stream().state())
 
 
+def test_prompts_are_found_again_by_id():
+  data = stream()
+  data.take(3)
+  found = data.find({2, 5, 99})
+  assert set(found) == {2, 5} and found[5].extras == {"row": 5}
+  assert data.find(set()) == {} and data.drawn == 3
+
+
 def test_long_prompts_are_dropped_and_counted():
   records = [*RECORDS, record(7, "a" * 20), record(8, "b" * 21), record(9, "c" * 100)]
   data = stream(records)

@@ -50,7 +50,7 @@ def setup(mesh_shape=ONE_ITEMS, algorithm="fipo", model=MODEL):
   abstract = state.abstract(model, optimizer, mesh)
   settings = dict(half_life_tokens=4.0, weight_clip=(0.8, 1.2), clip_low=0.2, clip_high=0.28, dual_clip=1.3)
   objective = make_objective(algorithm, sequence_reject_count=2, **settings)
-  steps = make_steps(model, objective, optimizer, rate, abstract, mesh, temperature=1.0, chunk_tokens=8)
+  steps = make_steps(model, objective, optimizer, rate, abstract, mesh, temperature=1.0, logits_mib=1)
   return mesh, optimizer, abstract, steps
 
 
@@ -148,7 +148,7 @@ def test_bfloat16_gradients_are_summed_in_float32():
   mesh, optimizer, abstract, _ = setup()
   rate = schedule(learning_rate=1e-2, warmup_updates=0, total_updates=10, kind="constant")
   steps = make_steps(
-    model, make_objective("sft"), optimizer, rate, abstract, mesh, temperature=1.0, chunk_tokens=8
+    model, make_objective("sft"), optimizer, rate, abstract, mesh, temperature=1.0, logits_mib=1
   )
   packed = batching.pack(groups(), row_tokens=32, micro_rows=16, num_micro=1)
   many = dataclasses.replace(packed, batch=jax.tree.map(lambda x: np.repeat(x, 40, axis=0), packed.batch))

@@ -1,4 +1,8 @@
-"""Records to prompts, in a shuffled, endless, exactly resumable order (Grain)."""
+"""Records to prompts, in a shuffled, endless, exactly resumable order (Grain).
+
+Of a run's many processes each reads the source by itself and has the same stream: a prompt is small next to its
+responses, and nobody waits for another host's file.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +56,8 @@ class PromptStream:
     self.len_epoch = len(kept)
     self.drawn = 0
     self._identity = {"seed": seed, "shuffle": shuffle, "records": self._fingerprint}
-    dataset = grain.MapDataset.source(_Subset(records, kept)).seed(seed)
+    self._records, self._make = _Subset(records, kept), make
+    dataset = grain.MapDataset.source(self._records).seed(seed)
     if shuffle:
       dataset = dataset.shuffle()
     # No reader threads: a prompt costs microseconds next to its responses, and order and counts stay plain.
@@ -64,6 +69,11 @@ class PromptStream:
     prompts = [next(self._iterator) for _ in range(count)]
     self.drawn += count
     return prompts
+
+  def find(self, ids: set[int]) -> dict[int, Prompt]:
+    """The prompts with these ids, by id; looks through all records if there are any to find."""
+    made = map(self._make, (self._records[i] for i in range(self.len_epoch if ids else 0)))
+    return {prompt.id: prompt for prompt in made if prompt.id in ids}
 
   def state(self) -> dict[str, Any]:
     """Where the stream stands, as JSON; `restore` continues with exactly the same prompts."""

@@ -5,6 +5,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from fipo_jax.models import attention_splash
+from fipo_jax.sharding import RULES
+
 # Scores of what may not be seen. Finite, so that a row with nothing to see gives numbers and not NaN.
 HIDDEN_SCORE = -1e30
 # Rows up to this long are scored in one piece; longer ones this many queries at a time.
@@ -21,12 +24,14 @@ def attend(q_RTHh, k_RUKh, v_RUKh, segments_RT, segments_RU, *, implementation: 
   Args:
     q_RTHh: queries, rotated. k_RUKh, v_RUKh: keys (rotated) and values; U = T.
     segments_RT, segments_RU: int32 of queries and keys.
-    implementation: a row of IMPLEMENTATIONS.
+    implementation: a row of IMPLEMENTATIONS, or "auto": what is fastest on the platform and takes such rows.
   Returns:
     [R, T, H, h] in the dtype of q.
   """
-  if implementation not in IMPLEMENTATIONS:
-    raise ValueError(f"attention={implementation!r} is unknown; choose from {sorted(IMPLEMENTATIONS)}.")
+  if implementation not in NAMES:
+    raise ValueError(f"attention={implementation!r} is unknown; choose from {', '.join(NAMES)}.")
+  if implementation == "auto":
+    implementation = _automatic(q_RTHh.shape[1])
   return IMPLEMENTATIONS[implementation](q_RTHh, k_RUKh, v_RUKh, segments_RT, segments_RU)
 
 
@@ -53,7 +58,15 @@ def attend_xla(q_RTHh, k_RUKh, v_RUKh, segments_RT, segments_RU, *, block: int =
   return jnp.moveaxis(out, 0, 1).reshape(R, T + pad, H, h)[:, :T]
 
 
-IMPLEMENTATIONS = {"xla": attend_xla}
+# Those of the kernels name their result for remat policies: transformer.REMAT.
+IMPLEMENTATIONS = {"xla": attend_xla, "splash": attention_splash.attend_splash}
+NAMES = ("auto", *IMPLEMENTATIONS)
+
+
+def _automatic(tokens: int) -> str:
+  mesh = jax.sharding.get_abstract_mesh()
+  context = 1 if mesh.empty else mesh.shape[RULES["tokens"][0]]
+  return "splash" if jax.default_backend() == "tpu" and attention_splash.fits(tokens, context) else "xla"
 
 
 def _weighted(q_RTKGh, k_RUKh, v_RUKh, seen_RTU):

@@ -8,12 +8,13 @@ over `fsdp` cuts rows and never the lanes of a tile. Every parameter carries its
 from __future__ import annotations
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from fipo_jax.sharding import constrain
+from fipo_jax.sharding import constrain, exchange, gather, index_along, local, sum_over
 
 
 def matmul(equation: str, x, w):
@@ -23,15 +24,24 @@ def matmul(equation: str, x, w):
 
   Args:
     equation: such as "...d,df->...f", where ... are the leading axes of x and y (rows and tokens, or slots).
-    x: [..., inputs]. w: the matrix, in any float dtype.
+    x: [..., inputs]. w: the matrix, in any float dtype, [D, ...].
 
   Its gradients are written out for the order of their operands: left to JAX, the gradient of a matrix that is stored
   input first is a transposed product, which XLA's CPU backend ran at a quarter of the speed (bfloat16).
   """
-  names, out = equation.split("->")
-  ins = names.split(",")
-  lead = "tuvw"[: x.ndim - len(ins[0].replace("...", ""))]
-  return _matmul(x, w.astype(x.dtype), *(part.replace("...", lead) for part in (*ins, out)))
+  of_x, of_w, of_y = re.split(",|->", equation.replace("...", ""))
+  w = w.astype(x.dtype)
+  if len(of_w) > 2:  # heads as one axis: the product of matrices that it is
+    w_DF = w.reshape(w.shape[0], -1)
+    if of_y == of_w[0]:
+      return _matmul_of(x.reshape(*x.shape[: -len(of_x)], -1), w_DF, "f", "df", "d")
+    return _matmul_of(x, w_DF, "d", "df", "f").reshape(*x.shape[:-1], *w.shape[1:])
+  return _matmul_of(x, w, of_x, of_w, of_y)
+
+
+def _matmul_of(x, w, of_x: str, of_w: str, of_y: str):
+  lead = "tuvw"[: x.ndim - len(of_x)]
+  return _matmul(x, w, lead + of_x, of_w, lead + of_y)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
@@ -98,28 +108,52 @@ def activation(x, *inner: str | None):
   return constrain(x, *lead, *inner)
 
 
+def lookup_whole(table_VD, tokens, dtype):
+  """Rows of an embedding that no mesh axis but `vocab`'s cuts, in the compute dtype: while decoding."""
+  return constrain(table_VD.astype(dtype), "vocab", None).at[tokens].get(mode="clip")
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def lookup(table_VD, tokens, dtype):
+def lookup(table_VD, tokens_RT, dtype):
   """Rows of the embedding in the compute dtype; the gradients of repeated tokens add up in float32.
 
-  The narrowed table is gathered over `embed` first: left alone, the partitioner would rather replicate the looked-up
-  rows of the whole batch.
+  The table stays where it is, for it is far larger than the rows: each device looks up its part of the width for the
+  tokens of all devices along `embed`, and they exchange what they have. The gradient goes the same way back.
   """
-  return _lookup(table_VD, tokens, dtype)[0]
+  return _lookup(table_VD, tokens_RT, dtype)[0]
 
 
-def _lookup(table_VD, tokens, dtype):
-  narrow_VD = constrain(table_VD.astype(dtype), "vocab", None)
-  return narrow_VD.at[tokens].get(mode="clip"), (table_VD, tokens)
+_TABLE, _IDS, _LOOKED_UP = ("vocab", "embed"), ("rows", "tokens"), ("rows", "tokens", None)
 
 
-def _lookup_gradient(dtype, saved, d_rows):
+def _lookup(table_VD, tokens_RT, dtype):
+  def part(table_VD, tokens_RT):
+    here, index = _rows_here(table_VD, tokens_RT)
+    x = jnp.where(here[..., None], table_VD.at[index].get(mode="clip").astype(dtype), 0)
+    return exchange(sum_over(x, "vocab"), 0, 2, "embed")
+
+  return local(part, (_TABLE, _IDS), _LOOKED_UP)(table_VD, tokens_RT), (table_VD, tokens_RT)
+
+
+def _lookup_gradient(dtype, saved, d_rows_RTD):
   del dtype
-  table_VD, tokens = saved
-  wide = jnp.promote_types(table_VD.dtype, jnp.float32)
-  zeros_VD = constrain(jnp.zeros(table_VD.shape, wide), "vocab", None)
-  d_table_VD = zeros_VD.at[tokens].add(d_rows.astype(wide), mode="drop").astype(table_VD.dtype)
-  return constrain(d_table_VD, "vocab", "embed"), None
+
+  def part(table_VD, tokens_RT, d_rows_RTD):
+    here, index = _rows_here(table_VD, tokens_RT)
+    wide = jnp.promote_types(table_VD.dtype, jnp.float32)
+    d_rows = exchange(d_rows_RTD, 2, 0, "embed").astype(wide)
+    index = jnp.where(here, index, table_VD.shape[0])
+    d_table_VD = jnp.zeros(table_VD.shape, wide).at[index].add(d_rows, mode="drop")
+    return sum_over(d_table_VD, "slices", "tokens").astype(table_VD.dtype)
+
+  return local(part, (_TABLE, _IDS, _LOOKED_UP), _TABLE)(*saved, d_rows_RTD), None
+
+
+def _rows_here(table_VD, tokens_RT):
+  """Of the tokens of all devices along `embed`: whether their rows are in this device's table, and which they are."""
+  first = index_along("vocab") * table_VD.shape[0]
+  index = gather(tokens_RT, 0, "embed") - first
+  return (index >= 0) & (index < table_VD.shape[0]), index
 
 
 lookup.defvjp(_lookup, _lookup_gradient)
@@ -143,13 +177,22 @@ class RMSNorm(nnx.Module):
 
 
 class Attention(nnx.Module):
-  """The projections around grouped-query attention: bias on q, k and v, none on the output."""
+  """The projections around grouped-query attention: bias on q, k and v, none on the output.
 
-  def __init__(self, config, rngs: nnx.Rngs):
+  joined: q, k and v are one matrix, of each key/value head its g = H / K queries, its key and its value (see `join`).
+  """
+
+  def __init__(self, config, rngs: nnx.Rngs, joined: bool = False):
     D, H, K, h = config.d_model, config.num_heads, config.num_kv_heads, config.head_dim
     normal, zeros = nnx.initializers.normal(config.init_std), jnp.zeros
     dtype = config.param_dtype
-    self.head_dim, self.theta = h, config.rope_theta
+    self.head_dim, self.theta, self.joined = h, config.rope_theta, joined
+    if joined:
+      x = H // K + 2
+      self.qkv_DKxh = nnx.Param(normal(rngs.params(), (D, K, x, h), dtype), axes=("embed", "kv_heads", None, None))
+      self.qkv_bias_Kxh = nnx.Param(zeros((K, x, h), dtype), axes=("kv_heads", None, None))
+      self.o_DHh = nnx.Param(normal(rngs.params(), (D, H, h), dtype), axes=("embed", "heads", None))
+      return
     self.q_DHh = nnx.Param(normal(rngs.params(), (D, H, h), dtype), axes=("embed", "heads", None))
     self.k_DKh = nnx.Param(normal(rngs.params(), (D, K, h), dtype), axes=("embed", "kv_heads", None))
     self.v_DKh = nnx.Param(normal(rngs.params(), (D, K, h), dtype), axes=("embed", "kv_heads", None))
@@ -160,9 +203,14 @@ class Attention(nnx.Module):
 
   def project(self, x, cos, sin):
     """Normalised [..., D] -> queries [..., H, h], keys and values [..., K, h]; q and k rotated."""
-    q = matmul("...d,dhe->...he", x, self.q_DHh[...]) + self.q_bias_Hh[...].astype(x.dtype)
-    k = matmul("...d,dke->...ke", x, self.k_DKh[...]) + self.k_bias_Kh[...].astype(x.dtype)
-    v = matmul("...d,dke->...ke", x, self.v_DKh[...]) + self.v_bias_Kh[...].astype(x.dtype)
+    if self.joined:
+      qkv = matmul("...d,dkze->...kze", x, self.qkv_DKxh[...]) + self.qkv_bias_Kxh[...].astype(x.dtype)
+      q = qkv[..., :-2, :].reshape(*x.shape[:-1], -1, self.head_dim)
+      k, v = qkv[..., -2, :], qkv[..., -1, :]
+    else:
+      q = matmul("...d,dhe->...he", x, self.q_DHh[...]) + self.q_bias_Hh[...].astype(x.dtype)
+      k = matmul("...d,dke->...ke", x, self.k_DKh[...]) + self.k_bias_Kh[...].astype(x.dtype)
+      v = matmul("...d,dke->...ke", x, self.v_DKh[...]) + self.v_bias_Kh[...].astype(x.dtype)
     q, k = rotate(q, cos, sin), rotate(k, cos, sin)
     return (activation(q, "heads", None), activation(k, "kv_heads", None), activation(v, "kv_heads", None))
 
@@ -175,29 +223,40 @@ class MLP(nnx.Module):
   """SwiGLU.
 
       y = (silu(x Wgate) ⊙ x Wup) Wdown
+
+  joined: gate and up are one matrix (see `join`).
   """
 
-  def __init__(self, config, rngs: nnx.Rngs):
+  def __init__(self, config, rngs: nnx.Rngs, joined: bool = False):
     normal, shape = nnx.initializers.normal(config.init_std), (config.d_model, config.d_mlp)
     axes, dtype = ("embed", "mlp"), config.param_dtype
-    self.gate_DF = nnx.Param(normal(rngs.params(), shape, dtype), axes=axes)
-    self.up_DF = nnx.Param(normal(rngs.params(), shape, dtype), axes=axes)
+    self.joined = joined
+    if joined:
+      both = (shape[0], 2, shape[1])
+      self.gate_up_DxF = nnx.Param(normal(rngs.params(), both, dtype), axes=("embed", None, "mlp"))
+    else:
+      self.gate_DF = nnx.Param(normal(rngs.params(), shape, dtype), axes=axes)
+      self.up_DF = nnx.Param(normal(rngs.params(), shape, dtype), axes=axes)
     self.down_DF = nnx.Param(normal(rngs.params(), shape, dtype), axes=axes)
 
   def __call__(self, x):
-    gate = matmul("...d,df->...f", x, self.gate_DF[...])
-    up = matmul("...d,df->...f", x, self.up_DF[...])
+    if self.joined:
+      both = matmul("...d,dzf->...zf", x, self.gate_up_DxF[...])
+      gate, up = both[..., 0, :], both[..., 1, :]
+    else:
+      gate = matmul("...d,df->...f", x, self.gate_DF[...])
+      up = matmul("...d,df->...f", x, self.up_DF[...])
     return matmul("...f,df->...d", activation(jax.nn.silu(gate) * up, "mlp"), self.down_DF[...])
 
 
 class Block(nnx.Module):
   """One decoder layer: x + attention(norm(x)), then + mlp(norm(.))."""
 
-  def __init__(self, config, rngs: nnx.Rngs):
+  def __init__(self, config, rngs: nnx.Rngs, joined: bool = False):
     self.attention_norm = RMSNorm(config, rngs)
-    self.attention = Attention(config, rngs)
+    self.attention = Attention(config, rngs, joined)
     self.mlp_norm = RMSNorm(config, rngs)
-    self.mlp = MLP(config, rngs)
+    self.mlp = MLP(config, rngs, joined)
 
   def __call__(self, x, cos, sin, attend):
     """Runs the layer; `attend(q, k, v) -> (context, kept)` decides what is looked at and what is kept.
@@ -210,3 +269,21 @@ class Block(nnx.Module):
     x = activation(x + self.attention.output(context), None)
     x = activation(x + self.mlp(self.mlp_norm(x)), None)
     return x, kept
+
+
+def join(tree: dict) -> dict:
+  """Parameters of one layer with q, k, v and gate, up as one matrix each: a few rows then meet fewer, larger products.
+
+      qkv[d, k] = (q[d, k g], ..., q[d, k g + g - 1], k[d, k], v[d, k]),  g = H / K;   gate_up[d] = (gate[d], up[d])
+  """
+  a, m = tree["attention"], tree["mlp"]
+  K = a["k_bias_Kh"].shape[0]
+  grouped = lambda q: q.reshape(*q.shape[:-2], K, -1, q.shape[-1])
+  one = lambda x: x[..., None, :]
+  stacked = lambda q, k, v: jnp.concatenate([grouped(q), one(k), one(v)], axis=-2)
+  attention = {
+    "qkv_DKxh": stacked(a["q_DHh"], a["k_DKh"], a["v_DKh"]),
+    "qkv_bias_Kxh": stacked(a["q_bias_Hh"], a["k_bias_Kh"], a["v_bias_Kh"]), "o_DHh": a["o_DHh"],
+  }  # fmt: skip
+  mlp = {"gate_up_DxF": jnp.stack([m["gate_DF"], m["up_DF"]], axis=1), "down_DF": m["down_DF"]}
+  return tree | {"attention": attention, "mlp": mlp}

@@ -13,13 +13,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from fipo_jax.models import attention, layers
+from fipo_jax.models import attention, attention_splash, layers
 from fipo_jax.sharding import RULES, constrain, named
 
-# What the backward pass of a layer may keep of the forward pass.
+# What the backward pass of a layer may keep of the forward pass, beside its input.
 REMAT = {
   "none": jax.checkpoint_policies.everything_saveable,
   "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  "context": jax.checkpoint_policies.save_only_these_names(attention_splash.KEPT),  # attention's result
   "full": jax.checkpoint_policies.nothing_saveable,
 }
 DTYPES = ("float32", "bfloat16")
@@ -30,8 +31,8 @@ class ModelConfig:
   """Sizes and numerics of one decoder.
 
   dtype: of matmuls and activations (norms, softmax, rotary angles and logits are float32 always). param_dtype: of
-  the stored parameters. init_std: of random matrices. remat: a row of REMAT. attention: a row of
-  `attention.IMPLEMENTATIONS`. value_head: whether a scalar head (0 at first) sits beside the output matrix.
+  the stored parameters. init_std: of random matrices. remat: a row of REMAT. attention: a name of
+  `attention.NAMES`. value_head: whether a scalar head (0 at first) sits beside the output matrix.
   """
 
   vocab_size: int
@@ -58,7 +59,7 @@ class ModelConfig:
     if self.head_dim % 2:
       raise ValueError(f"head_dim={self.head_dim} must be even: rotary embedding turns pairs of channels.")
     for field, allowed in (
-      ("dtype", DTYPES), ("param_dtype", DTYPES), ("remat", REMAT), ("attention", attention.IMPLEMENTATIONS)
+      ("dtype", DTYPES), ("param_dtype", DTYPES), ("remat", REMAT), ("attention", attention.NAMES)
     ):
       if getattr(self, field) not in allowed:
         raise ValueError(f"model.{field}={getattr(self, field)!r} is unknown; choose from {sorted(allowed)}.")
@@ -94,10 +95,11 @@ def _skeleton(config: ModelConfig):
 
 
 @functools.lru_cache
-def _parts(config: ModelConfig):
-  """Structures of one layer and of the final norm."""
+def _parts(config: ModelConfig, joined: bool = False):
+  """Structures of one layer (with joined matrices) and of the final norm."""
+  block = functools.partial(layers.Block, joined=joined)
   structure = lambda kind: nnx.split(nnx.eval_shape(lambda: kind(config, nnx.Rngs(0))))[0]
-  return structure(layers.Block), structure(layers.RMSNorm)
+  return structure(block), structure(layers.RMSNorm)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,13 +180,13 @@ class Model:
   def head(self, params):
     """The output matrix head_VD [V, D] in the compute dtype (the embedding, when tied): logits = hidden · head."""
     table = params["embed_VD"] if self.config.tie_embeddings else params["head_VD"]
-    return constrain(table.astype(self.config.dtype), "vocab", None)
+    return table.astype(self.config.dtype)
 
   def logits(self, params, hidden):
     """Float32 logits [..., V] of hidden states [..., D]; whole, so only for few tokens at a time."""
     precision = jax.lax.Precision.HIGHEST if hidden.dtype == jnp.float32 else None
     product = dict(preferred_element_type=jnp.float32, precision=precision)
-    return jnp.einsum("vd,...d->...v", self.head(params), hidden, **product)
+    return jnp.einsum("vd,...d->...v", constrain(self.head(params), "vocab", None), hidden, **product)
 
   def values(self, params, hidden):
     """Float32 values [...] of hidden states [..., D] by the value head: hidden · w + bias."""
@@ -209,10 +211,21 @@ class Model:
     return self._rows(params, tokens_RT, positions_RT, segments_RT, keep=True)[1]
 
   def unstack(self, params) -> dict:
-    """The same parameters with `layers` as a tuple, one tree per layer: a program that names its layers copies none."""
+    """The same parameters with `layers` as a tuple, one tree per layer, of `layers.join`.
+
+    A program that names its layers copies none.
+    """
     stacked = params["layers"]
-    one = lambda i: jax.tree.map(lambda x: x[i], stacked)
+    one = lambda i: layers.join(jax.tree.map(lambda x: x[i], stacked))
     return params | {"layers": tuple(one(i) for i in range(self.config.num_layers))}
+
+  def unstacked_axes(self) -> dict:
+    """The tree of logical axis names of `unstack`ed parameters."""
+    abstract = nnx.eval_shape(lambda: layers.Block(self.config, nnx.Rngs(0), joined=True))
+    axes = jax.tree.map(
+      lambda x: x.get_metadata()["axes"], nnx.state(abstract), is_leaf=lambda x: isinstance(x, nnx.Variable)
+    )
+    return self.logical_axes() | {"layers": (nnx.to_pure_dict(axes),) * self.config.num_layers}
 
   def decode(self, params, token_S, position_S, cache, attend):
     """One token per slot.
@@ -226,9 +239,9 @@ class Model:
     Returns:
       (hidden_SD, cache).
     """
-    x_SD = layers.activation(layers.lookup(params["embed_VD"], token_S, self.config.dtype), None)
+    x_SD = layers.activation(layers.lookup_whole(params["embed_VD"], token_S, self.config.dtype), None)
     cos, sin = layers.rotation(position_S, self.config.head_dim, self.config.rope_theta)
-    block, norm = _parts(self.config)
+    block, norm = _parts(self.config, isinstance(params["layers"], tuple))
 
     def layer(carry, numbered):
       (x, cache), (tree, number) = carry, numbered
@@ -245,9 +258,10 @@ class Model:
     return nnx.merge(norm, params["final_norm"])(x_SD), cache
 
   def _rows(self, params, tokens_RT, positions_RT, segments_RT, *, keep: bool):
-    x_RTD = layers.activation(layers.lookup(params["embed_VD"], tokens_RT, self.config.dtype), None)
+    lookup = layers.lookup_whole if keep else layers.lookup  # for sampling, parameters are whole along `embed`
+    x_RTD = layers.activation(lookup(params["embed_VD"], tokens_RT, self.config.dtype), None)
     cos, sin = layers.rotation(positions_RT, self.config.head_dim, self.config.rope_theta)
-    block, norm = _parts(self.config)
+    block, norm = _parts(self.config, isinstance(params["layers"], tuple))
 
     def attend(q, k, v):
       context = attention.attend(q, k, v, segments_RT, segments_RT, implementation=self.config.attention)

@@ -9,13 +9,14 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from fipo_jax import processes
 from fipo_jax.models import cache_pallas
 from fipo_jax.models.cache import CACHES, bytes_per_token
 from fipo_jax.models.transformer import Model
 from fipo_jax.rollout import serving
 from fipo_jax.rollout.sampling import Sampling
 from fipo_jax.rollout.usage import Usage
-from fipo_jax.sharding import RULES
+from fipo_jax.sharding import RULES, named
 from fipo_jax.types import Prompt, Rollout
 
 PAGES_PER_BLOCK = 8  # of the cache that the TPU kernel works on at a time
@@ -145,12 +146,11 @@ class NativeEngine:
 
   def _shardings(self):
     """Whole along the axes that also spread slots: a weight cut by them would be gathered anew for every token."""
-    whole = jax.tree.map(_without_row_axes, self.model.shardings(self.mesh))
-    if not self.unstacked:
-      return whole
-    unstack = lambda s: NamedSharding(s.mesh, PartitionSpec(*s.spec[1:]))
-    layer = jax.tree.map(unstack, whole["layers"])
-    return whole | {"layers": (layer,) * self.model.config.num_layers}
+    shardings = self.model.shardings(self.mesh)  # which refuses a mesh that does not divide the model
+    if self.unstacked:
+      is_axes = lambda x: isinstance(x, tuple) and all(a is None or isinstance(a, str) for a in x)
+      shardings = jax.tree.map(lambda axes: named(self.mesh, *axes), self.model.unstacked_axes(), is_leaf=is_axes)
+    return jax.tree.map(_without_row_axes, shardings)
 
   def _longest(self) -> int:
     """Tokens in whole pages that one longest response needs for itself."""
@@ -164,6 +164,7 @@ class NativeEngine:
       free = stats["bytes_limit"] - stats["bytes_in_use"]
     else:
       free = _free_host_memory() // len(devices)
+    free = min(map(int, processes.exchange("free memory", str(free))))
     cut = self.mesh.shape["tensor"]
     tokens = int(0.7 * free) * cut // self.token_bytes
     if tokens < (need := self.max_prompt_tokens + self._longest()):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import time
 from collections.abc import Sequence
 
@@ -174,11 +175,7 @@ class Call:
       )
       for _ in range(D)
     ]  # fmt: skip
-    new = lambda: e.layout.new(e.model.config, self.kinds, page, e.cache_dtype, D)
-    shape = jax.eval_shape(new)
-    axes = jax.tree.structure(shape).flatten_up_to(e.layout.axes(shape))
-    places = [named(e.mesh, *a) for a in axes]
-    self.pools = jax.jit(new, out_shardings=jax.tree.unflatten(jax.tree.structure(shape), places))()
+    self.pools = _new_pools(e.layout, e.model.config, tuple(self.kinds.items()), page, e.cache_dtype, D, e.mesh)()
     none = np.full(D * own, -1, np.int32)
     self.slots = decode.Slots(self._work([None] * (D * self.size)), self._place(none), self._place(none))
     self._remember()
@@ -437,6 +434,16 @@ class Call:
     if done and not u.first_sample_s:
       u.first_sample_s = at
     u.last_sample_s = at
+
+
+@functools.lru_cache(maxsize=8)
+def _new_pools(layout, config, kinds, page: int, dtype: str, shards: int, mesh):
+  """The jitted program that makes empty pools of {kind: pages per shard}."""
+  new = lambda: layout.new(config, dict(kinds), page, dtype, shards)
+  shape = jax.eval_shape(new)
+  axes = jax.tree.structure(shape).flatten_up_to(layout.axes(shape))
+  places = [named(mesh, *a) for a in axes]
+  return jax.jit(new, out_shardings=jax.tree.unflatten(jax.tree.structure(shape), places))
 
 
 def _at_limit(r: Rollout, limit: int) -> Rollout:

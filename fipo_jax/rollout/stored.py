@@ -1,20 +1,27 @@
-"""Scored groups as JSON, for checkpoints: those that wait for a batch must survive the end of the process."""
+"""Groups as JSON, for checkpoints: those that wait for a batch, or for their last tokens, must survive the process.
+
+    workdir/rescued.json    groups of a step that the engine could not finish, until the next checkpoint
+"""
 
 from __future__ import annotations
 
 import base64
 import dataclasses
+import json
+import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from fipo_jax.types import Prompt, Rollout
 
+RESCUED = "rescued.json"
 Waiting = list[tuple[int, list[Rollout]]]  # (step that sampled it, group)
 
 
 def encode(waiting: Waiting) -> list[dict[str, Any]]:
-  """(Step, group) pairs as JSON: arrays as base64 of their bytes, prompts without extras, which only scoring reads."""
+  """(Step, group) pairs as JSON: arrays as base64 of their bytes, prompts without extras; see `with_prompts`."""
 
   def plain(x):
     return base64.b64encode(np.ascontiguousarray(x).tobytes()).decode()
@@ -47,3 +54,28 @@ def decode(records: list[dict[str, Any]]) -> Waiting:
     prompt = Prompt(**record["prompt"] | {"tokens": array(record["prompt"]["tokens"], np.int32)})
     waiting.append((record["step"], [of_record(prompt, r) for r in record["rollouts"]]))
   return waiting
+
+
+def with_prompts(waiting: Waiting, find: Callable[[set[int]], dict[int, Prompt]]) -> Waiting:
+  """The same groups with the prompts that `find` has for their ids: extras, which scoring reads, stay in the source."""
+  found = find({group[0].prompt.id for _, group in waiting})
+  whole = lambda r: dataclasses.replace(r, prompt=found.get(r.prompt.id, r.prompt))
+  return [(step, [whole(r) for r in group]) for step, group in waiting]
+
+
+def rescue(workdir, after: list[int], host: dict[str, Any]) -> None:
+  """Keeps what was sampled after a checkpoint, which may hold for as long as that is the newest one.
+
+  after: what tells that checkpoint from others. host: replaces those entries of its own.
+  """
+  path = pathlib.Path(workdir) / RESCUED
+  temporary = path.with_suffix(".tmp")
+  temporary.write_text(json.dumps({"after": after, "host": host}))
+  temporary.replace(path)
+
+
+def rescued(workdir, after: list[int]) -> dict[str, Any]:
+  """What was kept after this checkpoint; {} if nothing was."""
+  path = pathlib.Path(workdir) / RESCUED
+  record = json.loads(path.read_text()) if path.is_file() else {"after": None}
+  return record["host"] if record["after"] == after else {}

@@ -1,33 +1,92 @@
 """Checkpoints: one atomic, asynchronous Orbax step holds state, data position and counters.
 
-A step directory is renamed into place when everything in it is durable, so a kill at any moment leaves the last whole
-step readable. `state` is the sharded TrainState; `host` is JSON: iterator state, counters, results so far.
+A step directory is renamed into place when everything in it is durable, and out of the way before any of it is
+deleted, so a kill at any moment leaves every step that is there whole. `state` is the sharded TrainState; `host` is
+JSON: iterator state, counters, results so far. Every process takes part; what is not an array, process 0 writes alone.
+The folder may be local or gs://; with several processes all must see the same one.
 """
 
 from __future__ import annotations
 
-import pathlib
+import dataclasses
+import uuid
 from typing import Any
 
 import orbax.checkpoint as ocp
+from etils import epath
+from orbax.checkpoint.checkpoint_managers import PreservationPolicy
 
+from fipo_jax import processes
 from fipo_jax.train.state import TrainState
+
+UNMEASURED = -1.0  # accuracy of a step at which no evaluation was made
+DELETED = "deleted"  # steps are moved here before they are deleted
+
+
+def folder_of(workdir, folder: str = "") -> epath.Path:
+  """Where the checkpoints of a run are: `folder`, local or gs://, or `workdir/checkpoints`."""
+  path = epath.Path(folder) if folder else epath.Path(workdir) / "checkpoints"
+  return path if "://" in str(path) else epath.Path(path.absolute())
+
+
+def steps_in(folder: epath.Path) -> list[int]:
+  """All whole steps in a folder, oldest first; nothing of it is opened, and other processes are not asked."""
+  if not folder.exists():
+    return []
+  return sorted(found.step for found in ocp.path.step.standard_name_format().find_all(folder))
+
+
+def check_shared(folder: epath.Path) -> None:
+  """Raises ValueError on all processes when some do not see the folder that process 0 sees, or other steps in it."""
+  if processes.count() == 1:
+    return
+  token = processes.from_first("a name for the shared folder", f".shared-{uuid.uuid4().hex[:8]}")
+  if processes.is_first():
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / token).write_text("removed in a moment\n")
+  processes.barrier("the shared folder")
+  newest = max(steps_in(folder), default=0)
+  seen = "the same folder" if (folder / token).exists() else "another folder"
+  try:
+    processes.agree("the checkpoints", {"newest step": newest, str(folder): seen})
+  finally:
+    if processes.is_first():
+      (folder / token).unlink(missing_ok=True)
+
+
+@dataclasses.dataclass
+class _Keep(PreservationPolicy):
+  """The newest steps, and besides those with the best accuracy, the later of equals."""
+
+  newest: int
+  best: int
+
+  def should_preserve(self, checkpoints, *, context):
+    accuracy = lambda c: (c.metrics or {}).get("accuracy", UNMEASURED)
+    ranked = sorted((c for c in checkpoints if accuracy(c) != UNMEASURED), key=lambda c: (accuracy(c), c.step))
+    kept = {c.step for c in [*checkpoints[-self.newest :], *ranked[len(ranked) - min(self.best, len(ranked)) :]]}
+    return [c.step in kept for c in checkpoints]
 
 
 class Checkpointer:
-  """Saves and restores runs under `workdir/checkpoints`.
+  """Saves and restores a run.
 
   Args:
-    keep: newest steps kept.
+    keep: newest steps kept. best: so many with the best accuracy are kept besides.
+    folder: see `folder_of`.
   """
 
-  def __init__(self, workdir: str, *, keep: int):
-    folder = pathlib.Path(workdir).absolute() / "checkpoints"
+  def __init__(self, workdir, *, keep: int, best: int = 0, folder: str = ""):
+    self.folder = folder_of(workdir, folder)
+    self._clear(torn=True)
     self._manager = ocp.CheckpointManager(
-      folder,
-      options=ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True),
+      self.folder,
+      options=ocp.CheckpointManagerOptions(
+        preservation_policy=_Keep(keep, best), enable_async_checkpointing=True, todelete_subdir=DELETED,
+        best_fn=lambda metrics: metrics["accuracy"],  # has metrics written; the policy decides
+      ),
       item_names=("state", "host"),
-    )
+    )  # fmt: skip
 
   def latest(self) -> int | None:
     """The newest whole step, or None."""
@@ -40,14 +99,21 @@ class Checkpointer:
   def delete(self, step: int) -> None:
     """Removes a step, so that `latest` is an earlier one."""
     self._manager.delete(step)
+    self._clear()
 
-  def save(self, step: int, state: TrainState, host: dict[str, Any]) -> None:
-    """Starts saving; returns once the state was copied off the devices, so that it may be donated."""
+  def save(self, step: int, state: TrainState, host: dict[str, Any], accuracy: float | None = None) -> None:
+    """Starts saving; returns once the state was copied off the devices, so that it may be donated.
+
+    accuracy: of an evaluation with this state, if there was one: what the best are chosen by.
+    """
     args = ocp.args.Composite(state=ocp.args.StandardSave(state), host=ocp.args.JsonSave(host))
-    self._manager.save(step, args=args, force=True)
+    measured = UNMEASURED if accuracy is None else float(accuracy)
+    self._manager.save(step, args=args, metrics={"accuracy": measured}, force=True)
+    self._clear()
 
   def restore(self, step: int, abstract_state: TrainState) -> tuple[TrainState, dict[str, Any]]:
-    """Reads a step into the shardings of abstract_state, which may belong to another mesh than the one that saved."""
+    """Reads a step into the shardings of abstract_state, which may belong to another mesh, and to more or fewer
+    processes, than those that saved."""
     args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state), host=ocp.args.JsonRestore())
     got = self._manager.restore(step, args=args)
     return got["state"], got["host"]
@@ -59,3 +125,14 @@ class Checkpointer:
   def close(self) -> None:
     self.wait()
     self._manager.close()
+    self._clear()
+
+  def _clear(self, *, torn: bool = False) -> None:
+    """Deletes what was moved out of the way and, at the start, what saves that were cut off have left."""
+    if not processes.is_first() or not self.folder.exists():
+      return
+    left = list((self.folder / DELETED).iterdir()) if (self.folder / DELETED).exists() else []
+    if torn:
+      left += [path for path in self.folder.iterdir() if ocp.path.step.TMP_DIR_SUFFIX in path.name]
+    for path in left:
+      path.rmtree()

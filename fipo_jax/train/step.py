@@ -45,14 +45,14 @@ def make_steps(
   mesh: jax.sharding.Mesh,
   *,
   temperature: float,
-  chunk_tokens: int,
+  logits_mib: float,
   entropy_gradient: bool = False,
 ) -> Steps:
   """Builds the programs of one run.
 
   Args:
     objective: logp_RT, batch, entropy_RT, values_RT -> TokenLoss. temperature: of the sampler; log-probs are taken
-      at it. chunk_tokens: tokens of a row whose logits exist at one time.
+      at it. logits_mib: of a device's logits that exist at one time.
     entropy_gradient: whether the objective differentiates the entropy.
   """
   rows = sharding.named(mesh, None, "rows", "tokens")
@@ -68,7 +68,7 @@ def make_steps(
     hidden_RTD = model.hidden(params, b.tokens, b.positions, b.segments)
     logp_RT, entropy_RT = logprobs.token_logprobs(
       hidden_RTD, model.head(params), b.tokens, b.segments,
-      temperature=temperature, chunk_tokens=chunk_tokens, **entropy,
+      temperature=temperature, logits_mib=logits_mib, **entropy,
     )  # fmt: skip
     values_RT = None
     if model.config.value_head:

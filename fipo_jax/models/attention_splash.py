@@ -1,0 +1,80 @@
+"""Training attention on TPUs: JAX's splash kernel on every device's part of the rows, heads and tokens."""
+
+from __future__ import annotations
+
+import jax
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+from jax.sharding import NamedSharding, PartitionSpec
+
+from fipo_jax.sharding import RULES, local, spec
+
+LANES = 128  # blocks are multiples of it
+KEPT = "context"  # name of the result, for remat policies
+BLOCK = 1024  # queries and keys of one step of the kernel, where they divide the row
+BACKWARD_BLOCK = 2048  # keys of one step of the fused backward kernel, which writes a partial dq for each
+
+
+def attend_splash(
+  q_RTHh, k_RUKh, v_RUKh, segments_RT, segments_RU, *, interpret: bool = False, keep: str | None = KEPT
+):  # fmt: skip
+  """`attention.attend` in blocks that never leave the chip; blocks above the diagonal are skipped.
+
+  Heads and tokens may be cut over the mesh: a device gathers the keys and values of its rows over `context` (few heads,
+  so few bytes) and keeps its own queries. The kernel computes all blocks up to the diagonal, also between segments.
+
+  Args:
+    interpret: run the kernel's program on a CPU, for tests.
+    keep: name under which a remat policy may keep the result, so that the backward pass does not compute it again.
+  Raises:
+    ValueError: a device's part of the row is no multiple of 128 tokens.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  context = 1 if mesh.empty else mesh.shape[RULES["tokens"][0]]
+  cut = 1 if mesh.empty else mesh.shape[RULES["heads"][0]]
+  T, H, h = q_RTHh.shape[1:]
+  if not fits(T, context):
+    raise ValueError(
+      f"model.attention='splash': {T} tokens over mesh.context={context} is no multiple of {LANES} tokens per device; "
+      f"use batch.row_tokens={-(-T // (LANES * context)) * LANES * context}."
+    )
+  kernel = _kernel(T, H // cut, context, interpret, keep)
+
+  def part(kernel, q_RTHh, k_RUKh, v_RUKh, segments_RT, segments_RU):
+    heads_first = lambda x: x.swapaxes(1, 2)
+    q, k, v = heads_first(q_RTHh * h**-0.5), heads_first(k_RUKh), heads_first(v_RUKh)
+    out_RHTh = jax.vmap(kernel)(q, k, v, splash.SegmentIds(segments_RT, segments_RU))
+    return heads_first(out_RHTh)
+
+  q, kv = ("rows", "tokens", "heads", None), ("rows", None, "kv_heads", None)
+  if mesh.empty or mesh.size == 1:
+    return part(kernel, q_RTHh, k_RUKh, v_RUKh, segments_RT, segments_RU)
+  # The kernel is a tree of tables about its mask; those about queries are cut like them.
+  tables = kernel.manual_sharding_spec(NamedSharding(mesh, PartitionSpec(None, *spec("tokens"))))
+  axes = (tables, q, kv, kv, ("rows", "tokens"), ("rows", None))
+  return local(part, axes, q)(kernel, q_RTHh, k_RUKh, v_RUKh, segments_RT, segments_RU)
+
+
+def fits(tokens: int, context: int) -> bool:
+  """Whether the kernel takes rows of so many tokens, cut over `context` devices."""
+  return tokens % (LANES * context) == 0
+
+
+def _kernel(T: int, heads: int, context: int, interpret: bool, keep: str | None):
+  mask = masks.MultiHeadMask([masks.CausalMask((T, T)) for _ in range(heads)])
+  q, kv, back = _block(T // context, BLOCK), _block(T, BLOCK), _block(T, BACKWARD_BLOCK)
+  sizes = splash.BlockSizes(
+    block_q=q, block_kv=kv, block_kv_compute=kv, block_q_dkv=q, block_kv_dkv=back,
+    block_kv_dkv_compute=_block(back, BLOCK), use_fused_bwd_kernel=True,
+  )  # fmt: skip
+  return splash.make_splash_mha(
+    mask, block_sizes=sizes, head_shards=1, q_seq_shards=context, interpret=interpret, residual_checkpoint_name=keep
+  )
+
+
+def _block(tokens: int, most: int) -> int:
+  """The largest power of two times 128 that divides tokens, up to `most`."""
+  block = LANES
+  while 2 * block <= most and tokens % (2 * block) == 0:
+    block *= 2
+  return block

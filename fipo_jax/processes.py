@@ -1,0 +1,329 @@
+"""Many processes that are one run: they find each other, agree, exchange small values, and end together.
+
+A pod runs the same program on every host. What devices compute they compute together; what hosts decide by themselves
+(config, step, prompts) must be the same everywhere, and is compared here before a collective could hang. Values travel
+through the key-value store of `jax.distributed`, never through devices, so any thread may exchange them.
+
+A process that ends, or from which nothing has been heard for SILENT_S, ends the others, each with the same line. With
+one process every function here answers at once, and nothing of JAX is touched.
+"""
+
+from __future__ import annotations
+
+import collections
+import ctypes
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+START_S = 300.0  # for all processes to come
+WAIT_S = 600.0  # at a barrier: hosts load files and compile at different speeds
+WORK_S = 7200.0  # for results of work, such as a slow verifier: whoever dies meanwhile is noticed by itself
+BEAT_S = 3.0  # between two signs of life
+SILENT_S = 30.0  # without one: longer than a host stalls, short enough to restart within a minute
+RESUMES = "the same command on all hosts resumes from the newest checkpoint."
+EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: saved, start me again
+
+_job: _Job | None = None  # None: one process
+_told_to_stop = threading.Event()
+
+
+class Missing(OSError):
+  """Processes did not come to where others wait for them."""
+
+
+class Stopped(Exception):
+  """The run was told to stop; it is saved, and the same command goes on with it."""
+
+
+def start(coordinator: str = "", num_processes: int = 0, process_id: int = -1, *, wait_s: float = START_S) -> None:
+  """Joins the processes of this run; to be called before anything touches a device.
+
+  Without arguments they come from the environment: Cloud TPU pods, GKE JobSets, SLURM, Open MPI. Where that names no
+  others, and with num_processes=1, nothing happens.
+
+  Args:
+    coordinator: host:port of process 0, which must be free there. num_processes, process_id: how many, and which.
+    wait_s: seconds for all to come.
+  Raises:
+    ValueError: the arguments are incomplete. Missing: not all came.
+  """
+  global _job
+  if coordinator or num_processes or process_id >= 0:
+    if num_processes == 1:
+      return
+    if not (":" in coordinator and num_processes > 1 and 0 <= process_id < num_processes):
+      raise ValueError(
+        f"--coordinator={coordinator!r} --num_processes={num_processes} --process_id={process_id}: give all three, "
+        "the coordinator as host:port, the id from 0 to num_processes - 1; or none, on Cloud TPU, GKE or SLURM."
+      )
+    given = dict(coordinator_address=coordinator, num_processes=num_processes, process_id=process_id)
+  elif _in_environment() > 1:
+    given = {}
+  else:
+    return
+  import jax
+  from jax._src import distributed  # its key-value store has no public name
+
+  incomplete = (
+    f"the processes of this run{f' ({num_processes}, at {coordinator})' if given else ''} did not all come together "
+    f"within {wait_s:g} s: start the same command on every host, each with its own process id."
+  )
+  _last_words(incomplete)
+  try:
+    jax.distributed.initialize(**given, initialization_timeout=int(wait_s))
+  except (RuntimeError, ValueError) as e:
+    raise Missing(f"{incomplete} JAX says: {_first_line(e)}") from e
+  state = distributed.global_state
+  _job = _Job(state.client, state.process_id, state.num_processes)
+  _job.hosts = _job.exchange("hosts", socket.gethostname(), wait_s)
+  _job.watch()
+
+
+def index() -> int:
+  """Number of this process, from 0."""
+  return _job.me if _job else 0
+
+
+def count() -> int:
+  """How many processes the run has."""
+  return _job.count if _job else 1
+
+
+def is_first() -> bool:
+  """Whether this is process 0, which alone writes and prints."""
+  return index() == 0
+
+
+def exchange(what: str, text: str, timeout_s: float = WORK_S) -> list[str]:
+  """Every process gives a text and gets those of all, in the order of the processes.
+
+  The exchanges of one `what` are made in the same order everywhere; those of different ones may overlap, in threads.
+  Raises Missing, naming who did not come in time.
+  """
+  return _job.exchange(what, text, timeout_s) if _job else [text]
+
+
+def barrier(what: str, timeout_s: float = WAIT_S) -> None:
+  """Returns when all processes are here. Raises Missing, naming who did not come in time."""
+  exchange(what, "here", timeout_s)
+
+
+def from_first(what: str, value: Any) -> Any:
+  """The value, as JSON has it, that process 0 gives."""
+  return json.loads(exchange(what, json.dumps(value if is_first() else None), WAIT_S)[0])
+
+
+def agree(what: str, facts: Mapping[str, Any], timeout_s: float = WAIT_S) -> None:
+  """Returns if all processes have the same facts, name by name.
+
+  Raises: ValueError on all of them, naming the facts that differ, who has which, and what to do.
+  """
+  if not _job:
+    return
+  everyone = [json.loads(text) for text in exchange(f"agreement on {what}", json.dumps(facts), timeout_s)]
+  differ = []
+  for name in dict.fromkeys(name for one in everyone for name in one):
+    holders = collections.defaultdict(list)
+    for k, one in enumerate(everyone):
+      holders[json.dumps(one.get(name, "(absent)"))].append(k)
+    if len(holders) > 1:
+      differ.append(f"{name}: " + ", ".join(f"{value} on {_names(ks)}" for value, ks in holders.items()))
+  if differ:
+    more = f" (and {len(differ) - 3} more)" if len(differ) > 3 else ""
+    raise ValueError(
+      f"the processes of this run do not agree on {what}: {'; '.join(differ[:3])}{more}. Start all with the same "
+      "command, code and files."
+    )
+
+
+# ---- the end ----
+
+
+def leave(message: str) -> None:
+  """Tells the others that this process ends, and why; process 0 waits a moment until they know. Theirs end too."""
+  if _job:
+    _job.leave(f"{_names([_job.me])} ended: {message}")
+
+
+def await_reason() -> None:
+  """After a failed collective: waits for the news of a lost process, which end this one; returns if there are none."""
+  if _job:
+    time.sleep(SILENT_S + 4 * BEAT_S)
+
+
+def finish() -> None:
+  """The good end: waits for all, then leaves JAX's service."""
+  global _job
+  if _job:
+    barrier("the end of the run")
+    _job.over.set()
+    _job = None
+    import jax
+
+    jax.distributed.shutdown()
+
+
+# ---- being told to stop ----
+
+
+def heed_sigterm() -> None:
+  """From now on SIGTERM, as preemption and schedulers send it, only makes `stop_asked` true. For the main thread."""
+
+  def note(*_):
+    _told_to_stop.set()
+    print("SIGTERM: the present iteration is finished and saved, then the run stops", file=sys.stderr, flush=True)
+
+  signal.signal(signal.SIGTERM, note)
+
+
+def stop_asked() -> bool:
+  """Whether any process was told to stop; all ask at the same points of the run, and get the same answer.
+
+  (JAX's own `reached_preemption_sync_point` agrees on a step after the present one; an iteration takes minutes, so the
+  answer is asked for here at its end.)
+  """
+  return "true" in exchange("stop", "true" if _told_to_stop.is_set() else "false", WORK_S)
+
+
+# ---- inside ----
+
+
+class _Job:
+  """This process among the others."""
+
+  def __init__(self, client, me: int, count: int):
+    self.client, self.me, self.count = client, me, count
+    self.hosts = ["?"] * count
+    self.over = threading.Event()
+    self._numbers: collections.Counter[str] = collections.Counter()
+    self._lock = threading.Lock()
+    self._said: dict[int, str] = {}  # last sign of life, by process
+    self._reason = ""  # why this process ends
+
+  def exchange(self, what: str, text: str, timeout_s: float) -> list[str]:
+    with self._lock:
+      number = self._numbers[what]
+      self._numbers[what] += 1
+    folder = lambda n: f"fipo/{what.replace('/', '_')}/{n}"
+    self.client.key_value_set(f"{folder(number)}/{self.me}", f"={text}")
+    try:
+      self.client.wait_at_barrier(folder(number), int(timeout_s * 1000))
+    except RuntimeError as e:
+      found = self._read(folder(number))
+      missing = [k for k in range(self.count) if k not in found]
+      if not missing:
+        raise Missing(f"{_names([self.me])} came too late to {what!r}: {_first_line(e)}") from e
+      raise Missing(
+        f"{_names(missing)} did not arrive at {what!r} within {timeout_s:g} s; look at the output there, then start "
+        "the same command on all hosts."
+      ) from e
+    found = self._read(folder(number))
+    if number:  # whoever is here has read the one before
+      self.client.key_value_delete(f"{folder(number - 1)}/{self.me}")
+    return [found[k][1:] for k in range(self.count)]
+
+  def _read(self, folder: str) -> dict[int, str]:
+    return {int(key.rsplit("/", 1)[1]): text for key, text in self.client.key_value_dir_get(folder)}
+
+  def watch(self) -> None:
+    """Starts giving signs of life and looking for those of the others, each in a thread."""
+    gone = f"{_names([0])}, which holds the processes together, is gone, or " if self.me else ""
+    _last_words(f"{gone}{_names([self.me])} was aborted for the reason above; {RESUMES}")
+    threading.Thread(target=self._beat, daemon=True).start()
+    threading.Thread(target=self._look, daemon=True).start()
+
+  def _beat(self) -> None:
+    number = 0
+    while not self.over.wait(BEAT_S if number else 0):
+      number += 1
+      try:
+        self._say(f"ended: {self._reason}" if self._reason else str(number))
+        self._said = self._read("fipo/alive")
+      except RuntimeError:  # no answer is no sign of life, of anyone
+        continue
+
+  def _say(self, text: str) -> None:
+    self.client.key_value_set(f"fipo/alive/{self.me}", text, allow_overwrite=True)
+
+  def _look(self) -> None:
+    """Counts looks and not seconds, so that a machine that stood still itself accuses nobody."""
+    before: dict[int, str] = {}
+    silent: collections.Counter[int] = collections.Counter()
+    while not self.over.wait(BEAT_S) and not self._reason:
+      now = self._said
+      if ended := next((text for text in now.values() if text.startswith("ended: ")), ""):
+        self._end(ended.removeprefix("ended: "))
+      for k in range(self.count):
+        silent[k] = silent[k] + 1 if now.get(k) == before.get(k) else 0
+      before = now
+      lost = [k for k in range(self.count) if silent[k] * BEAT_S >= SILENT_S]
+      if self.me in lost:  # what this process says does not arrive either
+        self._end(f"{_names([0])} has not answered {_names([self.me])} for {SILENT_S:g} s; {RESUMES}")
+      if lost:
+        self._end(f"nothing was heard of {_names(lost)} for {SILENT_S:g} s; {RESUMES}", lost)
+
+  def _end(self, reason: str, lost=()) -> None:
+    print(f"error: {reason}", file=sys.stderr, flush=True)
+    self.leave(reason, lost)
+    os._exit(1)
+
+  def leave(self, reason: str, lost=()) -> None:
+    """Says why, and as process 0, on whom the store depends, waits until the others have said that they end too."""
+    self._reason = self._reason or reason
+    try:
+      self._say(f"ended: {self._reason}")
+      for _ in range(5 if self.me == 0 else 0):
+        said = self._read("fipo/alive")
+        if all(said.get(k, "").startswith("ended: ") for k in range(self.count) if k not in lost):
+          break
+        time.sleep(BEAT_S)
+    except RuntimeError:
+      pass  # there is nobody to tell
+
+
+def _names(ks) -> str:
+  """Processes by number and host."""
+  ks = list(ks)
+  total, hosts = (_job.count, _job.hosts) if _job else (1, ["?"])
+  named = ", ".join(f"{k} ({hosts[k]})" for k in ks[:4]) + (f" and {len(ks) - 4} more" if len(ks) > 4 else "")
+  return f"process{'es' if len(ks) > 1 else ''} {named} of {total}"
+
+
+def _first_line(error: BaseException) -> str:
+  return str(error).strip().split("\n")[0][:300]
+
+
+def _in_environment() -> int:
+  """How many processes the environment names; 1 where JAX knows nothing of it."""
+  from jax._src import clusters
+
+  kinds = clusters.ClusterEnv._cluster_types
+  try:
+    here = next((kind for kind in kinds if not kind.opt_in_only_method and kind.is_env_present()), None)
+    return here.get_process_count() if here else 1
+  except Exception as e:
+    raise ValueError(
+      f"the environment does not say how many processes this run has ({_first_line(e)}); give --num_processes=1, or "
+      "--coordinator, --num_processes and --process_id."
+    ) from e
+
+
+def _last_words(text: str) -> None:
+  """What the process says if it is aborted. JAX does that from a thread of its own, with a stack trace: when not all
+  processes come, and at once when process 0 is gone."""
+  said = f"error: {text}\n".encode()
+
+  @ctypes.CFUNCTYPE(None, ctypes.c_int)
+  def on_abort(_):
+    os.write(2, said)
+    os._exit(1)
+
+  _last_words.keep = on_abort  # C holds no reference
+  ctypes.CDLL(None).signal(signal.SIGABRT, on_abort)

@@ -1,0 +1,99 @@
+"""The TPUs that programs are compiled for: chips, topologies with their links, and the compiler's options."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib.metadata
+import math
+import os
+
+from jax.experimental import topologies
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """One kind of chip; per device, of which `devices` make a chip.
+
+  libtpu: its name there. config: how its cores are presented ("megacore": two as one device). cores: counted in a
+  topology's name, per chip. hbm_gib: usable, as the compiler says when a program is too large. tb_s: of its memory.
+  tflop_s: bfloat16. ici_gb_s: what it sends to all neighbours together, one way. ring: the length of an axis from
+  which on it closes to a ring.
+  """
+
+  libtpu: str
+  config: str
+  cores: int
+  hbm_gib: float
+  tb_s: float
+  tflop_s: float
+  ici_gb_s: float
+  ring: int
+  devices: int = 1
+
+
+# Source of speeds: cloud.google.com/tpu/docs, v5p's bandwidth as in JAX's tables; of links:
+# jax-ml.github.io/scaling-book (v7x: public specification). Memory: libtpu 0.0.50.
+CHIPS: dict[str, Chip] = {
+  "v4": Chip("v4", "megacore", 2, 30.75, 1.23, 275, 6 * 45, 4),
+  "v5e": Chip("v5e", "default", 1, 15.75, 0.82, 197, 4 * 45, 16),
+  "v5p": Chip("v5", "megacore", 2, 95.73, 2.46, 459, 6 * 90, 4),
+  "v6e": Chip("v6e", "default", 1, 31.24, 1.64, 918, 4 * 90, 16),
+  "v7x": Chip("tpu7x", "default", 2, 94.74, 7.4 / 2, 2310 / 2, 1200 / 2, 4, devices=2),
+}
+_3D = ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4), (4, 4, 4), (4, 4, 8), (4, 8, 8), (8, 8, 8))
+_2D = ((2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
+# Google's name -> (kind of chip, chips along each axis).
+TOPOLOGIES: dict[str, tuple[str, tuple[int, ...]]] = {
+  f"{kind}-{math.prod(shape) * CHIPS[kind].cores}": (kind, shape)
+  for kinds, shapes in ((("v4", "v5p", "v7x"), _3D), (("v5e", "v6e"), _2D))
+  for kind in kinds
+  for shape in shapes
+}
+
+_SPARSE_CORE = {  # collectives beside the arithmetic instead of between it
+  f"xla_tpu_enable_sparse_core_collective_offload_{kind}": "true"
+  for kind in ("all_gather", "2d_all_gather", "3d_all_gather", "reduce_scatter", "nd_reduce_scatter")
+}
+# Options of a compile, by kind of chip. Each was tried by a compile of the 32B train step; none on a chip.
+OPTIONS: dict[str, dict[str, str]] = {
+  "v4": {},
+  "v5e": {},
+  "v5p": {"xla_tpu_scoped_vmem_limit_kib": "65536", **_SPARSE_CORE},
+  "v6e": {"xla_tpu_scoped_vmem_limit_kib": "98304", **_SPARSE_CORE},
+  "v7x": {},
+}
+
+
+def topology_of(name: str) -> tuple[str, tuple[int, ...]]:
+  """A row of TOPOLOGIES: (kind of chip, chips along each axis). Raises ValueError with the names that come near."""
+  if name not in TOPOLOGIES:
+    near = difflib.get_close_matches(name, TOPOLOGIES, 5, 0.5) or list(TOPOLOGIES)
+    raise ValueError(f"topology={name!r} is unknown; did you mean one of {', '.join(near)}?")
+  return TOPOLOGIES[name]
+
+
+def wrap(chip: Chip, shape: tuple[int, ...]) -> tuple[bool, ...]:
+  """Along which axes the chips form a ring: multiples of 4 in three dimensions, 16 in two."""
+  return tuple(n % chip.ring == 0 for n in shape)
+
+
+def open_topology(name: str, slices: int = 1) -> list:
+  """The devices of so many slices of a topology, which can be compiled for and nothing else.
+
+  Raises ValueError: libtpu is not installed.
+  """
+  kind, shape = topology_of(name)
+  chip = CHIPS[kind]
+  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # libtpu would ask a cloud's metadata server, and wait
+  os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip is held
+  try:
+    importlib.metadata.version("libtpu")
+  except importlib.metadata.PackageNotFoundError:
+    raise ValueError("the TPU compiler is missing: pip install libtpu (no TPU is needed).") from None
+  size = "x".join(map(str, shape))
+  rings = wrap(chip, shape) + (False,) * (3 - len(shape))
+  options = dict(chip_config_name=chip.config, chips_per_host_bounds=(2, 2, 1), wrap=rings)
+  if slices > 1:
+    options["num_slices"] = slices
+  return topologies.get_topology_desc(f"{chip.libtpu}:{size}", "tpu", **options).devices

@@ -1,0 +1,156 @@
+"""Nothing is lost: kill -9 at any moment, SIGTERM, an engine that fails. What is resumed ends like what was not."""
+
+import json
+import os
+import random
+import signal
+import time
+
+import numpy as np
+import pytest
+
+from fipo_jax import config, loop
+from fipo_jax.rollout.http import EngineError
+from fipo_jax.rollout.native import NativeEngine
+from fipo_jax.train import checkpoint
+from launch import run
+from tests.loop_test import ROOT, lines, without_time
+from tests.processes_test import ends, launch, model, settings, steps_logged, until  # noqa: F401
+
+EVERY_STEP = {"checkpoint.every": 1, "checkpoint.keep": 2, "eval.every": 3, "checkpoint.keep_best": 1}
+
+
+def same_run(workdir, other):
+  """Metrics, samples and exported weights, bit for bit."""
+  assert without_time(lines(workdir)) == without_time(lines(other))
+  assert lines(workdir, "samples.jsonl") == lines(other, "samples.jsonl")
+  weights = [(w / "export/model.safetensors").read_bytes() for w in (workdir, other)]
+  assert weights[0] == weights[1]
+
+
+@pytest.fixture(scope="session")
+def nine_steps(model, tmp_path_factory):  # noqa: F811
+  """The workdir of an uninterrupted run, and the seconds that a step took."""
+  workdir = tmp_path_factory.mktemp("nine") / "run"
+  ends([launch(settings(model, workdir, steps=9, **EVERY_STEP))], code=0)
+  return workdir, float(np.median([r["seconds/step"] for r in lines(workdir)[2:]]))
+
+
+def check_folder(workdir):
+  """Every step that is there can be read, and there are not more than should be, whenever the kill came."""
+  folder = checkpoint.folder_of(workdir)
+  steps = checkpoint.steps_in(folder)
+  left = [path.name for path in folder.iterdir()] if folder.exists() else []
+  # The newest two, the best, the one that is being replaced; of torn saves and of deletions at most one.
+  assert len(steps) <= 4 and len(left) <= 7, left
+  manager = checkpoint.ocp.CheckpointManager(folder, item_names=("state", "host")) if steps else None
+  for step in steps:
+    args = checkpoint.ocp.args
+    got = manager.restore(step, args=args.Composite(state=args.StandardRestore(), host=args.JsonRestore()))
+    assert got["host"]["data"]["drawn"] > 0 and got["state"] is not None
+
+
+def torn(workdir):
+  folder = checkpoint.folder_of(workdir)
+  return folder.exists() and any("orbax-checkpoint-tmp" in path.name for path in folder.iterdir())
+
+
+def kill_again_and_again(model, workdir, uninterrupted, times, seed):  # noqa: F811
+  """Kills one run so often, each time wherever it is: while it starts, in a step, in a save; then lets it end."""
+  values = settings(model, workdir, steps=9, **EVERY_STEP)
+  draw, (other, seconds) = random.Random(seed), uninterrupted
+  during_saves = killed = 0
+  while killed < times:
+    job = launch(values)
+    how, before = draw.choice(["start", "step", "save", "save"]), steps_logged(workdir)
+    if how == "start":
+      time.sleep(draw.uniform(0, 8))
+    elif how == "step":
+      until(lambda: steps_logged(workdir) != before or job.poll() is not None, [], timeout=120)  # noqa: B023
+      time.sleep(draw.uniform(0, 1.5 * seconds))
+    else:
+      until(lambda: torn(workdir) or job.poll() is not None, [], timeout=120)  # noqa: B023
+    if job.poll() is not None:  # it was too fast and is at its end
+      break
+    job.kill()
+    job.communicate()
+    during_saves += torn(workdir)
+    killed += 1
+    check_folder(workdir)
+  ends([launch(values)], code=0)
+  same_run(workdir, other)
+  assert len(checkpoint.steps_in(checkpoint.folder_of(workdir))) <= 3
+  return killed, during_saves
+
+
+def test_killed_three_times(model, nine_steps, tmp_path):  # noqa: F811
+  killed, _ = kill_again_and_again(model, tmp_path / "run", nine_steps, 3, seed=1)
+  assert killed == 3
+
+
+@pytest.mark.slow
+def test_killed_twenty_times(model, nine_steps, tmp_path):  # noqa: F811
+  killed = saves = number = 0
+  while killed < 20:
+    number += 1
+    (tmp_path / str(number)).mkdir()
+    more, during = kill_again_and_again(model, tmp_path / str(number) / "run", nine_steps, 20 - killed, seed=number)
+    killed, saves = killed + more, saves + during
+  assert saves >= 3
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(model, nine_steps, tmp_path):  # noqa: F811
+  workdir = tmp_path / "run"
+  values = settings(model, workdir, steps=9, **EVERY_STEP)
+  job = launch(values)
+  until(lambda: steps_logged(workdir) >= 3, [job])
+  job.send_signal(signal.SIGTERM)
+  ((out, err),) = ends([job], code=75)
+  assert "SIGTERM: the present iteration is finished and saved" in err
+  newest = max(checkpoint.steps_in(checkpoint.folder_of(workdir)))
+  assert f"stopped as asked, saved after step {newest} of 9; the same command goes on" in out
+  assert [r["step"] for r in lines(workdir)][-1] == newest < 9
+  ends([launch(values)], code=0)
+  same_run(workdir, nine_steps[0])
+
+
+@pytest.mark.parametrize("every", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_what_a_failing_engine_had_sampled_waits_in_the_run(model, tmp_path, monkeypatch, every):  # noqa: F811
+  """It fails in the second step, with one group complete and one begun, and is mended: nothing was sampled twice."""
+
+  def cfg(workdir):
+    c = run.load_experiment(str(ROOT / "experiments/quickstart.py"))
+    more = {"checkpoint.every": every, "steps": 2, "dynamic_sampling.enabled": False, "rollout.slots": 8,
+            "log.samples": 0}  # fmt: skip
+    c.update_from_flattened_dict(settings(model, workdir, **more))
+    config.validate(c)
+    return c
+
+  os.chdir(ROOT)
+  (tmp_path / "a").mkdir()
+  (tmp_path / "b").mkdir()
+  loop.train(cfg(tmp_path / "a/run"))
+  generate, calls = NativeEngine.generate, []
+
+  def fails(self, prompts, *args, **kwargs):
+    groups = generate(self, prompts, *args, **kwargs | {"watch": None})
+    calls.append(len(prompts))
+    if len(calls) != 2:
+      return groups
+    begun = groups[1]
+    for i, r in enumerate(begun):
+      cut = {name: getattr(r, name)[:3] for name in ("tokens", "logp", "raw_logp")}
+      begun[i] = type(r)(**vars(r) | cut | {"stop_reason": "unfinished"})
+    raise EngineError("the servers are gone", groups)
+
+  monkeypatch.setattr(NativeEngine, "generate", fails)
+  with pytest.raises(EngineError, match="the servers are gone"):
+    loop.train(cfg(tmp_path / "b/run"))
+  assert calls == [4, 4]
+  loop.train(cfg(tmp_path / "b/run"))
+  assert calls == [4, 4, 0]  # only the rest of what was begun
+  straight, mended = (lines(tmp_path / f"{name}/run")[-1] for name in "ab")
+  assert mended["groups_continued"] == 4 and straight["groups_continued"] == 0
+  for name in ("reward", "accuracy", "loss", "grad_norm", "response_length", "total/tokens_generated", "entropy"):
+    assert mended[name] == straight[name], name
+  assert json.loads((tmp_path / "b/run/rescued.json").read_text())["after"] == [1, 0]
