@@ -70,7 +70,7 @@ def default() -> ml_collections.ConfigDict:
   c.model.dtype = "bfloat16"  # compute
   c.model.param_dtype = "float32"  # master weights; bf16 loses most updates at RL learning rates
   c.model.remat = "full"  # none | dots | context | full: what the backward pass recomputes
-  c.model.attention = "auto"  # of rows: auto | xla | splash (TPU)
+  c.model.attention = "auto"  # of rows: auto | xla | splash (TPU) | cudnn (GPU)
   c.model.logits_mib = 384.0  # MiB of a device's logits that exist at one time
 
   c.mesh = ml_collections.ConfigDict()  # sizes; -1 = all devices left
@@ -274,7 +274,7 @@ def _check_choices(c) -> None:
   one_of("model.dtype", c.model.dtype, DTYPES)
   one_of("model.param_dtype", c.model.param_dtype, DTYPES)
   one_of("model.remat", c.model.remat, ("none", "dots", "context", "full"))
-  one_of("model.attention", c.model.attention, ("auto", "xla", "splash"))
+  one_of("model.attention", c.model.attention, ("auto", "xla", "splash", "cudnn"))
   one_of("data.on_long_prompt", c.data.on_long_prompt, ("drop", "error"))
   one_of("reward.on_error", c.reward.on_error, ("score_wrong", "stop"))
   one_of("dynamic_sampling.on_exhausted", c.dynamic_sampling.on_exhausted, ("train", "stop"))

@@ -36,6 +36,7 @@ MAY_IMPORT = {
     "fipo_jax/report", "fipo_jax/rollback",
   ),
   "launch/": ("fipo_jax/",),
+  "launch/compile": ("fipo_jax/", "launch/chips", "launch/hlo"),
   "experiments/": ("fipo_jax/config", "fipo_jax/algorithms/presets"),
   "tests/": ("fipo_jax/", "launch/", "experiments/"),
 }

@@ -55,18 +55,22 @@ def torn(workdir):
   return folder.exists() and any("orbax-checkpoint-tmp" in path.name for path in folder.iterdir())
 
 
-def kill_again_and_again(model, workdir, uninterrupted, times, seed):  # noqa: F811
-  """Kills one run so often, each time wherever it is: while it starts, in a step, in a save; then lets it end."""
+def kill_again_and_again(model, workdir, uninterrupted, moments, seed):  # noqa: F811
+  """Kills one run again and again, wherever it is: while it starts, in a step, in a save; then lets it end.
+
+  Returns: how often it was killed before its end, and how often a save was torn.
+  """
   values = settings(model, workdir, steps=9, **EVERY_STEP)
   draw, (other, seconds) = random.Random(seed), uninterrupted
   during_saves = killed = 0
-  while killed < times:
+  for how in moments:
+    lines_before, more = steps_logged(workdir), draw.randint(1, 3)
     job = launch(values)
-    how, before = draw.choice(["start", "step", "save", "save"]), steps_logged(workdir)
     if how == "start":
       time.sleep(draw.uniform(0, 8))
     elif how == "step":
-      until(lambda: steps_logged(workdir) != before or job.poll() is not None, [], timeout=120)  # noqa: B023
+      enough = min(lines_before + more, 9)
+      until(lambda: steps_logged(workdir) >= enough or job.poll() is not None, [], timeout=120)  # noqa: B023
       time.sleep(draw.uniform(0, 1.5 * seconds))
     else:
       until(lambda: torn(workdir) or job.poll() is not None, [], timeout=120)  # noqa: B023
@@ -84,18 +88,22 @@ def kill_again_and_again(model, workdir, uninterrupted, times, seed):  # noqa: F
 
 
 def test_killed_three_times(model, nine_steps, tmp_path):  # noqa: F811
-  killed, _ = kill_again_and_again(model, tmp_path / "run", nine_steps, 3, seed=1)
+  killed, _ = kill_again_and_again(model, tmp_path / "run", nine_steps, ["step", "save", "step"], seed=1)
   assert killed == 3
 
 
 @pytest.mark.slow
 def test_killed_twenty_times(model, nine_steps, tmp_path):  # noqa: F811
+  draw = random.Random(0)
+  moments = [draw.choice(["start", "step", "save", "save"]) for _ in range(20)]
   killed = saves = number = 0
   while killed < 20:
     number += 1
     (tmp_path / str(number)).mkdir()
-    more, during = kill_again_and_again(model, tmp_path / str(number) / "run", nine_steps, 20 - killed, seed=number)
-    killed, saves = killed + more, saves + during
+    more, torn_saves = kill_again_and_again(
+      model, tmp_path / str(number) / "run", nine_steps, moments[killed:], seed=number
+    )
+    killed, saves = killed + more, saves + torn_saves
   assert saves >= 3
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from fipo_jax.models import attention_splash
+from fipo_jax.models import attention_cudnn, attention_splash
 from fipo_jax.sharding import RULES
 
 # Scores of what may not be seen. Finite, so that a row with nothing to see gives numbers and not NaN.
@@ -31,7 +31,7 @@ def attend(q_RTHh, k_RUKh, v_RUKh, segments_RT, segments_RU, *, implementation: 
   if implementation not in NAMES:
     raise ValueError(f"attention={implementation!r} is unknown; choose from {', '.join(NAMES)}.")
   if implementation == "auto":
-    implementation = _automatic(q_RTHh.shape[1])
+    implementation = _automatic(q_RTHh)
   return IMPLEMENTATIONS[implementation](q_RTHh, k_RUKh, v_RUKh, segments_RT, segments_RU)
 
 
@@ -59,14 +59,19 @@ def attend_xla(q_RTHh, k_RUKh, v_RUKh, segments_RT, segments_RU, *, block: int =
 
 
 # Those of the kernels name their result for remat policies: transformer.REMAT.
-IMPLEMENTATIONS = {"xla": attend_xla, "splash": attention_splash.attend_splash}
+IMPLEMENTATIONS = {"xla": attend_xla, "splash": attention_splash.attend_splash, "cudnn": attention_cudnn.attend_cudnn}
 NAMES = ("auto", *IMPLEMENTATIONS)
 
 
-def _automatic(tokens: int) -> str:
+def _automatic(q_RTHh) -> str:
   mesh = jax.sharding.get_abstract_mesh()
   context = 1 if mesh.empty else mesh.shape[RULES["tokens"][0]]
-  return "splash" if jax.default_backend() == "tpu" and attention_splash.fits(tokens, context) else "xla"
+  platform, (_, T, _, h) = jax.default_backend(), q_RTHh.shape
+  if platform == "tpu" and attention_splash.fits(T, context):
+    return "splash"
+  if platform == "gpu" and context == 1 and attention_cudnn.takes(q_RTHh.dtype, h):
+    return "cudnn"
+  return "xla"
 
 
 def _weighted(q_RTKGh, k_RUKh, v_RUKh, seen_RTU):

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fipo_jax.types import Batch, Rollout
+from fipo_jax.types import Batch, Rollout, most_segments
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Packed:
   places: list[Place]
 
 
-def first_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-  """First-fit decreasing bin packing: lists of indices whose lengths add up to at most capacity.
+def first_fit(lengths: Sequence[int], capacity: int, most: int | None = None) -> list[list[int]]:
+  """First-fit decreasing bin packing: lists of at most `most` indices whose lengths add up to at most capacity.
 
   Deterministic; equal lengths keep their order. Uses at most 11/9 of the optimum + 1 bins (Johnson 1973).
   Raises ValueError when one length exceeds the capacity.
@@ -45,7 +45,8 @@ def first_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
   for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
     if lengths[i] > capacity:
       raise ValueError(f"batch.row_tokens={capacity}: a prompt with its response has {lengths[i]} tokens.")
-    b = next((b for b, free in enumerate(room) if free >= lengths[i]), len(bins))
+    fits = (b for b, free in enumerate(room) if free >= lengths[i] and (most is None or len(bins[b]) < most))
+    b = next(fits, len(bins))
     if b == len(bins):
       bins.append([])
       room.append(capacity)
@@ -67,7 +68,8 @@ def pack(groups: Sequence[Sequence[Rollout]], *, row_tokens: int, micro_rows: in
   """
   rollouts = [r for group in groups for r in group]
   group_tokens = [n for group in groups for n in [sum(len(r.tokens) for r in group)] * len(group)]
-  rows = first_fit([len(r.prompt.tokens) + len(r.tokens) for r in rollouts], row_tokens)
+  lengths = [len(r.prompt.tokens) + len(r.tokens) for r in rollouts]
+  rows = first_fit(lengths, row_tokens, most_segments(row_tokens))
   used = -(-len(rows) // micro_rows)
   if used > num_micro:
     raise ValueError(f"batch.micro_rows={micro_rows}: {len(rows)} rows need {used} micro-batches, not {num_micro}.")
