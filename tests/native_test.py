@@ -287,14 +287,14 @@ def test_weights_are_whole_on_every_row_group():
   e = engine(
     8, mesh=mesh, params=jax.tree.map(jax.device_put, random_params(), MODEL.shardings(mesh))
   )
-  gate = e.params["layers"][1]["mlp"]["gate_DF"]
-  assert gate.sharding.shard_shape(gate.shape) == (16, 12)  # cut by tensor, not by fsdp
+  gate_up = e.params["layers"][1]["mlp"]["gate_up_DxF"]
+  assert gate_up.sharding.shard_shape(gate_up.shape) == (16, 2, 12)  # cut by tensor, not by fsdp
 
 
 def test_update_changes_what_is_sampled_and_casts():
   model = make_model(dataclasses.replace(CONFIG, dtype="bfloat16"))
   e = engine(SLOTS, model=model)
-  assert e.params["layers"][0]["mlp"]["gate_DF"].dtype == np.dtype("bfloat16")
+  assert e.params["layers"][0]["mlp"]["gate_up_DxF"].dtype == np.dtype("bfloat16")
   prompts = make_prompts(2)
   before = by_sample(e.generate(prompts, 4, key=KEY, sampling=SAMPLING))
   e.update(jax.tree.map(lambda x: -x, random_params(model)))
