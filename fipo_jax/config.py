@@ -69,7 +69,7 @@ def default() -> ml_collections.ConfigDict:
   c.model.max_position = 0  # tokens; 0 = the checkpoint's max_position_embeddings, another number replaces it
   c.model.dtype = "bfloat16"  # compute
   c.model.param_dtype = "float32"  # master weights; bf16 loses most updates at RL learning rates
-  c.model.remat = "full"  # none | dots | context | full: what the backward pass recomputes
+  c.model.remat = "full"  # none | dots | context (splash: all but attention) | full: what is recomputed
   c.model.attention = "auto"  # of rows: auto | xla | splash (TPU) | cudnn (GPU)
   c.model.logits_mib = 384.0  # MiB of a device's logits that exist at one time
 

@@ -76,6 +76,11 @@ def named(mesh: Mesh, *logical: str | None) -> NamedSharding:
   return NamedSharding(mesh, spec(*logical))
 
 
+def named_tree(mesh: Mesh, axes):
+  """`named` of every tuple of logical axis names in a tree."""
+  return jax.tree.map(lambda a: named(mesh, *a), axes, is_leaf=_is_axes)
+
+
 def constrain(x, *logical: str | None):
   """Inside jit under `jax.set_mesh`: pins x to its logical axes. Without a mesh, returns x."""
   if jax.sharding.get_abstract_mesh().empty:
@@ -100,9 +105,8 @@ def local(function, in_axes, out_axes):
   """
   if _alone():
     return function
-  is_axes = lambda x: isinstance(x, tuple) and all(a is None or isinstance(a, str) for a in x)
   one = lambda a: a if isinstance(a, PartitionSpec) else spec(*a)
-  specs = lambda axes: jax.tree.map(one, axes, is_leaf=lambda x: is_axes(x) or isinstance(x, PartitionSpec))
+  specs = lambda axes: jax.tree.map(one, axes, is_leaf=lambda x: _is_axes(x) or isinstance(x, PartitionSpec))
   return jax.shard_map(function, in_specs=specs(in_axes), out_specs=specs(out_axes), check_vma=False)
 
 
@@ -137,6 +141,10 @@ def max_over(x, logical: str):
 def index_along(logical: str):
   """This device's number along the logical axis."""
   return 0 if _alone() else jax.lax.axis_index(RULES[logical])
+
+
+def _is_axes(x) -> bool:
+  return isinstance(x, tuple) and all(a is None or isinstance(a, str) for a in x)
 
 
 def _alone() -> bool:

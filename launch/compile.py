@@ -45,7 +45,7 @@ from fipo_jax import config as config_lib
 from fipo_jax.models import PRESETS, hf, make_model
 from fipo_jax.models.transformer import Model, ModelConfig
 from fipo_jax.rollout import ENGINES, Sampling, decode, serving
-from fipo_jax.sharding import make_mesh, named
+from fipo_jax.sharding import make_mesh, named, named_tree
 from fipo_jax.train.step import Steps
 from fipo_jax.types import Batch
 from launch import hlo
@@ -303,8 +303,7 @@ def _pool_shapes(plan: Plan):
   """The pools' shapes and shardings."""
   e = plan.engine
   shape = jax.eval_shape(lambda: e.layout.new(e.model.config, plan.kinds, e.page, e.cache_dtype, e.shards))
-  axes = jax.tree.structure(shape).flatten_up_to(e.layout.axes(shape))
-  return shape, jax.tree.unflatten(jax.tree.structure(shape), [named(plan.mesh, *a) for a in axes])
+  return shape, named_tree(plan.mesh, e.layout.axes(shape))
 
 
 def _pools(plan: Plan):

@@ -10,13 +10,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 from fipo_jax.sharding import RULES, local, spec
 
 LANES = 128  # blocks are multiples of it
-KEPT = "context"  # name of the result, for remat policies
+KEPT = "context"  # name of the result, by which a remat policy keeps it: the backward pass needs it again
 BLOCK = 1024  # queries and keys of one step of the kernel, where they divide the row
 BACKWARD_BLOCK = 2048  # keys of one step of the fused backward kernel, which writes a partial dq for each
 
 
 def attend_splash(
-  q_RTHh, k_RUKh, v_RUKh, segments_RT, segments_RU, *, interpret: bool = False, keep: str | None = KEPT
+  q_RTHh, k_RUKh, v_RUKh, segments_RT, segments_RU, *, interpret: bool = False
 ):  # fmt: skip
   """`attention.attend` in blocks that never leave the chip; blocks above the diagonal are skipped.
 
@@ -25,7 +25,6 @@ def attend_splash(
 
   Args:
     interpret: run the kernel's program on a CPU, for tests.
-    keep: name under which a remat policy may keep the result, so that the backward pass does not compute it again.
   Raises:
     ValueError: a device's part of the row is no multiple of 128 tokens.
   """
@@ -38,7 +37,7 @@ def attend_splash(
       f"model.attention='splash': {T} tokens over mesh.context={context} is no multiple of {LANES} tokens per device; "
       f"use batch.row_tokens={-(-T // (LANES * context)) * LANES * context}."
     )
-  kernel = _kernel(T, H // cut, context, interpret, keep)
+  kernel = _kernel(T, H // cut, context, interpret)
 
   def part(kernel, q_RTHh, k_RUKh, v_RUKh, segments_RT, segments_RU):
     heads_first = lambda x: x.swapaxes(1, 2)
@@ -60,7 +59,7 @@ def fits(tokens: int, context: int) -> bool:
   return tokens % (LANES * context) == 0
 
 
-def _kernel(T: int, heads: int, context: int, interpret: bool, keep: str | None):
+def _kernel(T: int, heads: int, context: int, interpret: bool):
   mask = masks.MultiHeadMask([masks.CausalMask((T, T)) for _ in range(heads)])
   q, kv, back = _block(T // context, BLOCK), _block(T, BLOCK), _block(T, BACKWARD_BLOCK)
   sizes = splash.BlockSizes(
@@ -68,7 +67,7 @@ def _kernel(T: int, heads: int, context: int, interpret: bool, keep: str | None)
     block_kv_dkv_compute=_block(back, BLOCK), use_fused_bwd_kernel=True,
   )  # fmt: skip
   return splash.make_splash_mha(
-    mask, block_sizes=sizes, head_shards=1, q_seq_shards=context, interpret=interpret, residual_checkpoint_name=keep
+    mask, block_sizes=sizes, head_shards=1, q_seq_shards=context, interpret=interpret, residual_checkpoint_name=KEPT
   )
 
 

@@ -16,7 +16,7 @@ from fipo_jax.models.transformer import Model
 from fipo_jax.rollout import serving
 from fipo_jax.rollout.sampling import Sampling
 from fipo_jax.rollout.usage import Usage
-from fipo_jax.sharding import RULES, named
+from fipo_jax.sharding import RULES, named_tree
 from fipo_jax.types import Prompt, Rollout
 
 PAGES_PER_BLOCK = 8  # of the cache that the TPU kernel works on at a time
@@ -148,8 +148,7 @@ class NativeEngine:
     """Whole along the axes that also spread slots: a weight cut by them would be gathered anew for every token."""
     shardings = self.model.shardings(self.mesh)  # which refuses a mesh that does not divide the model
     if self.unstacked:
-      is_axes = lambda x: isinstance(x, tuple) and all(a is None or isinstance(a, str) for a in x)
-      shardings = jax.tree.map(lambda axes: named(self.mesh, *axes), self.model.unstacked_axes(), is_leaf=is_axes)
+      shardings = named_tree(self.mesh, self.model.unstacked_axes())
     return jax.tree.map(_without_row_axes, shardings)
 
   def _longest(self) -> int:

@@ -19,7 +19,7 @@ import numpy as np
 from fipo_jax.models.cache import KINDS
 from fipo_jax.rollout import decode
 from fipo_jax.rollout.usage import Usage, compile_seconds
-from fipo_jax.sharding import named, to_mesh
+from fipo_jax.sharding import named_tree, to_mesh
 from fipo_jax.types import Rollout
 
 SMALLEST_PROMPT_BUCKET = 16  # tokens; prompts are padded to this times a power of two
@@ -440,10 +440,7 @@ class Call:
 def _new_pools(layout, config, kinds, page: int, dtype: str, shards: int, mesh):
   """The jitted program that makes empty pools of {kind: pages per shard}."""
   new = lambda: layout.new(config, dict(kinds), page, dtype, shards)
-  shape = jax.eval_shape(new)
-  axes = jax.tree.structure(shape).flatten_up_to(layout.axes(shape))
-  places = [named(mesh, *a) for a in axes]
-  return jax.jit(new, out_shardings=jax.tree.unflatten(jax.tree.structure(shape), places))
+  return jax.jit(new, out_shardings=named_tree(mesh, layout.axes(jax.eval_shape(new))))
 
 
 def _at_limit(r: Rollout, limit: int) -> Rollout:
