@@ -22,7 +22,7 @@ from fipo_jax.algorithms import OBJECTIVES, Terms, control, credit, make_advanta
 from fipo_jax.data import SOURCES, pipeline
 from fipo_jax.data.tokenizer import Tokenizer, characters
 from fipo_jax.models import PRESETS, hf, make_model
-from fipo_jax.models.transformer import Model
+from fipo_jax.models.transformer import NUMERICS, Model
 from fipo_jax.rewards import VERIFIERS
 from fipo_jax.rewards.score import Scorer
 from fipo_jax.rollout import ENGINES, Engine, stored
@@ -242,12 +242,9 @@ def open_model(cfg) -> tuple[Tokenizer, Model]:
       f"data.max_prompt_tokens + rollout.max_response_tokens = {need} is beyond the model's "
       f"max_position_embeddings={model_config.max_position}; use shorter limits, or model.max_position."
     )
-  m = cfg.model
+  numerics = {name: cfg.model[name] for name in NUMERICS}
   return tokenizer, make_model(
-    dataclasses.replace(
-      model_config, dtype=m.dtype, param_dtype=m.param_dtype, remat=m.remat, attention=m.attention,
-      value_head=cfg.algorithm.name == "ppo",
-    )  # fmt: skip
+    dataclasses.replace(model_config, **numerics, value_head=cfg.algorithm.name == "ppo")
   )
 
 
@@ -320,7 +317,7 @@ def open_steps(cfg, model, mesh) -> tuple[step_lib.Steps, Any, state_lib.TrainSt
   """The trainer's programs, the optimizer and the state's shapes; nothing is computed."""
   objective = make_objective(cfg.algorithm.name, terms=open_terms(cfg), **hyperparameters(cfg))
   optimizer, rate = open_optimizer(cfg, model)
-  abstract = state_lib.abstract(model, optimizer, mesh)
+  abstract = state_lib.abstract(model, optimizer, mesh, offload=cfg.optimizer.offload)
   steps = step_lib.make_steps(
     model, objective, optimizer, rate, abstract, mesh,
     temperature=cfg.rollout.temperature, logits_mib=cfg.model.logits_mib,
@@ -338,7 +335,7 @@ def open_optimizer(cfg, model) -> tuple[Any, Callable]:
   )  # fmt: skip
   chain = make_optimizer(
     rate, name=o.name, b1=o.b1, b2=o.b2, eps=o.eps, weight_decay=o.weight_decay, clip_norm=o.clip_norm,
-    matrix_axes=model.matrix_axes(),
+    momentum_dtype=o.momentum_dtype, matrix_axes=model.matrix_axes(),
     scales={"value_head": o.value_learning_rate / o.learning_rate} if model.config.value_head else None,
   )  # fmt: skip
   return chain, rate

@@ -70,6 +70,9 @@ def default() -> ml_collections.ConfigDict:
   c.model.dtype = "bfloat16"  # compute
   c.model.param_dtype = "float32"  # master weights; bf16 loses most updates at RL learning rates
   c.model.remat = "full"  # none | dots | context (splash: all but attention) | full: what is recomputed
+  c.model.offload_inputs = False  # the inputs of layers wait for the backward pass in the host's memory
+  c.model.tile_tokens = 1024  # of a device, in one product (remat context | full); more need more memory
+  c.model.sum_dtype = ""  # of gradients that devices add up: float32 | bfloat16; "" = model.dtype
   c.model.attention = "auto"  # of rows: auto | xla | splash (TPU) | cudnn (GPU)
   c.model.logits_mib = 384.0  # MiB of a device's logits that exist at one time
 
@@ -153,6 +156,8 @@ def default() -> ml_collections.ConfigDict:
   c.optimizer.b2 = 0.999
   c.optimizer.eps = 1e-8
   c.optimizer.weight_decay = 0.1
+  c.optimizer.momentum_dtype = ""  # of the first moment: float32 | bfloat16; "" = model.param_dtype
+  c.optimizer.offload = False  # moments stay in the host's memory between updates
   c.optimizer.clip_norm = 1.0
   c.optimizer.max_skipped_updates = 8  # non-finite updates are skipped; so many in a row end the run
 
@@ -222,7 +227,7 @@ def _check_ranges(c) -> None:
     "steps", "rollout.samples_per_prompt", "rollout.max_response_tokens", "rollout.page_tokens", "batch.prompts",
     "rollout.timeout_s", "rollout.concurrency", "eval.repetition_penalty",
     "batch.minibatch_prompts", "batch.row_tokens", "batch.micro_rows", "data.max_prompt_tokens", "data.size",
-    "model.logits_mib", "algorithm.half_life_tokens", "algorithm.raw_cap",
+    "model.logits_mib", "model.tile_tokens", "algorithm.half_life_tokens", "algorithm.raw_cap",
     "algorithm.safety_threshold", "reward.timeout_s", "reward.workers", "dynamic_sampling.max_draws",
     "optimizer.learning_rate", "optimizer.value_learning_rate", "optimizer.eps", "algorithm.cispo_ratio_cap",
     "optimizer.clip_norm", "optimizer.max_skipped_updates",
@@ -274,6 +279,7 @@ def _check_choices(c) -> None:
   one_of("model.dtype", c.model.dtype, DTYPES)
   one_of("model.param_dtype", c.model.param_dtype, DTYPES)
   one_of("model.remat", c.model.remat, ("none", "dots", "context", "full"))
+  one_of("model.sum_dtype", c.model.sum_dtype, ("", *DTYPES))
   one_of("model.attention", c.model.attention, ("auto", "xla", "splash", "cudnn"))
   one_of("data.on_long_prompt", c.data.on_long_prompt, ("drop", "error"))
   one_of("reward.on_error", c.reward.on_error, ("score_wrong", "stop"))
@@ -288,6 +294,7 @@ def _check_choices(c) -> None:
     )
   if c.rollout.engine == "http" and not c.rollout.urls:
     raise ValueError("rollout.urls=(): rollout.engine='http' needs the servers, as ('http://host:8000',).")
+  one_of("optimizer.momentum_dtype", c.optimizer.momentum_dtype, ("", *DTYPES))
   one_of("optimizer.schedule", c.optimizer.schedule, ("constant", "cosine"))
   slots = c.rollout.slots
   if slots != "auto" and not (isinstance(slots, int) and slots > 0):

@@ -7,6 +7,7 @@ Arrays are named by logical axes; RULES maps those to mesh axes; nothing else in
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 
 import jax
@@ -82,8 +83,8 @@ def named_tree(mesh: Mesh, axes):
 
 
 def constrain(x, *logical: str | None):
-  """Inside jit under `jax.set_mesh`: pins x to its logical axes. Without a mesh, returns x."""
-  if jax.sharding.get_abstract_mesh().empty:
+  """Inside jit under `jax.set_mesh`: pins x to its logical axes. Without a mesh, and inside `local`, returns x."""
+  if jax.sharding.get_abstract_mesh().empty or _inside():
     return x
   return jax.lax.with_sharding_constraint(x, spec(*logical))
 
@@ -103,51 +104,69 @@ def local(function, in_axes, out_axes):
     in_axes: one entry per argument, out_axes: for the result: tuples of logical axis names, or trees of such tuples
       (or of PartitionSpecs, where a library says how its own arrays are cut).
   """
-  if _alone():
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.size == 1:
     return function
   one = lambda a: a if isinstance(a, PartitionSpec) else spec(*a)
   specs = lambda axes: jax.tree.map(one, axes, is_leaf=lambda x: _is_axes(x) or isinstance(x, PartitionSpec))
   return jax.shard_map(function, in_specs=specs(in_axes), out_specs=specs(out_axes), check_vma=False)
 
 
-# ---- inside `local`: what devices do together, named by the logical axis they differ in ----
+# ---- inside `local`: what devices do together, named by the logical axis they differ in; elsewhere nothing ----
 
 
 def gather(x, axis: int, logical: str):
   """The whole of an array whose `axis` is cut by the logical axis. Its transpose is `scatter_sum`."""
-  return x if _alone() else jax.lax.all_gather(x, RULES[logical], axis=axis, tiled=True)
+  return jax.lax.all_gather(x, RULES[logical], axis=axis, tiled=True) if _inside() else x
 
 
 def scatter_sum(x, axis: int, logical: str):
   """The sum over devices, of which each keeps its part of `axis`."""
-  return x if _alone() else jax.lax.psum_scatter(x, RULES[logical], scatter_dimension=axis, tiled=True)
+  return jax.lax.psum_scatter(x, RULES[logical], scatter_dimension=axis, tiled=True) if _inside() else x
 
 
 def exchange(x, split: int, join: int, logical: str):
   """Cuts axis `split` and sends each device its part; what arrives is joined along `join`."""
-  return x if _alone() else jax.lax.all_to_all(x, RULES[logical], split, join, tiled=True)
+  return jax.lax.all_to_all(x, RULES[logical], split, join, tiled=True) if _inside() else x
 
 
 def sum_over(x, *logical: str):
   """The sum over the devices that differ in any of the logical axes."""
-  return x if _alone() else jax.lax.psum(x, tuple(a for name in logical for a in RULES[name]))
+  return jax.lax.psum(x, tuple(a for name in logical for a in RULES[name])) if _inside() else x
 
 
 def max_over(x, logical: str):
   """The maximum over devices."""
-  return x if _alone() else jax.lax.pmax(x, RULES[logical])
+  return jax.lax.pmax(x, RULES[logical]) if _inside() else x
 
 
 def index_along(logical: str):
   """This device's number along the logical axis."""
-  return 0 if _alone() else jax.lax.axis_index(RULES[logical])
+  return jax.lax.axis_index(RULES[logical]) if _inside() else 0
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def enter(x, logical: str):
+  """x, which all devices along the axis have, where each begins to use it for its own part: sums the gradient."""
+  return x
+
+
+enter.defvjp(lambda x, logical: (x, None), lambda logical, _, d: (sum_over(d, logical),))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def leave(x, logical: str):
+  """The sum over devices of what each computed from its part; all go on with it, so its gradient is that of each."""
+  return sum_over(x, logical)
+
+
+leave.defvjp(lambda x, logical: (sum_over(x, logical), None), lambda logical, _, d: (d,))
 
 
 def _is_axes(x) -> bool:
   return isinstance(x, tuple) and all(a is None or isinstance(a, str) for a in x)
 
 
-def _alone() -> bool:
-  """Whether `local` calls its function directly: there is one device."""
-  mesh = jax.sharding.get_abstract_mesh()
-  return mesh.empty or all(size == 1 for size in mesh.shape.values())
+def _inside() -> bool:
+  """Whether this is traced for one device's part, by `local`; on a single device arrays are whole anyway."""
+  return jax.sharding.get_abstract_mesh().are_all_axes_manual

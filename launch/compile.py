@@ -42,10 +42,11 @@ from ml_collections import config_flags
 
 from fipo_jax import assemble
 from fipo_jax import config as config_lib
-from fipo_jax.models import PRESETS, hf, make_model
-from fipo_jax.models.transformer import Model, ModelConfig
+from fipo_jax.models import PRESETS, attention_splash, hf, make_model
+from fipo_jax.models.transformer import NUMERICS, Model, ModelConfig
 from fipo_jax.rollout import ENGINES, Sampling, decode, serving
 from fipo_jax.sharding import make_mesh, named, named_tree
+from fipo_jax.train.state import HOST
 from fipo_jax.train.step import Steps
 from fipo_jax.types import Batch
 from launch import hlo
@@ -108,10 +109,8 @@ def model_config(cfg) -> ModelConfig:
         f"model.path={m.path!r} has no config.json, and {wanted!r} is no published size; choose from {', '.join(near)}."
       )
     sizes = PRESETS[name]
-  return dataclasses.replace(
-    sizes, dtype=m.dtype, param_dtype=m.param_dtype, remat=m.remat, attention=m.attention,
-    max_position=m.max_position or sizes.max_position,
-  )  # fmt: skip
+  numerics = {name: m[name] for name in NUMERICS}
+  return dataclasses.replace(sizes, max_position=m.max_position or sizes.max_position, **numerics)
 
 
 def make_plan(cfg, chip: Chip, devices, slots: int = 0) -> Plan:
@@ -126,7 +125,8 @@ def make_plan(cfg, chip: Chip, devices, slots: int = 0) -> Plan:
   )  # fmt: skip
   params = per_chip(model.abstract(), model.shardings(mesh))
   steps, _, abstract = assemble.open_steps(cfg, model, mesh)
-  state = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(abstract))
+  on_chip = [x for x in jax.tree.leaves(abstract) if x.sharding.memory_kind != HOST]
+  state = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in on_chip)
   weights = per_chip(jax.eval_shape(engine._resident, engine.model.abstract()), engine._shardings())
   if not slots:
     size_from_memory(engine, int(chip.hbm_gib * GIB), weights + state)
@@ -204,7 +204,8 @@ def _flops(plan: Plan) -> tuple[float, float, dict[str, float]]:
   tokens = b.micro_rows * b.row_tokens / plan.chips
   numbers = sum(math.prod(x.shape) for x in jax.tree.leaves(plan.model.policy().abstract()))
   product = tokens * b.row_tokens * c.num_heads * c.head_dim
-  kernels = {"fwd": 2 * product, "dkv": 5 * product, "dq": 3 * product}
+  once = product / attention_splash.groups_of(c.num_kv_heads // plan.mesh.shape["tensor"])
+  kernels = {"fwd": 2 * once, "dkv": 5 * once, "dq": 3 * once}
   return 2 * numbers * tokens, 2 * product * c.num_layers, kernels
 
 
@@ -341,9 +342,10 @@ def measure(plan: Plan, program: Program, options: dict[str, str] | None = None)
   kinds = {
     "arguments": memory.argument_size_in_bytes, "outputs": memory.output_size_in_bytes,
     "aliased": memory.alias_size_in_bytes, "temp": memory.temp_size_in_bytes,
-    "code": memory.generated_code_size_in_bytes,
+    "code": memory.generated_code_size_in_bytes, "host": memory.host_temp_size_in_bytes,
   }  # fmt: skip
-  peak = program.beside_bytes + sum(kinds.values()) - 2 * kinds["aliased"]
+  # What the compiler places in memory; temp counts some of it twice where loops hand on what they hold.
+  peak = program.beside_bytes + memory.total_allocation_bytes + kinds["code"]
   read = hlo.read(compiled.as_text())
   facts |= {f"{name}_gib": value / GIB for name, value in kinds.items()}
   facts |= {"peak_gib": peak / GIB, "fits": peak / GIB <= plan.chip.hbm_gib, "compile_s": seconds}

@@ -110,7 +110,7 @@ def read(text: str) -> Reading:
       elif line.op == "while":
         parts = [re.search(rf"{key}=%?([\w.\-]+)", line.rest)[1] for key in ("condition", "body")]
         turns = re.search(r"known_trip_count\W+n\W+(\d+)", line.rest)
-        turns = int(turns[1]) if turns else _turns(bodies, parts[0])
+        turns = int(turns[1]) if turns else _turns(bodies, parts[0], line, table(name))
         for part in parts:
           visit(part, times * (1 if turns is None else turns), depth + (turns is None), asynchronous, fused)
       elif line.op in ("convolution", "dot"):
@@ -254,10 +254,28 @@ def _bits(dtype: str) -> int:
   return 8 if dtype == "pred" else int(re.search(r"\d+", dtype)[0])
 
 
-def _turns(bodies, condition) -> int | None:
-  """Turns of a loop whose condition is `counter < constant` and no more."""
-  lines = [line for line in bodies.get(condition, ()) if line.op not in ("parameter", "get-tuple-element")]
-  constants = [m[1] for x in lines if x.op == "constant" and x.shape.startswith("s32[]")
-               and (m := re.match(r"(\d+)\)", x.rest))]  # fmt: skip
+def _turns(bodies, condition, loop: _Line, table: dict[str, _Line]) -> int | None:
+  """Turns of a loop whose condition is `counter < constant` and no more, from where its counter begins."""
+  inside = bodies.get(condition, ())
+  lines = [line for line in inside if line.op not in ("parameter", "get-tuple-element")]
+  constants = [number for x in lines if (number := _integer(x)) is not None]
   plain = all(line.op in ("constant", "compare", "fusion") for line in lines)
-  return int(constants[0]) if plain and len(lines) == 2 and len(constants) == 1 else None
+  if not plain or len(lines) != 2 or len(constants) != 1:
+    return None
+  counters = [int(re.search(r"index=(\d+)", x.rest)[1]) for x in inside
+              if x.op == "get-tuple-element" and x.shape.startswith("s32[]")]  # fmt: skip
+  first = table.get(re.search(r"%([\w.\-]+)", loop.rest)[1])
+  if len(counters) == 1 and first and first.op == "tuple":
+    first = table.get(re.findall(r"%([\w.\-]+)", first.rest)[counters[0]])
+    while first and first.op in ("copy", "bitcast"):
+      first = table.get(re.search(r"%([\w.\-]+)", first.rest)[1])
+    return constants[0] - (_integer(first) or 0 if first else 0)
+  return constants[0]
+
+
+def _integer(line: _Line) -> int | None:
+  """The value of a constant that is one."""
+  if line.op != "constant" or not line.shape.startswith("s32[]"):
+    return None
+  value = re.match(r"(-?\d+)\)", line.rest)
+  return int(value[1]) if value else None

@@ -23,6 +23,7 @@ TINY = ModelConfig(
 )  # fmt: skip
 MODEL = make_model(TINY)
 WIDE = make_model(dataclasses.replace(TINY, num_heads=8, num_kv_heads=8))  # heads for a tensor axis of 8
+TILED = make_model(dataclasses.replace(TINY, remat="full"))
 ONE = dict(data=1, fsdp=1, context=1, tensor=1)
 ONE_ITEMS = tuple(ONE.items())
 
@@ -42,12 +43,12 @@ def groups(count=4, samples=4, seed=0):
 
 
 @functools.lru_cache
-def setup(mesh_shape=ONE_ITEMS, algorithm="fipo", model=MODEL):
+def setup(mesh_shape=ONE_ITEMS, algorithm="fipo", model=MODEL, offload=False):
   shape = dict(mesh_shape)
   mesh = sharding.make_mesh(shape, jax.devices()[: int(np.prod(list(shape.values())))])
   rate = schedule(learning_rate=1e-2, warmup_updates=0, total_updates=10, kind="constant")
   optimizer = make_optimizer(rate, name="adamw", b1=0.9, b2=0.99, eps=1e-8, weight_decay=0.1, clip_norm=1.0)
-  abstract = state.abstract(model, optimizer, mesh)
+  abstract = state.abstract(model, optimizer, mesh, offload=offload)
   settings = dict(half_life_tokens=4.0, weight_clip=(0.8, 1.2), clip_low=0.2, clip_high=0.28, dual_clip=1.3)
   objective = make_objective(algorithm, sequence_reject_count=2, **settings)
   steps = make_steps(model, objective, optimizer, rate, abstract, mesh, temperature=1.0, logits_mib=1)
@@ -72,8 +73,8 @@ def run(mesh_shape=ONE, **how):
 
 
 @functools.lru_cache
-def _run(mesh_shape, *, row_tokens=32, micro_rows=2, num_micro=8, algorithm="fipo", model=MODEL, order=None):
-  mesh, optimizer, abstract, steps = setup(mesh_shape, algorithm, model)
+def _run(mesh_shape, *, row_tokens=32, micro_rows=2, num_micro=8, algorithm="fipo", model=MODEL, order=None, **how):
+  mesh, optimizer, abstract, steps = setup(mesh_shape, algorithm, model, **how)
   rollouts = groups()
   packed = batching.pack(
     [rollouts[i] for i in order or range(len(rollouts))], row_tokens=row_tokens, micro_rows=micro_rows,
@@ -127,13 +128,29 @@ def slow(**shape):
 
 
 @pytest.mark.parametrize("shape", [
-  dict(data=8), dict(fsdp=8), dict(context=8), dict(tensor=2), dict(data=2, fsdp=2, tensor=2), dict(fsdp=4, context=2),
+  dict(data=8), dict(fsdp=8), dict(context=8), dict(tensor=2), dict(data=2, fsdp=2, tensor=2),
   slow(data=2), slow(data=4), slow(fsdp=2), slow(fsdp=4), slow(context=2), slow(context=4), slow(data=4, context=2),
 ], ids=str)  # fmt: skip
 def test_sharded_is_unsharded(shape):
   """Loss, gradients (in the moments) and every metric, on 2, 4 and 8 devices over each axis."""
   whole = run(micro_rows=8, num_micro=2)
   assert_same(whole, run({**ONE, **shape}, micro_rows=8, num_micro=2))
+
+
+@pytest.mark.parametrize("shape", [dict(fsdp=4, context=2), slow(data=2, fsdp=2, tensor=2), slow(fsdp=8)], ids=str)
+def test_layers_in_tiles_sharded_are_whole_layers_unsharded(shape):
+  whole = run(micro_rows=8, num_micro=2)
+  assert_same(whole, run({**ONE, **shape}, micro_rows=8, num_micro=2, model=TILED))
+
+
+def test_moments_that_wait_on_the_host_change_no_bit():
+  two = (*dict(ONE, fsdp=2).items(),)
+  _, _, abstract, _ = setup(two, offload=True)
+  here = run(dict(two))
+  there, _ = _run(two, offload=True)
+  assert {x.sharding.memory_kind for x in jax.tree.leaves(abstract.opt_state) if x.ndim} == {"pinned_host"}
+  for x, y in zip(jax.tree.leaves(here[0]), jax.tree.leaves(there), strict=True):
+    np.testing.assert_array_equal(x, y)
 
 
 @pytest.mark.parametrize("shape", [dict(tensor=8), slow(tensor=4)], ids=str)

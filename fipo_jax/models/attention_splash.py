@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 from jax.sharding import NamedSharding, PartitionSpec
@@ -12,6 +13,7 @@ from fipo_jax.sharding import RULES, local, spec
 LANES = 128  # blocks are multiples of it
 KEPT = "context"  # name of the result, by which a remat policy keeps it: the backward pass needs it again
 BLOCK = 1024  # queries and keys of one step of the kernel, where they divide the row
+KV_HEADS = 2  # of one run of the kernel, where they divide the heads; two cores share them
 BACKWARD_BLOCK = 2048  # keys of one step of the fused backward kernel, which writes a partial dq for each
 
 
@@ -37,13 +39,15 @@ def attend_splash(
       f"model.attention='splash': {T} tokens over mesh.context={context} is no multiple of {LANES} tokens per device; "
       f"use batch.row_tokens={-(-T // (LANES * context)) * LANES * context}."
     )
-  kernel = _kernel(T, H // cut, context, interpret)
+  groups = groups_of(k_RUKh.shape[2] // cut)
+  kernel = _kernel(T, H // cut // groups, context, interpret)
 
   def part(kernel, q_RTHh, k_RUKh, v_RUKh, segments_RT, segments_RU):
-    heads_first = lambda x: x.swapaxes(1, 2)
-    q, k, v = heads_first(q_RTHh * h**-0.5), heads_first(k_RUKh), heads_first(v_RUKh)
-    out_RHTh = jax.vmap(kernel)(q, k, v, splash.SegmentIds(segments_RT, segments_RU))
-    return heads_first(out_RHTh)
+    grouped = lambda x: jnp.moveaxis(x.reshape(*x.shape[:2], groups, -1, h), (2, 3), (0, 2))  # [groups, R, heads, T, h]
+    segments = splash.SegmentIds(segments_RT, segments_RU)
+    run = lambda qkv: jax.vmap(kernel)(*qkv, segments)
+    out_GRHTh = jax.lax.map(run, (grouped(q_RTHh * h**-0.5), grouped(k_RUKh), grouped(v_RUKh)))
+    return jnp.moveaxis(out_GRHTh, (0, 2), (2, 3)).reshape(q_RTHh.shape)
 
   q, kv = ("rows", "tokens", "heads", None), ("rows", None, "kv_heads", None)
   if mesh.empty or mesh.size == 1:
@@ -52,6 +56,11 @@ def attend_splash(
   tables = kernel.manual_sharding_spec(NamedSharding(mesh, PartitionSpec(None, *spec("tokens"))))
   axes = (tables, q, kv, kv, ("rows", "tokens"), ("rows", None))
   return local(part, axes, q)(kernel, q_RTHh, k_RUKh, v_RUKh, segments_RT, segments_RU)
+
+
+def groups_of(kv_heads: int) -> int:
+  """Runs of the kernel, one after the other, that so many key/value heads of a device take."""
+  return kv_heads // KV_HEADS if kv_heads % KV_HEADS == 0 else 1
 
 
 def fits(tokens: int, context: int) -> bool:

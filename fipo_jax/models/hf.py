@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from fipo_jax.models import tensor_files
-from fipo_jax.models.transformer import Model, ModelConfig
+from fipo_jax.models.transformer import NUMERICS, Model, ModelConfig
 
 # Our parameter -> (published name, layout). "same": HF [out, in] is ours once [H, h] are joined or split;
 # "flip": ours is the transpose. Names with {} have one tensor per layer, stacked by us on a leading axis.
@@ -46,8 +46,6 @@ COMPANIONS = (
 )  # fmt: skip
 # config.json fields that say how the weights are stored; the second is the newer name.
 STORAGE_FIELDS = ("torch_dtype", "dtype")
-# ModelConfig fields that are ours to choose and not part of a published model.
-NUMERICS = ("dtype", "param_dtype", "remat", "attention")
 
 
 # ---- config.json ----

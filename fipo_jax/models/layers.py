@@ -13,7 +13,16 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from fipo_jax.sharding import constrain, exchange, gather, index_along, local, sum_over
+from fipo_jax.sharding import (
+  constrain,
+  enter,
+  exchange,
+  gather,
+  index_along,
+  leave,
+  local,
+  sum_over,
+)
 
 
 def matmul(equation: str, x, w):
@@ -193,6 +202,7 @@ class Attention(nnx.Module):
 
   def project(self, x, cos, sin):
     """Normalised [..., D] -> queries [..., H, h], keys and values [..., K, h]; q and k rotated."""
+    x = enter(x, "heads")
     if self.joined:
       qkv = matmul("...d,dkze->...kze", x, self.qkv_DKxh[...]) + self.qkv_bias_Kxh[...].astype(x.dtype)
       q = qkv[..., :-2, :].reshape(*x.shape[:-1], -1, self.head_dim)
@@ -206,7 +216,7 @@ class Attention(nnx.Module):
 
   def output(self, context):
     """[..., H, h] -> [..., D]."""
-    return matmul("...he,dhe->...d", context, self.o_DHh[...])
+    return leave(matmul("...he,dhe->...d", context, self.o_DHh[...]), "heads")
 
 
 class MLP(nnx.Module):
@@ -230,13 +240,14 @@ class MLP(nnx.Module):
     self.down_DF = nnx.Param(normal(rngs.params(), shape, dtype), axes=axes)
 
   def __call__(self, x):
+    x = enter(x, "mlp")
     if self.joined:
       both = matmul("...d,dzf->...zf", x, self.gate_up_DxF[...])
       gate, up = both[..., 0, :], both[..., 1, :]
     else:
       gate = matmul("...d,df->...f", x, self.gate_DF[...])
       up = matmul("...d,df->...f", x, self.up_DF[...])
-    return matmul("...f,df->...d", activation(jax.nn.silu(gate) * up, "mlp"), self.down_DF[...])
+    return leave(matmul("...f,df->...d", activation(jax.nn.silu(gate) * up, "mlp"), self.down_DF[...]), "mlp")
 
 
 class Block(nnx.Module):
@@ -254,11 +265,27 @@ class Block(nnx.Module):
     Returns:
       (x, kept): the residual stream, and whatever attend kept (a cache, or None).
     """
-    q, k, v = self.attention.project(self.attention_norm(x), cos, sin)
-    context, kept = attend(q, k, v)
+    context, kept = attend(*self.before(x, cos, sin))
+    return self.after(x, context), kept
+
+  def before(self, x, cos, sin):
+    """(q, k, v) of the residual stream."""
+    return self.attention.project(self.attention_norm(x), cos, sin)
+
+  def after(self, x, context):
+    """The residual stream with what attention found and what the MLP makes of it."""
     x = activation(x + self.attention.output(context), None)
-    x = activation(x + self.mlp(self.mlp_norm(x)), None)
-    return x, kept
+    return activation(x + self.mlp(self.mlp_norm(x)), None)
+
+
+def halves(tree: dict) -> tuple[dict, dict]:
+  """The parameters (or whatever is arranged like them) of a `Block` that `before` uses, and those that `after` does."""
+  attention = dict(tree["attention"])
+  output = {"o_DHh": attention.pop("o_DHh")}
+  return (
+    {"attention_norm": tree["attention_norm"], "attention": attention},
+    {"attention": output, "mlp_norm": tree["mlp_norm"], "mlp": tree["mlp"]},
+  )
 
 
 def join(tree: dict) -> dict:

@@ -12,18 +12,27 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
-from fipo_jax.models import attention, attention_splash, layers
+from fipo_jax.models import attention, attention_splash, layers, tiles
 from fipo_jax.sharding import RULES, constrain, named
 
+# Names of values that the backward pass may find where the forward pass left them.
+INPUT, CONTEXT = "input", attention_splash.KEPT  # of a layer; what attention made
 # What the backward pass of a layer may keep of the forward pass, beside its input.
 REMAT = {
   "none": jax.checkpoint_policies.everything_saveable,
   "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-  "context": jax.checkpoint_policies.save_only_these_names(attention_splash.KEPT),  # attention's result
+  "context": jax.checkpoint_policies.save_only_these_names(CONTEXT),
   "full": jax.checkpoint_policies.nothing_saveable,
 }
+# Rows of it under which a layer's products run tile by tile and keep nothing, and what these keep.
+TILED = {"context": [CONTEXT], "full": []}
 DTYPES = ("float32", "bfloat16")
+
+
+# Fields of ModelConfig that are ours to choose and no part of a published model: config.model has them, too.
+NUMERICS = ("dtype", "param_dtype", "remat", "offload_inputs", "attention", "tile_tokens", "sum_dtype")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,8 +40,10 @@ class ModelConfig:
   """Sizes and numerics of one decoder.
 
   dtype: of matmuls and activations (norms, softmax, rotary angles and logits are float32 always). param_dtype: of
-  the stored parameters. init_std: of random matrices. remat: a row of REMAT. attention: a name of
-  `attention.NAMES`. value_head: whether a scalar head (0 at first) sits beside the output matrix.
+  the stored parameters. init_std: of random matrices. remat: a row of REMAT. offload_inputs: whether the inputs of
+  layers wait for the backward pass in the host's memory; remat "context" or "full". attention: a name of
+  `attention.NAMES`. tile_tokens, sum_dtype: of `tiles.by_tiles`; "": the compute dtype. value_head: whether a scalar
+  head (0 at first) sits beside the output matrix.
   """
 
   vocab_size: int
@@ -50,7 +61,10 @@ class ModelConfig:
   dtype: str = "float32"
   param_dtype: str = "float32"
   remat: str = "none"
+  offload_inputs: bool = False
   attention: str = "xla"
+  tile_tokens: int = 1024
+  sum_dtype: str = ""
   value_head: bool = False
 
   def __post_init__(self):
@@ -59,10 +73,13 @@ class ModelConfig:
     if self.head_dim % 2:
       raise ValueError(f"head_dim={self.head_dim} must be even: rotary embedding turns pairs of channels.")
     for field, allowed in (
-      ("dtype", DTYPES), ("param_dtype", DTYPES), ("remat", REMAT), ("attention", attention.NAMES)
+      ("dtype", DTYPES), ("param_dtype", DTYPES), ("remat", REMAT), ("attention", attention.NAMES),
+      ("sum_dtype", ("", *DTYPES)),
     ):
       if getattr(self, field) not in allowed:
         raise ValueError(f"model.{field}={getattr(self, field)!r} is unknown; choose from {sorted(allowed)}.")
+    if self.offload_inputs and self.remat not in TILED:
+      raise ValueError(f"model.offload_inputs=True needs model.remat='full' or 'context', not {self.remat!r}.")
 
 
 class ValueHead(nnx.Module):
@@ -100,6 +117,14 @@ def _parts(config: ModelConfig, joined: bool = False):
   block = functools.partial(layers.Block, joined=joined)
   structure = lambda kind: nnx.split(nnx.eval_shape(lambda: kind(config, nnx.Rngs(0))))[0]
   return structure(block), structure(layers.RMSNorm)
+
+
+@functools.lru_cache
+def _joined(config: ModelConfig):
+  """(shapes, logical axes) of one layer with joined matrices."""
+  state = nnx.state(nnx.eval_shape(lambda: layers.Block(config, nnx.Rngs(0), joined=True)))
+  axes = jax.tree.map(lambda x: x.get_metadata()["axes"], state, is_leaf=lambda x: isinstance(x, nnx.Variable))
+  return nnx.to_pure_dict(state), nnx.to_pure_dict(axes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,11 +246,7 @@ class Model:
 
   def unstacked_axes(self) -> dict:
     """The tree of logical axis names of `unstack`ed parameters."""
-    abstract = nnx.eval_shape(lambda: layers.Block(self.config, nnx.Rngs(0), joined=True))
-    axes = jax.tree.map(
-      lambda x: x.get_metadata()["axes"], nnx.state(abstract), is_leaf=lambda x: isinstance(x, nnx.Variable)
-    )
-    return self.logical_axes() | {"layers": (nnx.to_pure_dict(axes),) * self.config.num_layers}
+    return self.logical_axes() | {"layers": (_joined(self.config)[1],) * self.config.num_layers}
 
   def decode(self, params, token_S, position_S, cache, attend):
     """One token per slot.
@@ -270,8 +291,10 @@ class Model:
     def body(x, tree):
       return nnx.merge(block, tree)(x, cos, sin, attend)
 
+    if self.config.remat in TILED and not keep:
+      body = self._tiled(attend, cos, sin)
     if self.config.remat != "none":
-      body = jax.checkpoint(body, policy=REMAT[self.config.remat], prevent_cse=False)
+      body = jax.checkpoint(body, policy=self._policy(), prevent_cse=False)
     if isinstance(params["layers"], tuple):
       kept = []
       for tree in params["layers"]:
@@ -281,3 +304,44 @@ class Model:
     else:
       x_RTD, kept = jax.lax.scan(body, x_RTD, params["layers"])
     return nnx.merge(norm, params["final_norm"])(x_RTD), kept
+
+  def _policy(self):
+    if not self.config.offload_inputs:
+      return REMAT[self.config.remat]
+    return jax.checkpoint_policies.save_and_offload_only_these_names(
+      names_which_can_be_saved=TILED[self.config.remat], names_which_can_be_offloaded=[INPUT],
+      offload_src="device", offload_dst="pinned_host",
+    )  # fmt: skip
+
+  def _tiled(self, attend, cos, sin):
+    """One layer as two functions of single tokens with attention in between; few products are fast to compile."""
+    block, (shapes, axes) = _parts(self.config, joined=True)[0], _joined(self.config)
+    axes_before, axes_after = layers.halves(axes)
+    tiled = functools.partial(
+      tiles.by_tiles, tile_tokens=self.config.tile_tokens, sum_dtype=self.config.sum_dtype or self.config.dtype
+    )
+    # Parameters that a half does not use are shapes.
+    whole = lambda half: nnx.merge(block, {name: shapes[name] | half.get(name, {}) for name in shapes})
+
+    def before(half, xs, given):
+      return whole(half).before(*xs, *given)
+
+    def after(half, xs, given):
+      del given
+      return (whole(half).after(*xs),)
+
+    tokens = ("rows", "tokens")
+    x_axes, angles = (*tokens, None), (*tokens, None, None)
+    heads, kv_heads = (*tokens, "heads", None), (*tokens, "kv_heads", None)
+
+    def body(x, tree):
+      x = checkpoint_name(x, INPUT)
+      first, second = layers.halves(layers.join(tree))
+      q, k, v = tiled(
+        before, first, (x,), (cos, sin), axes=(axes_before, (x_axes,), (angles, angles), (heads, kv_heads, kv_heads))
+      )
+      context, _ = attend(q, k, v)
+      (x,) = tiled(after, second, (x, context), (), axes=(axes_after, (x_axes, heads), (), (x_axes,)))
+      return x, None
+
+    return body

@@ -43,6 +43,7 @@ def make_optimizer(
   weight_decay: float,
   clip_norm: float,
   name: str,
+  momentum_dtype: str = "",
   matrix_axes: Any = None,
   scales: Mapping[str, float] | None = None,
 ) -> optax.GradientTransformation:
@@ -55,6 +56,8 @@ def make_optimizer(
 
   Args:
     learning_rate: per update, counted from 0. name: a row of OPTIMIZERS. clip_norm: bound on the global gradient norm.
+    momentum_dtype: of the stored first moment (of muon its momentum); "": of the parameters. The second moment keeps
+      the parameters': its changes, 1 - b2 of it at a time, would be lost in bfloat16.
     b1, b2, eps: of Adam. weight_decay: per update, times the learning rate.
     matrix_axes: for muon: a tree like the parameters, ((input axes), (output axes)) of a matrix and None for the
       rest (`Model.matrix_axes`).
@@ -63,13 +66,14 @@ def make_optimizer(
   """
   if name not in OPTIMIZERS:
     raise ValueError(f"optimizer.name={name!r}: expected one of {', '.join(map(repr, OPTIMIZERS))}.")
+  kept = dict(eps=eps, weight_decay=weight_decay, mu_dtype=momentum_dtype or None)
   if name == "adamw":
-    chain = optax.adamw(learning_rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
+    chain = optax.adamw(learning_rate, b1=b1, b2=b2, **kept)
   else:
     is_axes = lambda x: x is None or isinstance(x, tuple)
     dimensions = lambda axes: None if axes is None else MuonDimensionNumbers(*axes)
     chain = muon(
-      learning_rate, beta=MUON_MOMENTUM, eps=eps, weight_decay=weight_decay, consistent_rms=MUON_UPDATE_RMS,
+      learning_rate, beta=MUON_MOMENTUM, consistent_rms=MUON_UPDATE_RMS, **kept,
       adam_b1=b1, adam_b2=b2, adam_weight_decay=weight_decay,
       muon_weight_dimension_numbers=jax.tree.map(dimensions, matrix_axes, is_leaf=is_axes),
     )  # fmt: skip

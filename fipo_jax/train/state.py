@@ -12,6 +12,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fipo_jax.models.transformer import Model
 
+HOST = "pinned_host"  # JAX's name of the host's memory that a device reads and writes
+OPT_STATE = jax.tree_util.GetAttrKey("opt_state")
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -29,12 +32,21 @@ def create(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
   return TrainState(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
 
-def abstract(model: Model, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+def abstract(
+  model: Model, optimizer: optax.GradientTransformation, mesh: Mesh, *, offload: bool = False
+) -> TrainState:
   """The state as ShapeDtypeStructs with shardings, no arrays: what restore and ahead-of-time compiles start from.
 
   A leaf of the optimizer state that lies at a parameter's path inside some tree of its own and has its shape (a moment)
-  takes that parameter's sharding; the rest (counters) are replicated.
+  takes that parameter's sharding; the rest (counters) are replicated. offload: moments stay in the host's memory.
+
+  Raises:
+    ValueError: offload on a backend without such memory.
   """
+  if offload and HOST not in (kinds := {m.kind for m in mesh.devices.flat[0].addressable_memories()}):
+    raise ValueError(
+      f"optimizer.offload=True: this backend has no {HOST} memory, only {', '.join(sorted(kinds))}; use False."
+    )
   shapes = jax.eval_shape(lambda p: create(p, optimizer), model.abstract())
   replicated = NamedSharding(mesh, PartitionSpec())
   shardings = jax.tree_util.tree_leaves_with_path(model.shardings(mesh))
@@ -44,6 +56,8 @@ def abstract(model: Model, optimizer: optax.GradientTransformation, mesh: Mesh) 
   def place(path, leaf):
     tails = ((path[i:], leaf.shape) for i in range(len(path)))
     sharding = next((of_parameter[tail] for tail in tails if tail in of_parameter), replicated)
+    if offload and sharding is not replicated and path[0] == OPT_STATE:
+      sharding = sharding.with_memory_kind(HOST)
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
   return jax.tree_util.tree_map_with_path(place, shapes)
@@ -52,3 +66,8 @@ def abstract(model: Model, optimizer: optax.GradientTransformation, mesh: Mesh) 
 def layout(abstract_state: TrainState) -> TrainState:
   """The shardings of an abstract state, as a tree for `jax.jit`."""
   return jax.tree.map(lambda x: x.sharding, abstract_state)
+
+
+def on_device(shardings):
+  """The same shardings, in the device's memory."""
+  return jax.tree.map(lambda s: s.with_memory_kind("device"), shardings)

@@ -19,7 +19,7 @@ from fipo_jax import sharding
 from fipo_jax.algorithms import diagnostics
 from fipo_jax.models import logprobs
 from fipo_jax.models.transformer import Model
-from fipo_jax.train.state import TrainState, layout
+from fipo_jax.train.state import HOST, TrainState, layout, on_device
 from fipo_jax.types import Batch, Max, Mean, Quantiles, TokenLoss
 
 Objective = Callable[..., TokenLoss]
@@ -59,6 +59,7 @@ def make_steps(
   one = sharding.named(mesh, "rows", "tokens")
   everywhere = sharding.named(mesh)
   states = layout(abstract_state)
+  offloaded = any(s.memory_kind == HOST for s in jax.tree.leaves(states.opt_state))
 
   def narrow(params):
     return jax.lax.with_sharding_constraint(model.cast(params), states.params)
@@ -68,7 +69,8 @@ def make_steps(
     hidden_RTD = model.hidden(params, b.tokens, b.positions, b.segments)
     logp_RT, entropy_RT = logprobs.token_logprobs(
       hidden_RTD, model.head(params), b.tokens, b.segments,
-      temperature=temperature, logits_mib=logits_mib, **entropy,
+      temperature=temperature, logits_mib=logits_mib, tile_tokens=model.config.tile_tokens,
+      sum_dtype=model.config.sum_dtype, **entropy,
     )  # fmt: skip
     values_RT = None
     if model.config.value_head:
@@ -89,14 +91,17 @@ def make_steps(
     grads = jax.tree.map(lambda g: g / jnp.maximum(count, 1e-8).astype(g.dtype), grads)
     norm = optax.global_norm(grads)
     ok = jnp.isfinite(norm) & jnp.isfinite(total) & (count > 0)
-    changes, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    old = state.opt_state
+    if offloaded:
+      old = jax.device_put(old, on_device(states.opt_state))
+    changes, opt_state = optimizer.update(grads, old, state.params)
     params = optax.apply_updates(state.params, changes)
     keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(ok, n, o), new, old)
     new = TrainState(
       updates=state.updates + ok.astype(jnp.int32),
       skipped=jnp.where(ok, 0, state.skipped + 1),
       params=keep(params, state.params),
-      opt_state=keep(opt_state, state.opt_state),
+      opt_state=keep(opt_state, old),
     )
     metrics |= {
       "loss": Mean(total, count),
