@@ -4,7 +4,8 @@
       --config.data.path=dapo-math-17k.parquet --config.eval.path=aime-2024.parquet
 
 512 prompts x 16 samples of up to 20,480 tokens, 8 optimizer steps per rollout. Algorithm, batch, sampling and optimizer
-are theirs; mesh, rollout.slots, batch.micro_rows, steps and everything else about the machine are to be set for yours.
+are theirs. The machine's part is for v5p-128, 64 chips with one row each, as launch/compile.py sizes it. Larger slices,
+or more of them, are copies of those 64: set batch.micro_rows to the number of chips.
 """
 
 from fipo_jax import config
@@ -17,10 +18,16 @@ def get_config():
   c.steps = 500
   c.algorithm.update(PRESETS["official_32b"])
   c.model.path = "Qwen2.5-32B"  # override: --config.model.path=DIR
+  c.model.remat = "context"
+  c.model.offload_inputs = True  # False on chips with memory to spare: 14 GiB of a v5p
+  c.optimizer.offload = True  # likewise: 4 GiB
+  c.mesh.data, c.mesh.fsdp = -1, 64
+  c.batch.micro_rows = 64
   c.data.source = "parquet"
   c.data.max_prompt_tokens = 2048
   c.rollout.samples_per_prompt = 16
   c.rollout.max_response_tokens = 20_480
+  c.rollout.slots = "auto"
   c.reward.verifier = "math_dapo"
   c.reward.overlong_buffer_tokens = 4096
   c.batch.prompts = 512

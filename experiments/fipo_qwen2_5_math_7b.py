@@ -4,7 +4,7 @@
       --config.data.path=dapo-math-17k.parquet --config.eval.path=aime-2024.parquet
 
 f in [0.8, 1.2] and a safety threshold of 3, 32 samples per prompt of up to 10,240 tokens. The published config.json
-ends at 4,096 positions; the authors raised that to 32,768, as here.
+ends at 4,096 positions; the authors raised that to 32,768, as here. batch.micro_rows suits 8 chips, one row each.
 """
 
 from experiments import fipo_qwen2_5_32b
@@ -17,6 +17,9 @@ def get_config():
   c.algorithm.update(PRESETS["official_7b"])
   c.model.path = "Qwen2.5-Math-7B"  # override: --config.model.path=DIR
   c.model.max_position = 32_768
+  c.model.remat, c.model.offload_inputs, c.optimizer.offload = "full", False, False
+  c.mesh.data, c.mesh.fsdp = 1, -1
+  c.batch.micro_rows = 8
   c.rollout.samples_per_prompt = 32
   c.rollout.max_response_tokens = 10_240
   c.reward.overlong_buffer_tokens = 2048

@@ -39,7 +39,8 @@ def make_mesh(shape: Mapping[str, int], devices=None) -> Mesh:
     shape: size per mesh axis; one of them may be -1, meaning "all devices that are left".
     devices: defaults to all live devices; a TPU topology's devices serve ahead-of-time compiles.
   Raises:
-    ValueError: an axis is 0 or below -1, more than one is -1, or the product is not the number of devices.
+    ValueError: an axis is 0 or below -1, more than one is -1, the product is not the number of devices, or `data` is
+      no multiple of the slices: only that axis may cross the network between them.
   """
   devices = jax.devices() if devices is None else devices
   sizes = [int(shape[axis]) for axis in MESH_AXES]
@@ -53,7 +54,14 @@ def make_mesh(shape: Mapping[str, int], devices=None) -> Mesh:
     sizes[sizes.index(-1)] = len(devices) // known
   elif known != len(devices):
     raise ValueError(f"{said}: needs {known} devices, but there are {len(devices)}; one axis may be -1.")
-  grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+  slices = len({getattr(d, "slice_index", 0) for d in devices if d.platform == "tpu"})
+  if slices > 1:
+    if sizes[0] % slices:
+      raise ValueError(f"mesh.data={sizes[0]} must be a multiple of the {slices} slices; use mesh.data={slices}.")
+    within, across = [sizes[0] // slices, *sizes[1:]], [slices, 1, 1, 1]
+    grid = mesh_utils.create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=True)
+  else:
+    grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
   return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 

@@ -5,6 +5,7 @@ The last line is one JSON object. Times are medians of five runs after one that 
     sampler     tok_s: tokens sampled per second; every response has the same length
     longtail    useful_tok_s: the same for responses of very different lengths; occupancy: share of slot steps used
     real_sampler  tok_s: a Hugging Face checkpoint (--model=DIR) in bfloat16
+    step        tok_s: tokens of one optimizer step of DAPO on 16 rows of 512 tokens; peak_rss_mb is of interest, too
     future_kl   seconds, baseline_seconds, ratio: Future-KL by scan against the published form, a chunked matmul;
                 through the loss and its gradient: loss_seconds
 """
@@ -27,12 +28,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fipo_jax import assemble, config
 from fipo_jax.algorithms import future_kl as fkl
 from fipo_jax.algorithms import losses
+from fipo_jax.algorithms.presets import PRESETS
 from fipo_jax.models import hf, make_model
 from fipo_jax.models.transformer import ModelConfig
 from fipo_jax.rollout import ENGINES, Sampling
-from fipo_jax.sharding import make_mesh
+from fipo_jax.sharding import make_mesh, to_mesh
+from fipo_jax.train import state
 from fipo_jax.types import Batch, Prompt
 
 SMALL_QWEN2 = ModelConfig(
@@ -128,6 +132,41 @@ def real_sampler(model_dir: str) -> dict:
   }  # fmt: skip
 
 
+def step() -> dict:
+  """One DAPO step of the small model in float32: 16 rows of 64 prompt and 448 response tokens, AdamW."""
+  rows, prompt_tokens, response_tokens, micro_rows = 16, 64, 448, 2
+  tokens = prompt_tokens + response_tokens
+  cfg = config.default()
+  cfg.algorithm.update(PRESETS["dapo"])
+  cfg.batch.row_tokens, cfg.batch.micro_rows = tokens, micro_rows
+  model, mesh = make_model(SMALL_QWEN2), make_mesh({"data": 1, "fsdp": -1, "context": 1, "tensor": 1})
+  steps, optimizer, abstract = assemble.open_steps(cfg, model, mesh)
+  layout = state.layout(abstract)
+  current = jax.jit(lambda key: state.create(model.init(key), optimizer), out_shardings=layout)(jax.random.key(0))
+  rng, num_micro = np.random.default_rng(0), rows // micro_rows
+  shape = (num_micro, micro_rows, tokens)
+  wide = lambda x: np.broadcast_to(x, shape)
+  mask = wide(np.arange(tokens) >= prompt_tokens).astype(np.float32)
+  batch = Batch(
+    tokens=rng.integers(3, SMALL_QWEN2.vocab_size, shape).astype(np.int32),
+    positions=wide(np.arange(tokens, dtype=np.int32)), segments=np.ones(shape, np.int32), mask=mask,
+    advantages=mask * rng.normal(size=shape[:2])[..., None].astype(np.float32), old_logp=-8.3 * mask,
+    sampler_logp=-8.3 * mask, group_tokens=8.0 * response_tokens * mask, age=np.zeros(shape, np.float32),
+  )  # fmt: skip
+  batch = to_mesh(mesh, batch, None, "rows", "tokens")
+
+  def run(_):
+    nonlocal current
+    with jax.set_mesh(mesh):
+      current, metrics = steps.update(current, batch, num_micro)
+      jax.block_until_ready((current, metrics))
+
+  seconds, compile_s = timed(run)
+  return {
+    "rows": rows, "tokens": rows * tokens, "seconds": seconds, "tok_s": rows * tokens / seconds, "compile_s": compile_s
+  }  # fmt: skip
+
+
 def future_kl() -> dict:
   """16 rows of 20,480 tokens in float32, half-life 32: ours and the chunked matmul of the published code, in turn."""
   rows, tokens, half_life, chunk = 16, 20_480, 32.0, 128
@@ -177,6 +216,7 @@ BENCHMARKS = {
   "sampler": sampler,
   "longtail": longtail,
   "real_sampler": real_sampler,
+  "step": step,
   "future_kl": future_kl,
 }
 

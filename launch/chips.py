@@ -18,7 +18,7 @@ class Chip:
   libtpu: its name there. config: how its cores are presented ("megacore": two as one device). cores: counted in a
   topology's name, per chip. hbm_gib: usable, as the compiler says when a program is too large. tb_s: of its memory.
   tflop_s: bfloat16. ici_gb_s: what it sends to all neighbours together, one way. ring: the length of an axis from
-  which on it closes to a ring.
+  which on it closes to a ring. host_gb_s: to the host's memory, one way.
   """
 
   libtpu: str
@@ -30,6 +30,7 @@ class Chip:
   ici_gb_s: float
   ring: int
   devices: int = 1
+  host_gb_s: float = 16  # PCIe, its slower figure
 
 
 # Source of speeds: cloud.google.com/tpu/docs, v5p's bandwidth as in JAX's tables; of links:

@@ -113,8 +113,11 @@ def model_config(cfg) -> ModelConfig:
   return dataclasses.replace(sizes, max_position=m.max_position or sizes.max_position, **numerics)
 
 
-def make_plan(cfg, chip: Chip, devices, slots: int = 0) -> Plan:
-  """Slots and pages as the native engine would choose them on such chips; slots in all, 0: from their memory."""
+def make_plan(cfg, chip: Chip, devices, slots: int = 0, rollout: bool = True) -> Plan:
+  """Slots and pages as the native engine would choose them on such chips; slots in all, 0: from their memory.
+
+  rollout: whether slots are of interest; else there is one on each shard.
+  """
   model = make_model(model_config(cfg))
   mesh = make_mesh(cfg.mesh, devices)
   r = cfg.rollout
@@ -128,7 +131,9 @@ def make_plan(cfg, chip: Chip, devices, slots: int = 0) -> Plan:
   on_chip = [x for x in jax.tree.leaves(abstract) if x.sharding.memory_kind != HOST]
   state = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in on_chip)
   weights = per_chip(jax.eval_shape(engine._resident, engine.model.abstract()), engine._shardings())
-  if not slots:
+  if not rollout:
+    engine.slots = engine.shards
+  elif not slots:
     size_from_memory(engine, int(chip.hbm_gib * GIB), weights + state)
   size = engine.slots // engine.shards
   kinds, rows = pages_of(
@@ -141,7 +146,8 @@ def make_plan(cfg, chip: Chip, devices, slots: int = 0) -> Plan:
 def size_from_memory(engine, limit: int, used: int) -> None:
   """Lets the engine choose slots and pages as on a device with so many bytes of memory, some of them in use."""
   device = types.SimpleNamespace(memory_stats=lambda: {"bytes_limit": limit, "bytes_in_use": used})
-  mesh, engine.mesh = engine.mesh, types.SimpleNamespace(local_devices=[device], shape=engine.mesh.shape)
+  mesh = engine.mesh
+  engine.mesh = types.SimpleNamespace(local_devices=[device], shape=mesh.shape, devices=mesh.devices)
   try:
     engine._size_from_memory()
   finally:
@@ -159,12 +165,43 @@ def pages_of(size: int, *, width: int, page: int, prompt: int, cache_tokens: int
 def train_program(plan: Plan) -> Program:
   batch, used = _batch(plan)
   lower = lambda: plan.steps.update.lower(plan.state, batch, used)
-  facts = _rows(plan) | {
-    "parameters_gib": plan.params_bytes / GIB, "optimizer_gib": (plan.state_bytes - plan.params_bytes) / GIB,
-    "gradients_gib": plan.params_bytes * 4 / jnp.dtype(plan.model.config.param_dtype).itemsize / GIB,
-  }  # fmt: skip
   linear, attention, kernels = _flops(plan)
-  return Program(lower, 0, facts, 3 * linear + 3 * attention, kernels)
+  return Program(lower, 0, _rows(plan) | {"kinds_gib": kinds_of_memory(plan)}, 3 * linear + 3 * attention, kernels)
+
+
+def kinds_of_memory(plan: Plan) -> dict[str, float]:
+  """GiB of a chip that a train step holds by design; what the compiler places beside that are its temporaries.
+
+  gradients: float32 sums over micro-batches, and those of one, in the compute dtype, with the narrow parameters.
+  """
+  c, cfg = plan.model.config, plan.cfg
+  size = jnp.dtype(c.dtype).itemsize
+  numbers = plan.params_bytes / jnp.dtype(c.param_dtype).itemsize
+  width = c.num_layers * cfg.batch.micro_rows * cfg.batch.row_tokens / plan.chips * size  # heads are cut over tensor
+  inputs = 0 if c.offload_inputs else width * plan.mesh.shape["tensor"] * c.d_model
+  kept = width * c.num_heads * c.head_dim if c.remat == "context" else 0
+  bytes_of = {
+    "parameters": plan.params_bytes, "optimizer": plan.state_bytes - plan.params_bytes,
+    "gradients": numbers * (4 + 2 * size), "layer inputs": inputs, "attention results": kept,
+  }  # fmt: skip
+  return {kind: value / GIB for kind, value in bytes_of.items()}
+
+
+def remedies(plan: Plan, kinds: dict[str, float]) -> list[str]:
+  """What would make a train step smaller, with what each would free of a chip; the largest first."""
+  c, b = plan.model.config, plan.cfg.batch
+  shards = plan.mesh.shape["data"] * plan.mesh.shape["fsdp"]
+  found = [
+    (kinds["layer inputs"], "model.offload_inputs=True"), (kinds["optimizer"], "optimizer.offload=True"),
+    (math.inf if c.remat in ("none", "dots") else kinds["attention results"], "model.remat='full'"),
+  ]  # fmt: skip
+  if b.micro_rows > shards:
+    found.append(((kinds["layer inputs"] + kinds["attention results"]) / 2, f"batch.micro_rows={b.micro_rows // 2}"))
+  state = kinds["parameters"] + kinds["optimizer"] + kinds["gradients"]
+  found.append(((kinds["layer inputs"] + kinds["attention results"]) / 2, "twice the mesh.context, with as many rows"))
+  found.append((state / 2, "twice the mesh.fsdp or mesh.tensor"))
+  say = lambda gib, what: what + (f" ({gib:.1f} GiB)" if math.isfinite(gib) else "")
+  return [say(gib, what) for gib, what in sorted(found, key=lambda f: -f[0]) if gib > 0.05]
 
 
 def score_program(plan: Plan) -> Program:
@@ -196,13 +233,16 @@ def _rows(plan: Plan) -> dict:
 def _flops(plan: Plan) -> tuple[float, float, dict[str, float]]:
   """FLOPs of one forward pass per chip: products with parameters, attention; and of each run of a splash kernel.
 
-      linear = 2 N tokens        attention = 2 · (2 · tokens · T / 2 · H h) per layer: scores and values, causal half
+      linear = 2 N tokens,   N without an embedding that is no head: it is looked up
+      attention = 2 · (2 · tokens · T / 2 · H h)   per layer: scores and values, causal half
 
   The kernel's passes are 2 products forward, 5 in the fused backward.
   """
   c, b = plan.model.config, plan.cfg.batch
   tokens = b.micro_rows * b.row_tokens / plan.chips
-  numbers = sum(math.prod(x.shape) for x in jax.tree.leaves(plan.model.policy().abstract()))
+  tree = plan.model.policy().abstract()
+  numbers = sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
+  numbers -= 0 if c.tie_embeddings else math.prod(tree["embed_VD"].shape)
   product = tokens * b.row_tokens * c.num_heads * c.head_dim
   once = product / attention_splash.groups_of(c.num_kv_heads // plan.mesh.shape["tensor"])
   kernels = {"fwd": 2 * once, "dkv": 5 * once, "dq": 3 * once}
@@ -336,21 +376,26 @@ def measure(plan: Plan, program: Program, options: dict[str, str] | None = None)
     needs = re.search(r"Used ([\d.]+)G of ([\d.]+)G hbm", str(e))
     seconds = time.perf_counter() - began
     peak = float(needs[1]) + facts["beside_gib"] if needs else None
+    if "kinds_gib" in facts:
+      facts["would_help"] = remedies(plan, facts["kinds_gib"])
     return facts | {"fits": False, "peak_gib": peak, "why": str(e).splitlines()[0][:300], "compile_s": seconds}
   seconds = time.perf_counter() - began
   memory = compiled.memory_analysis()
   kinds = {
     "arguments": memory.argument_size_in_bytes, "outputs": memory.output_size_in_bytes,
     "aliased": memory.alias_size_in_bytes, "temp": memory.temp_size_in_bytes,
-    "code": memory.generated_code_size_in_bytes, "host": memory.host_temp_size_in_bytes,
+    "code": memory.generated_code_size_in_bytes,
+    "host": memory.host_temp_size_in_bytes + memory.host_argument_size_in_bytes,
   }  # fmt: skip
   # What the compiler places in memory; temp counts some of it twice where loops hand on what they hold.
   peak = program.beside_bytes + memory.total_allocation_bytes + kinds["code"]
   read = hlo.read(compiled.as_text())
   facts |= {f"{name}_gib": value / GIB for name, value in kinds.items()}
   facts |= {"peak_gib": peak / GIB, "fits": peak / GIB <= plan.chip.hbm_gib, "compile_s": seconds}
+  if "kinds_gib" in facts:
+    facts["kinds_gib"]["temporaries"] = facts["peak_gib"] - sum(facts["kinds_gib"].values())
   if program.useful_flops:
-    facts |= roofline(plan, program, read)
+    facts |= roofline(plan, program, read, 2 * memory.host_temp_size_in_bytes)
   return facts | {
     "collectives": [
       dataclasses.asdict(c) | {"bytes_in_all": c.times * c.bytes, "wire_bytes": c.times * c.wire_bytes}
@@ -359,8 +404,10 @@ def measure(plan: Plan, program: Program, options: dict[str, str] | None = None)
   }
 
 
-def roofline(plan: Plan, program: Program, read: hlo.Reading) -> dict:
+def roofline(plan: Plan, program: Program, read: hlo.Reading, host_bytes: int) -> dict:
   """What a chip computes, moves and sends in one micro-batch, and the shortest time that its published speeds allow.
+
+  host_bytes: to the host's memory and back.
 
       seconds = max( FLOPs / peak, memory bytes / bandwidth, bytes sent / links );   MFU = useful FLOPs / peak / seconds
   """
@@ -369,7 +416,7 @@ def roofline(plan: Plan, program: Program, read: hlo.Reading) -> dict:
   sent, chip = sum(wire.values()), plan.chip
   seconds = {
     "compute": flops / (chip.tflop_s * 1e12), "memory": read.hbm_bytes / (chip.tb_s * 1e12),
-    "links": sent / (chip.ici_gb_s * 1e9),
+    "links": sent / (chip.ici_gb_s * 1e9), "host": host_bytes / (chip.host_gb_s * 1e9),
   }  # fmt: skip
   bound = max(seconds, key=seconds.get)
   return {
@@ -414,8 +461,14 @@ def report(name: str, facts: dict) -> str:
     say("prompts", f"{facts['prompts']} of {facts['prompt_tokens']} tokens")
   if facts["peak_gib"] is not None:
     say("peak", f"{g('peak_gib')} of {facts['limit_gib']} per chip, {g('beside_gib')} of it trainer state beside it")
+  if "kinds_gib" in facts:
+    say("of it", ", ".join(f"{kind} {gib:.2f}" for kind, gib in facts["kinds_gib"].items() if gib) + " GiB")
+  if facts.get("host_gib"):
+    say("host", f"{g('host_gib')} per chip in the host's memory")
   if "why" in facts:
     say("compiler", facts["why"])
+  if "would_help" in facts:
+    say("would help", "; ".join(facts["would_help"]))
   if "temp_gib" in facts:
     say("memory", ", ".join(f"{kind} {g(kind + '_gib')}" for kind in ("arguments", "outputs", "aliased", "temp")))
     if "cache_gib" in facts:
@@ -440,7 +493,8 @@ def report(name: str, facts: dict) -> str:
     share = f"{facts['asynchronous_share']:.1%} asynchronous"
     say("sent", f"{facts['wire_bytes'] / 1e9:.1f} GB per chip ({kinds}), {share}")
     say(
-      "roofline", f"compute {t['compute']:.2f} s, memory {t['memory']:.2f} s, links {t['links']:.2f} s: bound by "
+      "roofline", f"compute {t['compute']:.2f} s, memory {t['memory']:.2f} s, links {t['links']:.2f} s, host "
+      f"{t['host']:.2f} s: bound by "
       f"{facts['bound']}, MFU at most {facts['roofline_mfu']:.1%}"
     )  # fmt: skip
   if "collectives" in facts:
@@ -505,7 +559,8 @@ def run(cfg, topology: str, programs, slots: int = 0, slices: int = 1) -> dict:
   kind, shape = topology_of(topology)
   if cfg.rollout.engine != "native":
     raise ValueError(f"rollout.engine={cfg.rollout.engine!r}: only the native engine's programs can be compiled here.")
-  plan = make_plan(cfg, CHIPS[kind], open_topology(topology, slices), slots)
+  rollout = bool({"decode", "prefill"} & set(programs))
+  plan = make_plan(cfg, CHIPS[kind], open_topology(topology, slices), slots, rollout)
   c = plan.model.config
   versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "libtpu")}
   numbers = sum(math.prod(x.shape) for x in jax.tree.leaves(plan.model.abstract()))

@@ -2,12 +2,14 @@
 
 import json
 import math
+import types
 
 import jax
 import jax.numpy as jnp
 import pytest
 
 from fipo_jax import config as config_lib
+from fipo_jax.sharding import make_mesh
 from launch import chips, hlo
 from launch import compile as report
 
@@ -206,7 +208,9 @@ def test_tiny_programs_compile_for_a_tpu(capsys, monkeypatch):
   monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
   cfg = tiny(config_lib.default())
   cfg.mesh.tensor, cfg.eval.every = 2, 0
-  cfg.batch.row_tokens, cfg.batch.micro_rows = 128, 4
+  cfg.batch.row_tokens, cfg.batch.micro_rows = 256, 4
+  cfg.model.update(dict(remat="context", offload_inputs=True, tile_tokens=128))
+  cfg.optimizer.offload = True
   programs = json.loads(json.dumps(report.run(cfg, "v5p-8", list(report.PROGRAMS), slots=16)))["programs"]
   assert set(programs) == set(report.PROGRAMS)
   needed = {"fits", "peak_gib", "limit_gib", "compile_s", "collectives"}
@@ -215,7 +219,60 @@ def test_tiny_programs_compile_for_a_tpu(capsys, monkeypatch):
   for name in ("train", "score"):
     facts = programs[name]
     assert figures <= set(facts) and 0 < facts["roofline_mfu"] <= 1 and facts["flops"] > 0.9 * facts["useful_flops"]
+  train = programs["train"]
+  assert train["host_gib"] > 0 and train["kinds_gib"]["optimizer"] < 1e-6 < train["kinds_gib"]["parameters"]
+  assert sum(train["kinds_gib"].values()) == pytest.approx(train["peak_gib"])
   assert {"slots", "cache_gib", "tokens_per_second_bound"} <= set(programs["decode"])
   sums = sum(c["times"] for c in programs["decode"]["collectives"] if c["kind"] == "all-reduce")
   assert sums >= 2 * 3  # two products of each layer
   assert "decode: fits" in capsys.readouterr().out
+
+
+def test_slices_are_joined_along_data_only():
+  pytest.importorskip("libtpu", reason="needs the TPU compiler: pip install libtpu")
+  devices = chips.open_topology("v5p-16", 2)
+  mesh = make_mesh({"data": 2, "fsdp": -1, "context": 1, "tensor": 1}, devices)
+  assert [{d.slice_index for d in row.flat} for row in mesh.devices] == [{0}, {1}]
+  with pytest.raises(ValueError, match="mesh.data=1 must be a multiple of the 2 slices; use mesh.data=2"):
+    make_mesh({"data": 1, "fsdp": -1, "context": 1, "tensor": 1}, devices)
+
+
+def test_what_would_help_begins_with_what_frees_most():
+  cfg = config_lib.default()
+  cfg.batch.micro_rows = 16
+  plan = types.SimpleNamespace(
+    cfg=cfg, mesh=types.SimpleNamespace(shape=dict(data=1, fsdp=8)), model=types.SimpleNamespace(
+      config=types.SimpleNamespace(remat="context", offload_inputs=True)
+    )
+  )  # fmt: skip
+  kinds = {"parameters": 4, "optimizer": 8, "gradients": 4, "layer inputs": 0, "attention results": 5}
+  assert report.remedies(plan, kinds) == [
+    "optimizer.offload=True (8.0 GiB)", "twice the mesh.fsdp or mesh.tensor (8.0 GiB)",
+    "model.remat='full' (5.0 GiB)", "batch.micro_rows=8 (2.5 GiB)",
+    "twice the mesh.context, with as many rows (2.5 GiB)",
+  ]  # fmt: skip
+  plan.model.config.remat = "none"
+  assert report.remedies(plan, kinds)[0] == "model.remat='full'"
+
+
+def test_a_peeled_loop_turns_from_where_its_counter_begins():
+  text = """%body (p: (s32[], f32[4,4])) -> (s32[], f32[4,4]) {
+  %d = f32[4,4]{1,0} dot(%a, %b), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  %a = f32[4,4]{1,0} parameter(1)
+}
+
+%cond (p: (s32[], f32[4,4])) -> pred[] {
+  %limit = s32[] constant(64)
+  %i = s32[] get-tuple-element(%p), index=0
+  ROOT %less = pred[] compare(%i, %limit), direction=LT
+}
+
+ENTRY %main (p: f32[4,4]) -> f32[4,4] {
+  %one = s32[] constant(1)
+  %begin = s32[] copy(%one)
+  %init = (s32[], f32[4,4]{1,0}) tuple(%begin, %p)
+  ROOT %loop = (s32[], f32[4,4]{1,0}) while(%init), condition=%cond, body=%body
+}
+"""
+  assert hlo.read(text).flops == 63 * 2 * 4**3
+  assert hlo.read(text.replace("copy(%one)", "add(%one, %other)")).flops == 64 * 2 * 4**3

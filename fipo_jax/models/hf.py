@@ -230,15 +230,20 @@ def save(
   _replace(partial, directory)
 
 
+@functools.partial(jax.jit, static_argnums=2)
+def _gathered(x, index, whole: NamedSharding):
+  """An array, or one layer of a stack, on every device; compiled once per shape, and not per tensor."""
+  x = x if index is None else jax.lax.dynamic_index_in_dim(x, index, keepdims=False)
+  return jax.lax.with_sharding_constraint(x, whole)
+
+
 def _fetch(path, leaf, layer: int, dtype: str) -> np.ndarray:
   """One published tensor on the host: [out, in], contiguous, in the file's dtype."""
   stacked, target = path[0] == "layers", np.dtype(dtype)
   if leaf.is_fully_addressable:
     host = np.asarray(leaf[layer] if stacked else leaf)
   else:
-    whole = NamedSharding(leaf.sharding.mesh, PartitionSpec())
-    pick = lambda x, i: jax.lax.dynamic_index_in_dim(x, i, keepdims=False) if stacked else x
-    host = np.asarray(jax.jit(pick, out_shardings=whole)(leaf, layer))
+    host = np.asarray(_gathered(leaf, layer if stacked else None, NamedSharding(leaf.sharding.mesh, PartitionSpec())))
   if path[-1].endswith("h"):
     host = host.reshape(*host.shape[:-2], -1)
   host = host.T if NAMES[path][1] == "flip" else host

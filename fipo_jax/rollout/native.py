@@ -86,11 +86,8 @@ class NativeEngine:
     if attention not in ("auto", "xla", "pallas"):
       raise ValueError(f"rollout.attention={attention!r}: expected 'auto', 'xla' or 'pallas'.")
     attention = ("pallas" if kernel else "xla") if attention == "auto" else attention
-    most_pages = -(-(max_prompt_tokens + max_response_tokens) // page_tokens) + 1
-    self.layout = CACHES["xla"] if attention == "xla" else cache_pallas.layout(
-      most_pages, PAGES_PER_BLOCK, megacore_mode="batch" if self._two_cores() else None
-    )
     self.unstacked = attention == "xla"  # layers by name; else a scan over them, and a program that depth does not grow
+    self.layout = self._layout()
     self._own_pages = self._shared_pages = 0  # of one shard, as large as past calls needed
     self._adopt = jax.jit(self._resident, out_shardings=self._shardings())
 
@@ -139,10 +136,14 @@ class NativeEngine:
       "layers": jax.lax.map(layer, params["layers"])
     }
 
-  def _two_cores(self) -> bool:
-    """Whether a chip has two cores under one device, and every shard's slots can be dealt to both, halved or not."""
-    kind = self.mesh.devices.flat[0].device_kind
-    return kind in ("TPU v4", "TPU v5") and (self.slots // self.shards) % 8 == 0
+  def _layout(self):
+    """The cache's; two cores under one device share the slots of a shard, if these can be dealt out, halved or not."""
+    if self.unstacked:
+      return CACHES["xla"]
+    most_pages = -(-(self.max_prompt_tokens + self.max_response_tokens) // self.page) + 1
+    size = self.slots // self.shards
+    two_cores = self.mesh.devices.flat[0].device_kind in ("TPU v4", "TPU v5") and size > 0 and size % 8 == 0
+    return cache_pallas.layout(most_pages, PAGES_PER_BLOCK, megacore_mode="batch" if two_cores else None)
 
   def _shardings(self):
     """Whole along the axes that also spread slots: a weight cut by them would be gathered anew for every token."""
@@ -175,6 +176,7 @@ class NativeEngine:
     slots = max(1, min(256, tokens // per_slot))
     self.slots = self.shards * (slots - slots % 8 if slots > 8 else slots)  # can be halved, and cut by mesh.tensor
     self.cache_tokens = self.cache_tokens or self.shards * min(tokens, self.slots // self.shards * self._longest())
+    self.layout = self._layout()
 
   def _check(self, prompts, samples_per_prompt, sampling, pending):
     if self.params is None:
