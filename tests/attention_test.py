@@ -78,6 +78,20 @@ def test_blocks_of_queries_change_nothing(block):
     np.testing.assert_allclose(got, expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("T", [100, 300, 512])
+def test_rows_in_one_piece_look_at_no_key_after_their_block(T):
+  """Values and gradients of a row in blocks of keys are those of a row whose every query meets every key."""
+  q, k, v = inputs(R=1, T=T)
+  segments = np.repeat([[1, 2]], T // 2, axis=1)
+
+  def loss(q, k, v, block):
+    return jnp.sum(jnp.sin(attention.attend_xla(q, k, v, segments, segments, block=block)))
+
+  of = lambda block: jax.value_and_grad(loss, argnums=(0, 1, 2))(q, k, v, block)
+  for got, expected in zip(jax.tree.leaves(of(1024)), jax.tree.leaves(of(T // 2)), strict=True):
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_long_rows_never_hold_all_scores():
   T = 4096
   shape = jax.ShapeDtypeStruct((1, T, 2, 4), jnp.float32)

@@ -12,6 +12,8 @@ from fipo_jax.sharding import RULES
 HIDDEN_SCORE = -1e30
 # Rows up to this long are scored in one piece; longer ones this many queries at a time.
 QUERY_BLOCK = 1024
+# Of those in one piece so many queries at a time, each against the keys up to its own: of long ones half the work.
+SEEN_BLOCK = 128
 
 
 def attend(q_RTHh, k_RUKh, v_RUKh, segments_RT, segments_RU, *, implementation: str = "xla"):
@@ -42,13 +44,15 @@ def attend_xla(q_RTHh, k_RUKh, v_RUKh, segments_RT, segments_RU, *, block: int =
   q_RTKGh = (q_RTHh * h**-0.5).reshape(R, T, K, H // K, h)
   index_T = jnp.arange(T)
 
-  def some(queries):
-    q, segments, index = queries  # a block of B queries
-    seen_RBU = (segments[:, :, None] == segments_RU[:, None, :]) & (index[:, None] >= index_T)
-    return _weighted(q, k_RUKh, v_RUKh, seen_RBU)
+  def some(queries, end=T):
+    q, segments, index = queries  # a block of B queries, none of which sees a key at `end` or after
+    seen_RBU = (segments[:, :, None] == segments_RU[:, None, :end]) & (index[:, None] >= index_T[:end])
+    return _weighted(q, k_RUKh[:, :end], v_RUKh[:, :end], seen_RBU)
 
   if T <= block:
-    return some((q_RTKGh, segments_RT, index_T)).reshape(R, T, H, h)
+    parts = [slice(t, min(t + SEEN_BLOCK, T)) for t in range(0, T, SEEN_BLOCK)]
+    out = [some((q_RTKGh[:, p], segments_RT[:, p], index_T[p]), p.stop) for p in parts]
+    return jnp.concatenate(out, axis=1).reshape(R, T, H, h)
   pad = -T % block  # padded queries see nothing real and are cut off below
   q, segments = (jnp.pad(x, [(0, 0), (0, pad)] + [(0, 0)] * (x.ndim - 2)) for x in (q_RTKGh, segments_RT))
   blocks = (T + pad) // block
