@@ -335,7 +335,7 @@ def open_optimizer(cfg, model) -> tuple[Any, Callable]:
   )  # fmt: skip
   chain = make_optimizer(
     rate, name=o.name, b1=o.b1, b2=o.b2, eps=o.eps, weight_decay=o.weight_decay, clip_norm=o.clip_norm,
-    momentum_dtype=o.momentum_dtype, matrix_axes=model.matrix_axes(),
+    momentum_dtype=o.momentum_dtype or cfg.model.param_dtype, matrix_axes=model.matrix_axes(),
     scales={"value_head": o.value_learning_rate / o.learning_rate} if model.config.value_head else None,
   )  # fmt: skip
   return chain, rate

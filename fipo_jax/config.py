@@ -71,10 +71,10 @@ def default() -> ml_collections.ConfigDict:
   c.model.param_dtype = "float32"  # master weights; bf16 loses most updates at RL learning rates
   c.model.remat = "full"  # none | dots | context (splash: all but attention) | full: what is recomputed
   c.model.offload_inputs = False  # the inputs of layers wait for the backward pass in the host's memory
-  c.model.tile_tokens = 1024  # of a device, in one product (remat context | full); more need more memory
-  c.model.sum_dtype = ""  # of gradients that devices add up: float32 | bfloat16; "" = model.dtype
+  c.model.tile_tokens = 1024  # of a device at a time (remat context | full; rows of whole 128s); more take more memory
+  c.model.sum_dtype = ""  # in which devices add up gradients of layers and head: float32 | bfloat16; "" = model.dtype
   c.model.attention = "auto"  # of rows: auto | xla | splash (TPU) | cudnn (GPU)
-  c.model.logits_mib = 384.0  # MiB of a device's logits that exist at one time
+  c.model.logits_mib = 384.0  # MiB of a device for logits, the part of the head they need and its gradient
 
   c.mesh = ml_collections.ConfigDict()  # sizes; -1 = all devices left
   c.mesh.data = 1
@@ -409,7 +409,7 @@ def check_mesh(c, mesh_shape) -> None:
 # Fields that may change when a run is resumed: they do not alter what a step computes (alarms only what follows one).
 RESUMABLE = (
   "steps", "workdir", "compile_cache", "checkpoint.every", "checkpoint.keep", "checkpoint.keep_best",
-  "checkpoint.export", "log", "alarms", "reward.workers",
+  "checkpoint.export", "log", "alarms", "reward.workers", "model.offload_inputs", "optimizer.offload",
 )  # fmt: skip
 
 

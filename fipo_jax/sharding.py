@@ -57,7 +57,10 @@ def make_mesh(shape: Mapping[str, int], devices=None) -> Mesh:
   slices = len({getattr(d, "slice_index", 0) for d in devices if d.platform == "tpu"})
   if slices > 1:
     if sizes[0] % slices:
-      raise ValueError(f"mesh.data={sizes[0]} must be a multiple of the {slices} slices; use mesh.data={slices}.")
+      raise ValueError(
+        f"mesh.data={sizes[0]} must be a multiple of the {slices} slices; use mesh.data={slices}, and for the "
+        "other axes the devices of one slice."
+      )
     within, across = [sizes[0] // slices, *sizes[1:]], [slices, 1, 1, 1]
     grid = mesh_utils.create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=True)
   else:

@@ -43,7 +43,7 @@ from ml_collections import config_flags
 from fipo_jax import assemble
 from fipo_jax import config as config_lib
 from fipo_jax.models import PRESETS, attention_splash, hf, make_model
-from fipo_jax.models.transformer import NUMERICS, Model, ModelConfig
+from fipo_jax.models.transformer import NUMERICS, TILED, Model, ModelConfig
 from fipo_jax.rollout import ENGINES, Sampling, decode, serving
 from fipo_jax.sharding import make_mesh, named, named_tree
 from fipo_jax.train.state import HOST
@@ -191,12 +191,14 @@ def remedies(plan: Plan, kinds: dict[str, float]) -> list[str]:
   """What would make a train step smaller, with what each would free of a chip; the largest first."""
   c, b = plan.model.config, plan.cfg.batch
   shards = plan.mesh.shape["data"] * plan.mesh.shape["fsdp"]
+  offload = "model.offload_inputs=True" if c.remat in TILED else "model.remat='full' and model.offload_inputs=True"
   found = [
-    (kinds["layer inputs"], "model.offload_inputs=True"), (kinds["optimizer"], "optimizer.offload=True"),
-    (math.inf if c.remat in ("none", "dots") else kinds["attention results"], "model.remat='full'"),
+    (kinds["layer inputs"], offload), (kinds["optimizer"], "optimizer.offload=True"),
+    (math.inf if c.remat not in TILED else kinds["attention results"], "model.remat='full'"),
   ]  # fmt: skip
-  if b.micro_rows > shards:
-    found.append(((kinds["layer inputs"] + kinds["attention results"]) / 2, f"batch.micro_rows={b.micro_rows // 2}"))
+  if fewer := b.micro_rows // 2 // shards * shards:
+    freed = (kinds["layer inputs"] + kinds["attention results"]) * (1 - fewer / b.micro_rows)
+    found.append((freed, f"batch.micro_rows={fewer}"))
   state = kinds["parameters"] + kinds["optimizer"] + kinds["gradients"]
   found.append(((kinds["layer inputs"] + kinds["attention results"]) / 2, "twice the mesh.context, with as many rows"))
   found.append((state / 2, "twice the mesh.fsdp or mesh.tensor"))

@@ -264,7 +264,7 @@ def _turns(bodies, condition, loop: _Line, table: dict[str, _Line]) -> int | Non
     return None
   counters = [int(re.search(r"index=(\d+)", x.rest)[1]) for x in inside
               if x.op == "get-tuple-element" and x.shape.startswith("s32[]")]  # fmt: skip
-  first = table.get(re.search(r"%([\w.\-]+)", loop.rest)[1])
+  first = table.get(re.match(r"%?([\w.\-]+)", loop.rest)[1])
   if len(counters) == 1 and first and first.op == "tuple":
     first = table.get(re.findall(r"%([\w.\-]+)", first.rest)[counters[0]])
     while first and first.op in ("copy", "bitcast"):

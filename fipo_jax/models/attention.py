@@ -10,9 +10,9 @@ from fipo_jax.sharding import RULES
 
 # Scores of what may not be seen. Finite, so that a row with nothing to see gives numbers and not NaN.
 HIDDEN_SCORE = -1e30
-# Rows up to this long are scored in one piece; longer ones this many queries at a time.
+# Rows longer than this are scored so many queries at a time, each block against all keys, in a loop.
 QUERY_BLOCK = 1024
-# Of those in one piece so many queries at a time, each against the keys up to its own: of long ones half the work.
+# Shorter ones so many at a time, without a loop, each block against the keys up to its own: near half the work.
 SEEN_BLOCK = 128
 
 
@@ -50,7 +50,8 @@ def attend_xla(q_RTHh, k_RUKh, v_RUKh, segments_RT, segments_RU, *, block: int =
     return _weighted(q, k_RUKh[:, :end], v_RUKh[:, :end], seen_RBU)
 
   if T <= block:
-    parts = [slice(t, min(t + SEEN_BLOCK, T)) for t in range(0, T, SEEN_BLOCK)]
+    step = SEEN_BLOCK if _context() == 1 else T  # blocks of a row that is cut over devices would have to move
+    parts = [slice(t, min(t + step, T)) for t in range(0, T, step)]
     out = [some((q_RTKGh[:, p], segments_RT[:, p], index_T[p]), p.stop) for p in parts]
     return jnp.concatenate(out, axis=1).reshape(R, T, H, h)
   pad = -T % block  # padded queries see nothing real and are cut off below
@@ -67,10 +68,14 @@ IMPLEMENTATIONS = {"xla": attend_xla, "splash": attention_splash.attend_splash, 
 NAMES = ("auto", *IMPLEMENTATIONS)
 
 
-def _automatic(q_RTHh) -> str:
+def _context() -> int:
+  """Devices that a row is cut over."""
   mesh = jax.sharding.get_abstract_mesh()
-  context = 1 if mesh.empty else mesh.shape[RULES["tokens"][0]]
-  platform, (_, T, _, h) = jax.default_backend(), q_RTHh.shape
+  return 1 if mesh.empty else mesh.shape[RULES["tokens"][0]]
+
+
+def _automatic(q_RTHh) -> str:
+  context, platform, (_, T, _, h) = _context(), jax.default_backend(), q_RTHh.shape
   if platform == "tpu" and attention_splash.fits(T, context):
     return "splash"
   if platform == "gpu" and context == 1 and attention_cudnn.takes(q_RTHh.dtype, h):

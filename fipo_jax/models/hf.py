@@ -52,7 +52,7 @@ STORAGE_FIELDS = ("torch_dtype", "dtype")
 
 
 def read_config(directory) -> ModelConfig:
-  """The ModelConfig of a Hugging Face directory; numerics (dtype, remat, attention) are left at their defaults.
+  """The ModelConfig of a Hugging Face directory; numerics (`transformer.NUMERICS`) are left at their defaults.
 
   Raises:
     FileNotFoundError: no config.json. ValueError: not JSON, a field is missing, or a model this code is not.

@@ -175,8 +175,8 @@ def _backward_part(
 
   zeros = (jnp.zeros(inputs[0].shape, jnp.float32), jnp.zeros(head_VD.shape, jnp.float32))
   d_hidden_1ND, d_head_VD = _repeat(pieces, one, zeros)
-  d_head_VD = sum_over(d_head_VD, "slices", "tokens")
-  return sum_over(d_hidden_1ND.astype(dtype), "vocab").reshape(hidden_RTD.shape), d_head_VD.astype(head_VD.dtype)
+  d_head_VD = sum_over(d_head_VD.astype(how.sum_dtype), "slices", "tokens").astype(head_VD.dtype)
+  return sum_over(d_hidden_1ND.astype(dtype), "vocab").reshape(hidden_RTD.shape), d_head_VD
 
 
 def _flat(x_RT):
@@ -189,7 +189,7 @@ def _pieces(hidden_1ND, head_VD, how: _How):
 
   The last piece begins early enough to be as large as the others; entries that were there before are not new.
 
-      C · (4 · tile + 8 · D) bytes <= logits_mib:  logits, the piece of the head and its gradient
+      C · (4 · tile + 8 · D) bytes = logits_mib, about:  logits, the piece of the head and its gradient
   """
   V, (_, N, D) = head_VD.shape[0], hidden_1ND.shape
   most = max(1, int(how.logits_mib * 2**20 / (4 * tile_of(1, N, how.tile_tokens) + 8 * D)))

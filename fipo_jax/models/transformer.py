@@ -29,8 +29,6 @@ REMAT = {
 # Rows of it under which a layer's products run tile by tile and keep nothing, and what these keep.
 TILED = {"context": [CONTEXT], "full": []}
 DTYPES = ("float32", "bfloat16")
-
-
 # Fields of ModelConfig that are ours to choose and no part of a published model: config.model has them, too.
 NUMERICS = ("dtype", "param_dtype", "remat", "offload_inputs", "attention", "tile_tokens", "sum_dtype")
 
@@ -292,7 +290,7 @@ class Model:
       return nnx.merge(block, tree)(x, cos, sin, attend)
 
     if self.config.remat in TILED and not keep:
-      body = self._tiled(attend, cos, sin)
+      body = self._tiled(attend, cos, sin, joined=isinstance(params["layers"], tuple))
     if self.config.remat != "none":
       body = jax.checkpoint(body, policy=self._policy(), prevent_cse=False)
     if isinstance(params["layers"], tuple):
@@ -313,7 +311,7 @@ class Model:
       offload_src="device", offload_dst="pinned_host",
     )  # fmt: skip
 
-  def _tiled(self, attend, cos, sin):
+  def _tiled(self, attend, cos, sin, joined: bool):
     """One layer as two functions of single tokens with attention in between; few products are fast to compile."""
     block, (shapes, axes) = _parts(self.config, joined=True)[0], _joined(self.config)
     axes_before, axes_after = layers.halves(axes)
@@ -336,7 +334,7 @@ class Model:
 
     def body(x, tree):
       x = checkpoint_name(x, INPUT)
-      first, second = layers.halves(layers.join(tree))
+      first, second = layers.halves(tree if joined else layers.join(tree))
       q, k, v = tiled(
         before, first, (x,), (cos, sin), axes=(axes_before, (x_axes,), (angles, angles), (heads, kv_heads, kv_heads))
       )

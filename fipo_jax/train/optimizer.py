@@ -56,8 +56,8 @@ def make_optimizer(
 
   Args:
     learning_rate: per update, counted from 0. name: a row of OPTIMIZERS. clip_norm: bound on the global gradient norm.
-    momentum_dtype: of the stored first moment (of muon its momentum); "": of the parameters. The second moment keeps
-      the parameters': its changes, 1 - b2 of it at a time, would be lost in bfloat16.
+    momentum_dtype: of the stored first moment (of muon its momentum); "": that of the gradients. The second moment
+      keeps the parameters': its changes, 1 - b2 of it at a time, would be lost in bfloat16.
     b1, b2, eps: of Adam. weight_decay: per update, times the learning rate.
     matrix_axes: for muon: a tree like the parameters, ((input axes), (output axes)) of a matrix and None for the
       rest (`Model.matrix_axes`).

@@ -52,7 +52,7 @@ def make_steps(
 
   Args:
     objective: logp_RT, batch, entropy_RT, values_RT -> TokenLoss. temperature: of the sampler; log-probs are taken
-      at it. logits_mib: of a device's logits that exist at one time.
+      at it. logits_mib: as in `logprobs.token_logprobs`.
     entropy_gradient: whether the objective differentiates the entropy.
   """
   rows = sharding.named(mesh, None, "rows", "tokens")
