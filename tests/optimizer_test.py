@@ -106,3 +106,21 @@ def test_a_part_of_the_parameters_may_have_its_own_rate(name):
   same = plain.update(grads, plain.init(params), params)[0]
   np.testing.assert_allclose(ours["final_norm"]["scale_D"], 10 * same["final_norm"]["scale_D"], rtol=1e-6)
   np.testing.assert_array_equal(ours["embed_VD"], same["embed_VD"])
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("momentum_dtype", ["bfloat16", "float32"])
+def test_moments_keep_their_dtypes_under_float32_gradients(name, dtype, momentum_dtype):
+  """Else the second update would be another program, on arrays that cannot be donated. The first moment's is chosen."""
+  rate = schedule(learning_rate=0.1, warmup_updates=0, total_updates=1, kind="constant")
+  chain = make_optimizer(
+    rate, name=name, b1=0.9, b2=0.99, eps=1e-8, weight_decay=0.0, clip_norm=1.0, momentum_dtype=momentum_dtype,
+    matrix_axes=MODEL.matrix_axes(),
+  )  # fmt: skip
+  cast = lambda dtype: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), MODEL.abstract())
+  before = jax.eval_shape(chain.init, cast(dtype))
+  _, after = jax.eval_shape(chain.update, cast("float32"), before, cast(dtype))
+  kinds = lambda tree: [x.dtype for x in jax.tree.leaves(tree)]
+  assert kinds(after) == kinds(before)
+  assert momentum_dtype in map(str, kinds(before))
