@@ -28,6 +28,7 @@ def get_config():
   c.rollout.samples_per_prompt = 16
   c.rollout.max_response_tokens = 20_480
   c.rollout.slots = "auto"
+  c.rollout.tensor = 8
   c.reward.verifier = "math_dapo"
   c.reward.overlong_buffer_tokens = 4096
   c.batch.prompts = 512

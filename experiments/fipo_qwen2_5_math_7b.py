@@ -21,6 +21,7 @@ def get_config():
   c.mesh.data, c.mesh.fsdp = 1, -1
   c.batch.micro_rows = 8
   c.rollout.samples_per_prompt = 32
+  c.rollout.tensor = 0
   c.rollout.max_response_tokens = 10_240
   c.reward.overlong_buffer_tokens = 2048
   c.batch.row_tokens = 12_288

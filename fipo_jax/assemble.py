@@ -111,7 +111,7 @@ def build(cfg: ml_collections.ConfigDict) -> Run:
     jax.config.update("jax_compilation_cache_dir", os.path.expanduser(cfg.compile_cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
   mesh = sharding.make_mesh(cfg.mesh)
-  config_lib.check_mesh(cfg, mesh.shape)
+  config_lib.check_mesh(cfg, mesh.shape, sharding.for_rollout(mesh, cfg.rollout.tensor).shape)
   tokenizer, model = open_model(cfg)
   stream, heldout = open_data(cfg, tokenizer)
   if cfg.algorithm.name != "sft" and cfg.batch.prompts > stream.len_epoch:
@@ -310,7 +310,7 @@ def open_engine(cfg, model: Model, mesh, tokenizer) -> Engine:
       api_key=os.environ.get("FIPO_API_KEY", ""), model_name=r.model_name,
     ),
   }[r.engine]  # fmt: skip
-  return ENGINES[r.engine](model.policy(), mesh, **limits, **own)
+  return ENGINES[r.engine](model.policy(), sharding.for_rollout(mesh, r.tensor), **limits, **own)
 
 
 def open_steps(cfg, model, mesh) -> tuple[step_lib.Steps, Any, state_lib.TrainState]:

@@ -113,6 +113,7 @@ def default() -> ml_collections.ConfigDict:
   c.rollout.unfinished = "finish"
   # Sequences decoded side by side; "auto" = from the free memory of a device.
   c.rollout.slots = ml_collections.FieldReference(64, field_type=object)
+  c.rollout.tensor = 0  # devices that share one copy of the policy while sampling; 0 = mesh.tensor
   c.rollout.page_tokens = 64  # tokens of a page of the cache
   c.rollout.cache_tokens = 0  # bound on the cache of responses, over the mesh; 0 = as many as the slots need
   c.rollout.cache_dtype = ""  # "" = the compute dtype | int8: half the memory, less exact log-probabilities
@@ -234,7 +235,7 @@ def _check_ranges(c) -> None:
     "eval.prompts", "eval.samples_per_prompt", "checkpoint.every", "checkpoint.keep", "rollout.temperature",
   )  # fmt: skip
   not_negative(
-    "seed", "checkpoint.keep_best", "rollout.cache_tokens", "rollout.retries", "rollout.min_tokens",
+    "seed", "checkpoint.keep_best", "rollout.cache_tokens", "rollout.retries", "rollout.min_tokens", "rollout.tensor",
     "algorithm.clip_low", "algorithm.clip_high", "algorithm.dual_clip", "rollout.top_k", "eval.top_k",
     "algorithm.delta_clamp", "algorithm.participation_ratio", "model.max_position",
     "eval.temperature", "reward.overlong_buffer_tokens", "reward.overlong_factor", "optimizer.warmup_updates",
@@ -391,10 +392,10 @@ def _check_source(c) -> None:
     )
 
 
-def check_mesh(c, mesh_shape) -> None:
-  """Checks that need the mesh: rows and slots must divide over its data axes."""
-  ways = mesh_shape["data"] * mesh_shape["fsdp"]
-  for field in ("batch.micro_rows", "rollout.slots"):
+def check_mesh(c, mesh_shape, rollout_shape) -> None:
+  """Checks that need the mesh, and that of the rollouts: rows and slots must divide over the data axes."""
+  for field, shape in (("batch.micro_rows", mesh_shape), ("rollout.slots", rollout_shape)):
+    ways = shape["data"] * shape["fsdp"]
     value = _at(c, field)
     if value != "auto" and value % ways and (field != "rollout.slots" or c.rollout.engine == "native"):
       raise ValueError(

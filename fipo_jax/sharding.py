@@ -68,6 +68,20 @@ def make_mesh(shape: Mapping[str, int], devices=None) -> Mesh:
   return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
+def for_rollout(mesh: Mesh, tensor: int) -> Mesh:
+  """The same devices in the same order for sampling, of which `tensor` share a copy of the policy; 0: the same mesh.
+
+  Training wants parameters cut over `fsdp`, sampling wants them whole or cut over few: a token needs all of them.
+  Raises ValueError: the devices of a slice cannot be divided so.
+  """
+  if not tensor:
+    return mesh
+  data, rest = mesh.shape["data"], mesh.size // mesh.shape["data"]
+  if rest % tensor:
+    raise ValueError(f"rollout.tensor={tensor} must divide fsdp*context*tensor={rest} of the mesh; 0 is mesh.tensor.")
+  return Mesh(mesh.devices.reshape(data, rest // tensor, 1, tensor), MESH_AXES, axis_types=mesh.axis_types)
+
+
 def spec(*logical: str | None) -> PartitionSpec:
   """Logical axis names -> PartitionSpec under RULES; None is replicated.
 

@@ -45,7 +45,7 @@ from fipo_jax import config as config_lib
 from fipo_jax.models import PRESETS, attention_splash, hf, make_model
 from fipo_jax.models.transformer import NUMERICS, TILED, Model, ModelConfig
 from fipo_jax.rollout import ENGINES, Sampling, decode, serving
-from fipo_jax.sharding import make_mesh, named, named_tree
+from fipo_jax.sharding import for_rollout, make_mesh, named, named_tree
 from fipo_jax.train.state import HOST
 from fipo_jax.train.step import Steps
 from fipo_jax.types import Batch
@@ -85,13 +85,15 @@ class Plan:
 class Program:
   """lower(): what to compile. beside_bytes: per chip, of what is in memory but no argument. facts: to report.
 
-  useful_flops: that the mathematics needs, per chip. kernel_flops: of each run of a kernel, by a part of its name.
+  useful_flops: that the mathematics needs, per chip. rollout: whether it runs on the rollouts' mesh.
+  kernel_flops: of each run of a kernel, by a part of its name.
   """
 
   lower: Callable
   beside_bytes: int
   facts: dict
   useful_flops: float = 0.0
+  rollout: bool = False
   kernel_flops: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
@@ -120,9 +122,9 @@ def make_plan(cfg, chip: Chip, devices, slots: int = 0, rollout: bool = True) ->
   """
   model = make_model(model_config(cfg))
   mesh = make_mesh(cfg.mesh, devices)
-  r = cfg.rollout
+  r, rollout_mesh = cfg.rollout, for_rollout(mesh, cfg.rollout.tensor)
   engine = ENGINES["native"](
-    model.policy(), mesh, slots=slots or "auto", max_prompt_tokens=cfg.data.max_prompt_tokens,
+    model.policy(), rollout_mesh, slots=slots or "auto", max_prompt_tokens=cfg.data.max_prompt_tokens,
     max_response_tokens=r.max_response_tokens, pad_id=0, page_tokens=r.page_tokens, cache_tokens=r.cache_tokens,
     cache_dtype=r.cache_dtype, attention=r.attention,
   )  # fmt: skip
@@ -253,7 +255,7 @@ def _flops(plan: Plan) -> tuple[float, float, dict[str, float]]:
 
 def decode_program(plan: Plan) -> Program:
   e, D = plan.engine, plan.engine.shards
-  i32 = lambda n, *more, dtype=jnp.int32: jax.ShapeDtypeStruct((n, *more), dtype, sharding=named(plan.mesh, "rows"))
+  i32 = lambda n, *more, dtype=jnp.int32: jax.ShapeDtypeStruct((n, *more), dtype, sharding=named(e.mesh, "rows"))
 
   def work(n):
     columns = {f.name: i32(n) for f in dataclasses.fields(decode.Work) if f.name not in ("key", "seen")}
@@ -271,25 +273,25 @@ def decode_program(plan: Plan) -> Program:
     jax.ShapeDtypeStruct((), bool), jax.ShapeDtypeStruct((), jnp.int32),
     page=e.page, width=r.samples_per_prompt if plan.kinds["shared"] else 0, steps=serving.STEPS,
   )  # fmt: skip
-  return Program(lower, plan.state_bytes, _slots(plan) | bound(plan))
+  return Program(lower, plan.state_bytes, _slots(plan) | bound(plan), rollout=True)
 
 
 def prefill_program(plan: Plan) -> Program:
   e, D = plan.engine, plan.engine.shards
   length = serving._bucket(e.max_prompt_tokens - 1, e.max_prompt_tokens + e.max_response_tokens)
   rows = D * min(plan.rows, max(1, serving.PREFILL_TOKENS // length))
-  i32 = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=named(plan.mesh, "rows"))
+  i32 = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=named(e.mesh, "rows"))
   lower = lambda: decode.prefill.lower(
     e.model, e.layout, _weights(plan), _pools(plan), i32(rows, length), i32(rows), i32(rows, length // e.page),
     i32(rows), page=e.page,
   )  # fmt: skip
-  return Program(lower, plan.state_bytes, _slots(plan) | {"prompts": rows, "prompt_tokens": length})
+  return Program(lower, plan.state_bytes, _slots(plan) | {"prompts": rows, "prompt_tokens": length}, rollout=True)
 
 
 def update_program(plan: Plan) -> Program:
   arguments = _abstract(plan.engine.model.abstract(), plan.engine.model.shardings(plan.mesh))
   facts = {"in_gib": plan.params_bytes / GIB, "out_gib": plan.weight_bytes / GIB}
-  return Program(lambda: plan.engine._adopt.lower(arguments), plan.state_bytes - plan.params_bytes, facts)
+  return Program(lambda: plan.engine._adopt.lower(arguments), plan.state_bytes - plan.params_bytes, facts, rollout=True)
 
 
 PROGRAMS: dict[str, Callable[[Plan], Program]] = {
@@ -309,7 +311,7 @@ def bound(plan: Plan) -> dict:
   per chip: its weights but for the embedding, of which a token reads one row, and its share of the heads' cache.
   """
   c, e = plan.model.config, plan.engine
-  cut, context = plan.mesh.shape["tensor"], e.max_response_tokens // 2
+  cut, context = e.mesh.shape["tensor"], e.max_response_tokens // 2
   size = jnp.dtype(c.dtype).itemsize
   table = 0 if c.tie_embeddings else c.vocab_size * c.d_model * size // cut
   read = plan.weight_bytes - table
@@ -346,7 +348,7 @@ def _pool_shapes(plan: Plan):
   """The pools' shapes and shardings."""
   e = plan.engine
   shape = jax.eval_shape(lambda: e.layout.new(e.model.config, plan.kinds, e.page, e.cache_dtype, e.shards))
-  return shape, named_tree(plan.mesh, e.layout.axes(shape))
+  return shape, named_tree(plan.engine.mesh, e.layout.axes(shape))
 
 
 def _pools(plan: Plan):
@@ -370,7 +372,7 @@ def measure(plan: Plan, program: Program, options: dict[str, str] | None = None)
   facts = program.facts | {"limit_gib": plan.chip.hbm_gib, "beside_gib": program.beside_bytes / GIB}
   began = time.perf_counter()
   try:
-    with jax.set_mesh(plan.mesh), _as_on_tpu():
+    with jax.set_mesh(plan.engine.mesh if program.rollout else plan.mesh), _as_on_tpu():
       compiled = program.lower().compile(compiler_options=options)
   except jax.errors.JaxRuntimeError as e:
     if "RESOURCE_EXHAUSTED" not in str(e):
@@ -568,7 +570,7 @@ def run(cfg, topology: str, programs, slots: int = 0, slices: int = 1) -> dict:
   numbers = sum(math.prod(x.shape) for x in jax.tree.leaves(plan.model.abstract()))
   result = {
     "topology": topology, "slices": slices, "chips": plan.chips, "shape": "x".join(map(str, shape)),
-    "mesh": dict(plan.mesh.shape),
+    "mesh": dict(plan.mesh.shape), "rollout_mesh": dict(plan.engine.mesh.shape),
     "model": {"path": cfg.model.path, "preset": cfg.model.preset, "parameters": numbers, "layers": c.num_layers,
               "d_model": c.d_model, "dtype": c.dtype},
     "max_prompt_tokens": cfg.data.max_prompt_tokens, "max_response_tokens": cfg.rollout.max_response_tokens,

@@ -113,12 +113,15 @@ def test_types_are_held():
     config.default().batch.prompts = "many"
 
 
+EIGHT = {"data": 1, "fsdp": 8, "context": 1, "tensor": 1}
+
+
 def test_slots_are_a_number_or_auto():
   c = valid()
   for slots in ("auto", 8):
     c.rollout.slots = slots
     config.validate(c)
-    config.check_mesh(c, {"data": 1, "fsdp": 8, "context": 1, "tensor": 1})
+    config.check_mesh(c, EIGHT, EIGHT)
   for slots in (0, "all", 2.5):
     c.rollout.slots = slots
     with pytest.raises(ValueError, match=f"rollout.slots={slots!r}: expected a number greater than 0, or 'auto'"):
@@ -129,7 +132,7 @@ def test_mesh_must_divide_rows_and_slots():
   c = valid()
   c.rollout.slots = 48
   with pytest.raises(ValueError, match=r"rollout.slots=48 must be a multiple of data\*fsdp=32; try 32"):
-    config.check_mesh(c, {"data": 1, "fsdp": 32, "context": 1, "tensor": 1})
+    config.check_mesh(c, EIGHT, {**EIGHT, "fsdp": 32})
 
 
 def test_differences_name_fields_and_leave_resumable_ones_out():

@@ -14,7 +14,7 @@ from fipo_jax.models import PRESETS, make_model
 from fipo_jax.models.logprobs import token_logprobs
 from fipo_jax.rollout import ENGINES, Sampling, serving
 from fipo_jax.rollout import native as native_lib
-from fipo_jax.sharding import make_mesh
+from fipo_jax.sharding import for_rollout, make_mesh
 from fipo_jax.types import Prompt
 
 CONFIG = dataclasses.replace(
@@ -280,6 +280,23 @@ def test_sharded_equals_unsharded(shape, slots):
   got = e.generate(prompts, 4, key=KEY, sampling=SAMPLING)
   same_numbers(got, want)
   assert e.usage.prefill_tokens == sum(len(p.tokens) - 1 for p in prompts)
+
+
+def test_parameters_of_the_trainers_mesh_sample_on_that_of_the_rollouts():
+  """Trained over fsdp 8, sampled by four groups of two devices: the same numbers, and no device with a whole copy."""
+  prompts, trained = make_prompts(5), make_mesh(dict(data=1, fsdp=8, context=1, tensor=1))
+  want = engine(SLOTS).generate(prompts, 4, key=KEY, sampling=SAMPLING)
+  mesh = for_rollout(trained, 2)
+  assert dict(mesh.shape) == {"data": 1, "fsdp": 4, "context": 1, "tensor": 2}
+  assert list(mesh.devices.flat) == list(trained.devices.flat) and for_rollout(trained, 0) is trained
+  params = jax.tree.map(jax.device_put, random_params(), MODEL.shardings(trained))
+  with jax.set_mesh(trained):  # as the training loop does
+    e = engine(12, mesh=mesh, params=params)
+    same_numbers(e.generate(prompts, 4, key=KEY, sampling=SAMPLING), want)
+  gate_up = e.params["layers"][1]["mlp"]["gate_up_DxF"]
+  assert gate_up.sharding.shard_shape(gate_up.shape) == (16, 2, 12)
+  with pytest.raises(ValueError, match=r"rollout.tensor=3 must divide fsdp\*context\*tensor=8 of the mesh"):
+    for_rollout(trained, 3)
 
 
 def test_weights_are_whole_on_every_row_group():
