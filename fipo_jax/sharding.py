@@ -15,6 +15,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+HOST = "pinned_host"  # JAX's name of the host's memory that a device reads and writes
 MESH_AXES = ("data", "fsdp", "context", "tensor")
 
 # Logical axis -> mesh axes. Parameters: embed, mlp, heads, kv_heads, head, vocab, layers. Activations: rows, tokens,

@@ -45,8 +45,7 @@ from fipo_jax import config as config_lib
 from fipo_jax.models import PRESETS, attention_splash, hf, make_model
 from fipo_jax.models.transformer import NUMERICS, TILED, Model, ModelConfig
 from fipo_jax.rollout import ENGINES, Sampling, decode, serving
-from fipo_jax.sharding import for_rollout, make_mesh, named, named_tree
-from fipo_jax.train.state import HOST
+from fipo_jax.sharding import HOST, for_rollout, make_mesh, named, named_tree
 from fipo_jax.train.step import Steps
 from fipo_jax.types import Batch
 from launch import hlo

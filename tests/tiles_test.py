@@ -73,7 +73,7 @@ def test_gradients_add_up_over_devices_in_the_chosen_dtype(dtype):
   rows = [jnp.concatenate([x, x]) for x in (TOKENS_RT, POSITIONS_RT, SEGMENTS_RT)]
   with jax.set_mesh(mesh):
     text = jax.jit(jax.grad(loss), in_shardings=(model.shardings(mesh),)).lower(params).as_text()
-  sums = [line for line in text.split("stablehlo.reduce_scatter")[1:]]
+  sums = text.split("stablehlo.reduce_scatter")[1:]
   written = {"float32": "f32", "bfloat16": "bf16"}[dtype]
   matrices = [s.split("}) : (tensor<")[1].split(">")[0] for s in sums]
   assert len(matrices) >= 4 and {m.rsplit("x", 1)[1] for m in matrices} == {written}

@@ -273,11 +273,11 @@ class Block(nnx.Module):
     return self.after(x, context), kept
 
   def before(self, x, cos, sin):
-    """(q, k, v) of the residual stream."""
+    """The residual stream [..., D] -> q [..., H, h], k and v [..., K, h], of one device's heads inside `local`."""
     return self.attention.project(self.attention_norm(x), cos, sin)
 
   def after(self, x, context):
-    """The residual stream with what attention found and what the MLP makes of it."""
+    """The residual stream x [..., D] with what attention found, context [..., H, h], and what the MLP makes of both."""
     x = activation(x + self.attention.output(context), None)
     return activation(x + self.mlp(self.mlp_norm(x)), None)
 

@@ -15,7 +15,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from fipo_jax.models import attention, attention_splash, layers, tiles
-from fipo_jax.sharding import RULES, constrain, named
+from fipo_jax.sharding import HOST, RULES, constrain, named
 
 # Names of values that the backward pass may find where the forward pass left them.
 INPUT, CONTEXT = "input", attention_splash.KEPT  # of a layer; what attention made
@@ -308,7 +308,7 @@ class Model:
       return REMAT[self.config.remat]
     return jax.checkpoint_policies.save_and_offload_only_these_names(
       names_which_can_be_saved=TILED[self.config.remat], names_which_can_be_offloaded=[INPUT],
-      offload_src="device", offload_dst="pinned_host",
+      offload_src="device", offload_dst=HOST,
     )  # fmt: skip
 
   def _tiled(self, attend, cos, sin, joined: bool):

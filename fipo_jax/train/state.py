@@ -11,8 +11,8 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fipo_jax.models.transformer import Model
+from fipo_jax.sharding import HOST
 
-HOST = "pinned_host"  # JAX's name of the host's memory that a device reads and writes
 OPT_STATE = jax.tree_util.GetAttrKey("opt_state")
 
 

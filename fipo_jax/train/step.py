@@ -19,7 +19,7 @@ from fipo_jax import sharding
 from fipo_jax.algorithms import diagnostics
 from fipo_jax.models import logprobs
 from fipo_jax.models.transformer import Model
-from fipo_jax.train.state import HOST, TrainState, layout, on_device
+from fipo_jax.train.state import TrainState, layout, on_device
 from fipo_jax.types import Batch, Max, Mean, Quantiles, TokenLoss
 
 Objective = Callable[..., TokenLoss]
@@ -59,7 +59,7 @@ def make_steps(
   one = sharding.named(mesh, "rows", "tokens")
   everywhere = sharding.named(mesh)
   states = layout(abstract_state)
-  offloaded = any(s.memory_kind == HOST for s in jax.tree.leaves(states.opt_state))
+  offloaded = any(s.memory_kind == sharding.HOST for s in jax.tree.leaves(states.opt_state))
 
   def narrow(params):
     return jax.lax.with_sharding_constraint(model.cast(params), states.params)
