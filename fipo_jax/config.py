@@ -69,9 +69,10 @@ def default() -> ml_collections.ConfigDict:
   c.model.max_position = 0  # tokens; 0 = the checkpoint's max_position_embeddings, another number replaces it
   c.model.dtype = "bfloat16"  # compute
   c.model.param_dtype = "float32"  # master weights; bf16 loses most updates at RL learning rates
-  c.model.remat = "full"  # none | dots | context (splash: all but attention) | full: what is recomputed
+  c.model.remat = "full"  # none | dots | context (splash, cudnn: all but attention) | full: what is recomputed
   c.model.offload_inputs = False  # the inputs of layers wait for the backward pass in the host's memory
-  c.model.tile_tokens = 1024  # of a device at a time (remat context | full; rows of whole 128s); more take more memory
+  # Of a device at a time (remat context | full; rows of whole 128s). More take more memory; a GPU is faster with a row.
+  c.model.tile_tokens = 1024
   c.model.sum_dtype = ""  # in which devices add up gradients of layers and head: float32 | bfloat16; "" = model.dtype
   c.model.attention = "auto"  # of rows: auto | xla | splash (TPU) | cudnn (GPU)
   c.model.logits_mib = 384.0  # MiB of a device for logits, the part of the head they need and its gradient

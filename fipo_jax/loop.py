@@ -99,9 +99,12 @@ def learn(run: Run, groups: list[list[Rollout]], step: int, log, progress) -> di
   parts = np.array_split(order, c.prompts // c.minibatch_prompts)
   minibatches = [[groups[i] for i in part] for part in parts if len(part)]
   num_micro = math.ceil(c.minibatch_prompts * len(groups[0]) / c.micro_rows)
+  segments = run.model.most_segments(c.row_tokens, run.mesh.shape["context"])
   packed, batches, tokens = [], [], 0
   for minibatch in minibatches:
-    p = batching.pack(minibatch, row_tokens=c.row_tokens, micro_rows=c.micro_rows, num_micro=num_micro)
+    p = batching.pack(
+      minibatch, row_tokens=c.row_tokens, micro_rows=c.micro_rows, num_micro=num_micro, segments=segments
+    )
     batches.append(run.place(p.batch))
     tokens += int((p.batch.segments > 0).sum())
     packed.append(dataclasses.replace(p, batch=None))  # at scale the host has no room for all of them

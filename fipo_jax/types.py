@@ -179,11 +179,6 @@ class TokenLoss:
   per_token: dict[str, jax.Array]
 
 
-def most_segments(row_tokens: int) -> int:
-  """The most responses that are packed into a row, so that kernels can have one size: one per 16 tokens, or 8."""
-  return max(8, row_tokens // 16)
-
-
 def check_axes(**arrays) -> dict[str, int]:
   """Holds arrays to the axes their names promise: `check_axes(logp_RT=x, mask_RT=m)`.
 

@@ -6,13 +6,14 @@ The last line is one JSON object. Times are medians of five runs after one that 
     longtail    useful_tok_s: the same for responses of very different lengths; occupancy: share of slot steps used
     real_sampler  tok_s: a Hugging Face checkpoint (--model=DIR) in bfloat16
     step        tok_s: tokens of one optimizer step of DAPO on 16 rows of 512 tokens; peak_rss_mb is of interest, too
+    train       tok_s, mfu, peak_gib: an experiment's own optimizer step (--config=FILE --config.FIELD=VALUE) on the
+                devices there are, random weights and --micro_batches of full rows: what compile.py foretells
     future_kl   seconds, baseline_seconds, ratio: Future-KL by scan against the published form, a chunked matmul;
                 through the loss and its gradient: loss_seconds
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import functools
 import json
@@ -27,6 +28,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import app, flags
+from ml_collections import config_flags
 
 from fipo_jax import assemble, config
 from fipo_jax.algorithms import future_kl as fkl
@@ -38,6 +41,8 @@ from fipo_jax.rollout import ENGINES, Sampling
 from fipo_jax.sharding import make_mesh, to_mesh
 from fipo_jax.train import state
 from fipo_jax.types import Batch, Prompt
+from launch import chips
+from launch import compile as compile_
 
 SMALL_QWEN2 = ModelConfig(
   vocab_size=4096,
@@ -115,7 +120,7 @@ def longtail() -> dict:
 def real_sampler(model_dir: str) -> dict:
   """A Hugging Face checkpoint (--model) in bfloat16: 32 prompts of 64 tokens, 128 new tokens each."""
   if not model_dir:
-    raise SystemExit("--model='': real_sampler needs a Hugging Face directory, such as Qwen2.5-0.5B.")
+    raise ValueError("--model='': real_sampler needs a Hugging Face directory, such as Qwen2.5-0.5B.")
   mesh = make_mesh({"data": -1, "fsdp": 1, "context": 1, "tensor": 1})
   model = make_model(dataclasses.replace(hf.read_config(model_dir), dtype="bfloat16", param_dtype="bfloat16"))
   engine = ENGINES["native"](model, mesh, slots=32, max_prompt_tokens=64, max_response_tokens=128, pad_id=0)
@@ -134,36 +139,67 @@ def real_sampler(model_dir: str) -> dict:
 
 def step() -> dict:
   """One DAPO step of the small model in float32: 16 rows of 64 prompt and 448 response tokens, AdamW."""
-  rows, prompt_tokens, response_tokens, micro_rows = 16, 64, 448, 2
-  tokens = prompt_tokens + response_tokens
+  rows, prompt_tokens, micro_rows = 16, 64, 2
   cfg = config.default()
   cfg.algorithm.update(PRESETS["dapo"])
-  cfg.batch.row_tokens, cfg.batch.micro_rows = tokens, micro_rows
-  model, mesh = make_model(SMALL_QWEN2), make_mesh({"data": 1, "fsdp": -1, "context": 1, "tensor": 1})
+  cfg.batch.row_tokens, cfg.batch.micro_rows = prompt_tokens + 448, micro_rows
+  mesh = make_mesh({"data": 1, "fsdp": -1, "context": 1, "tensor": 1})
+  return optimizer_step(cfg, make_model(SMALL_QWEN2), mesh, rows // micro_rows, prompt_tokens)
+
+
+def train(cfg, micro_batches: int) -> dict:
+  """An experiment's step with random weights; MFU counts what the mathematics needs and no recomputation."""
+  if cfg is None:
+    raise ValueError("--config=None: train needs an experiment, such as experiments/fipo_qwen2_5_32b.py.")
+  compile_.validate(cfg)
+  model, mesh = make_model(compile_.model_config(cfg)), make_mesh(cfg.mesh)
+  result = optimizer_step(cfg, model, mesh, micro_batches, prompt_tokens=1)
+  linear, attention, _ = compile_.forward_flops(model, cfg.batch, mesh)
+  tflop_s = 3 * (linear + attention) * micro_batches / result["seconds"] / 1e12
+  device = mesh.devices.flat[0]
+  peak = next((v for kind, v in chips.PEAK_TFLOP_S.items() if device.device_kind.startswith(kind)), None)
+  memory = device.memory_stats() or {}
+  return result | {
+    "device": device.device_kind, "devices": mesh.size, "tflop_s_per_device": tflop_s,
+    "mfu": tflop_s / peak if peak else None, "peak_gib": memory.get("peak_bytes_in_use", 0) / 2**30 or None,
+  }  # fmt: skip
+
+
+def optimizer_step(cfg, model, mesh, num_micro: int, prompt_tokens: int) -> dict:
+  """Times the update program of a config on random weights and full rows of one sequence each."""
   steps, optimizer, abstract = assemble.open_steps(cfg, model, mesh)
   layout = state.layout(abstract)
-  current = jax.jit(lambda key: state.create(model.init(key), optimizer), out_shardings=layout)(jax.random.key(0))
-  rng, num_micro = np.random.default_rng(0), rows // micro_rows
-  shape = (num_micro, micro_rows, tokens)
+  with jax.set_mesh(mesh):
+    params = jax.jit(model.init, out_shardings=layout.params)(jax.random.key(0))
+    create = jax.jit(lambda p: state.create(p, optimizer), donate_argnums=0, out_shardings=layout)
+    current = create(params)
+  del params
+  rng, shape = np.random.default_rng(0), (num_micro, cfg.batch.micro_rows, cfg.batch.row_tokens)
   wide = lambda x: np.broadcast_to(x, shape)
-  mask = wide(np.arange(tokens) >= prompt_tokens).astype(np.float32)
+  mask = wide(np.arange(shape[-1]) >= prompt_tokens).astype(np.float32)
   batch = Batch(
-    tokens=rng.integers(3, SMALL_QWEN2.vocab_size, shape).astype(np.int32),
-    positions=wide(np.arange(tokens, dtype=np.int32)), segments=np.ones(shape, np.int32), mask=mask,
-    advantages=mask * rng.normal(size=shape[:2])[..., None].astype(np.float32), old_logp=-8.3 * mask,
-    sampler_logp=-8.3 * mask, group_tokens=8.0 * response_tokens * mask, age=np.zeros(shape, np.float32),
+    tokens=rng.integers(3, model.config.vocab_size, shape).astype(np.int32),
+    positions=wide(np.arange(shape[-1], dtype=np.int32)), segments=np.ones(shape, np.int32), mask=mask,
+    advantages=mask * rng.normal(size=shape[:2])[..., None].astype(np.float32), old_logp=mask,
+    sampler_logp=mask, group_tokens=8.0 * mask * (shape[-1] - prompt_tokens), age=np.zeros(shape, np.float32),
   )  # fmt: skip
   batch = to_mesh(mesh, batch, None, "rows", "tokens")
+  with jax.set_mesh(mesh):
+    logp = steps.score(current.params, batch, num_micro)["logp"]  # on policy: no objective turns rows away
+  batch, loss = dataclasses.replace(batch, old_logp=logp, sampler_logp=logp), None
 
   def run(_):
-    nonlocal current
+    nonlocal current, loss
     with jax.set_mesh(mesh):
       current, metrics = steps.update(current, batch, num_micro)
       jax.block_until_ready((current, metrics))
+    loss = float(metrics["loss"].value())
 
   seconds, compile_s = timed(run)
+  tokens = int(np.prod(shape))
   return {
-    "rows": rows, "tokens": rows * tokens, "seconds": seconds, "tok_s": rows * tokens / seconds, "compile_s": compile_s
+    "rows": tokens // shape[-1], "tokens": tokens, "seconds": seconds, "tok_s": tokens / seconds,
+    "compile_s": compile_s, "loss": loss,
   }  # fmt: skip
 
 
@@ -215,23 +251,33 @@ def future_kl() -> dict:
 BENCHMARKS = {
   "sampler": sampler,
   "longtail": longtail,
-  "real_sampler": real_sampler,
   "step": step,
   "future_kl": future_kl,
 }
 
 
-def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--what", choices=sorted(BENCHMARKS), required=True)
-  parser.add_argument("--model", default="", help="Hugging Face directory, for real_sampler")
-  options = parser.parse_args()
-  what = options.what
-  result = real_sampler(options.model) if what == "real_sampler" else BENCHMARKS[what]()
+def define_flags() -> None:
+  flags.DEFINE_enum("what", None, sorted([*BENCHMARKS, "real_sampler", "train"]), "Which part.", required=True)
+  flags.DEFINE_string("model", "", "Hugging Face directory, for real_sampler.")
+  config_flags.DEFINE_config_file("config", None, "An experiment file, for train; --config.FIELD=VALUE overrides.")
+  flags.DEFINE_integer("micro_batches", 4, "Of a step, for train.", lower_bound=1)
+
+
+def main(_) -> None:
+  given = flags.FLAGS
+  own = {
+    "real_sampler": lambda: real_sampler(given.model),
+    "train": lambda: train(given.config, given.micro_batches),
+  }
+  try:
+    result = (BENCHMARKS | own)[given.what]()
+  except (ValueError, OSError) as e:
+    compile_.fail(str(e))
   peak_rss_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
   rounded = {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in result.items()}
-  print(json.dumps({"what": what, **rounded, "peak_rss_mb": peak_rss_mb, "jax": jax.__version__}))
+  print(json.dumps({"what": given.what, **rounded, "peak_rss_mb": peak_rss_mb, "jax": jax.__version__}))
 
 
 if __name__ == "__main__":
-  main()
+  define_flags()
+  app.run(main)

@@ -42,6 +42,11 @@ CHIPS: dict[str, Chip] = {
   "v6e": Chip("v6e", "default", 1, 31.24, 1.64, 918, 4 * 90, 16),
   "v7x": Chip("tpu7x", "default", 2, 94.74, 7.4 / 2, 2310 / 2, 1200 / 2, 4, devices=2),
 }
+# What jax.Device.device_kind says, or begins with -> bfloat16 TFLOP/s. GPUs: dense, of the SXM modules' data sheets.
+PEAK_TFLOP_S: dict[str, float] = {
+  "TPU v4": 275, "TPU v5 lite": 197, "TPU v5e": 197, "TPU v5": 459, "TPU v6": 918, "TPU7x": 2310 / 2,
+  "NVIDIA A100": 312, "NVIDIA H100": 989, "NVIDIA H200": 989,
+}  # fmt: skip
 _3D = ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4), (4, 4, 4), (4, 4, 8), (4, 8, 8), (8, 8, 8))
 _2D = ((2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
 # Google's name -> (kind of chip, chips along each axis).

@@ -166,7 +166,7 @@ def pages_of(size: int, *, width: int, page: int, prompt: int, cache_tokens: int
 def train_program(plan: Plan) -> Program:
   batch, used = _batch(plan)
   lower = lambda: plan.steps.update.lower(plan.state, batch, used)
-  linear, attention, kernels = _flops(plan)
+  linear, attention, kernels = forward_flops(plan.model, plan.cfg.batch, plan.mesh)
   return Program(lower, 0, _rows(plan) | {"kinds_gib": kinds_of_memory(plan)}, 3 * linear + 3 * attention, kernels)
 
 
@@ -210,7 +210,7 @@ def remedies(plan: Plan, kinds: dict[str, float]) -> list[str]:
 def score_program(plan: Plan) -> Program:
   batch, used = _batch(plan)
   lower = lambda: plan.steps.score.lower(plan.state.params, batch, used)
-  linear, attention, kernels = _flops(plan)
+  linear, attention, kernels = forward_flops(plan.model, plan.cfg.batch, plan.mesh)
   return Program(lower, plan.state_bytes - plan.params_bytes, _rows(plan), linear + attention, kernels)
 
 
@@ -233,21 +233,21 @@ def _rows(plan: Plan) -> dict:
   return {"rows": b.micro_rows, "row_tokens": b.row_tokens, "tokens_per_chip": b.micro_rows * b.row_tokens / plan.chips}
 
 
-def _flops(plan: Plan) -> tuple[float, float, dict[str, float]]:
-  """FLOPs of one forward pass per chip: products with parameters, attention; and of each run of a splash kernel.
+def forward_flops(model: Model, b, mesh) -> tuple[float, float, dict[str, float]]:
+  """FLOPs of a forward pass over a micro-batch of b (config.batch), per chip: with parameters, attention; of kernels.
 
       linear = 2 N tokens,   N without an embedding that is no head: it is looked up
       attention = 2 · (2 · tokens · T / 2 · H h)   per layer: scores and values, causal half
 
-  The kernel's passes are 2 products forward, 5 in the fused backward.
+  The last is of each run of a splash kernel, by its name: 2 products forward, 5 in the fused backward.
   """
-  c, b = plan.model.config, plan.cfg.batch
-  tokens = b.micro_rows * b.row_tokens / plan.chips
-  tree = plan.model.policy().abstract()
+  c = model.config
+  tokens = b.micro_rows * b.row_tokens / mesh.size
+  tree = model.policy().abstract()
   numbers = sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
   numbers -= 0 if c.tie_embeddings else math.prod(tree["embed_VD"].shape)
   product = tokens * b.row_tokens * c.num_heads * c.head_dim
-  once = product / attention_splash.groups_of(c.num_kv_heads // plan.mesh.shape["tensor"])
+  once = product / attention_splash.groups_of(c.num_kv_heads // mesh.shape["tensor"])
   kernels = {"fwd": 2 * once, "dkv": 5 * once, "dq": 3 * once}
   return 2 * numbers * tokens, 2 * product * c.num_layers, kernels
 

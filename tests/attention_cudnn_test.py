@@ -1,20 +1,35 @@
 """What cuDNN is told of packed rows; and, on a GPU that has it, the kernel against plain XLA."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fipo_jax.models import attention, attention_cudnn
+from fipo_jax.models import PRESETS, attention, attention_cudnn, make_model
 
 
 def test_segments_as_sequences():
-  segments_RT = np.zeros((2, 64), np.int32)  # 8 segments at most, and padding
+  segments_RT = np.zeros((2, 64), np.int32)
   segments_RT[0, :40] = np.repeat([1, 2], [30, 10])
   segments_RT[1] = np.repeat([1, 2, 3], [1, 62, 1])
   lengths, starts = attention_cudnn._sequences(segments_RT)
-  assert lengths.tolist() == [[30, 10, 24] + [-1] * 6, [1, 62, 1] + [-1] * 6]
-  assert starts.tolist() == [[0, 30, 40] + [-1] * 7, [0, 1, 63] + [-1] * 7]
+  more = attention_cudnn.MOST_SEGMENTS - 2  # and padding
+  assert lengths.tolist() == [[30, 10, 24] + [-1] * more, [1, 62, 1] + [-1] * more]
+  assert starts.tolist() == [[0, 30, 40] + [-1] * (more + 1), [0, 1, 63] + [-1] * (more + 1)]
+
+
+def test_heads_take_turns_where_the_workspace_would_be_large():
+  assert attention_cudnn._groups((1, 2048, 28, 128), 4) == 1
+  assert attention_cudnn._groups((1, 22_528, 40, 128), 8) == 8  # 3.5 GiB each, and no smaller turns
+  assert attention_cudnn._groups((1, 4096, 40, 128), 8) == 4
+
+
+def test_rows_get_no_more_segments_than_the_kernel_takes():
+  sizes = PRESETS["tiny"]
+  most = lambda name: make_model(dataclasses.replace(sizes, attention=name)).most_segments(4096, 1)
+  assert (most("cudnn"), most("xla")) == (attention_cudnn.MOST_SEGMENTS, None)
 
 
 def test_what_it_does_not_take_is_refused():
@@ -27,9 +42,11 @@ def test_what_it_does_not_take_is_refused():
 
 
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs a GPU with cuDNN")
-@pytest.mark.parametrize("h", [64, 128])
-def test_equals_plain_attention(h):
-  """Values and gradients of what is real, in bfloat16, within its rounding of float32's."""
+@pytest.mark.parametrize(("h", "workspace"), [(64, None), (128, None), (128, 1)])
+def test_equals_plain_attention(h, workspace, monkeypatch):
+  """Values and gradients of what is real, in bfloat16, within its rounding of float32's; heads at once or in turns."""
+  if workspace:
+    monkeypatch.setattr(attention_cudnn, "WORKSPACE", workspace)
   R, T, H, K = 3, 512, 8, 2
   rng = np.random.default_rng(0)
   q, k, v = (jnp.asarray(rng.standard_normal((R, T, n, h)), jnp.bfloat16) for n in (H, K, K))
@@ -51,3 +68,11 @@ def test_equals_plain_attention(h):
   for ours, exact in zip(got, results(attention.attend_xla, jnp.float32), strict=True):
     assert np.isfinite(ours).all()
     assert np.abs(ours - exact).max() < 0.03 * np.abs(exact).max()
+
+
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs a GPU with cuDNN")
+def test_too_many_segments_are_seen():
+  x, T = jnp.ones((1, 512, 2, 64), jnp.bfloat16), 512
+  of = lambda n: attention_cudnn.attend_cudnn(x, x, x, *[jnp.repeat(jnp.arange(1, n + 1), T // n)[None]] * 2)
+  assert jnp.isfinite(of(32)).all()
+  assert jnp.isnan(of(64)).all()

@@ -50,6 +50,13 @@ def test_micro_batches_are_about_equally_full():
   assert packed.used == 2 and full.min() > 0.6 * full.max()
 
 
+def test_no_row_has_more_segments_than_asked_for():
+  groups = [[rollout(1, 1) for _ in range(10)]]
+  pack = lambda **most: batching.pack(groups, row_tokens=20, micro_rows=1, num_micro=5, **most)
+  assert pack().batch.segments.max(axis=(1, 2)).tolist() == [10, 0, 0, 0, 0]
+  assert pack(segments=4).batch.segments.max(axis=(1, 2)).tolist() == [4, 4, 2, 0, 0]
+
+
 def test_too_few_micro_batches_are_refused():
   with pytest.raises(ValueError, match="batch.micro_rows=1.*3 rows need 3 micro-batches, not 2"):
     batching.pack([[rollout(2, 8) for _ in range(3)]], row_tokens=10, micro_rows=1, num_micro=2)

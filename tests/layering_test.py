@@ -37,6 +37,7 @@ MAY_IMPORT = {
   ),
   "launch/": ("fipo_jax/",),
   "launch/compile": ("fipo_jax/", "launch/chips", "launch/hlo"),
+  "launch/benchmark": ("fipo_jax/", "launch/chips", "launch/compile"),
   "experiments/": ("fipo_jax/config", "fipo_jax/algorithms/presets"),
   "tests/": ("fipo_jax/", "launch/", "experiments/"),
 }

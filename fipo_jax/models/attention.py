@@ -33,7 +33,7 @@ def attend(q_RTHh, k_RUKh, v_RUKh, segments_RT, segments_RU, *, implementation: 
   if implementation not in NAMES:
     raise ValueError(f"attention={implementation!r} is unknown; choose from {', '.join(NAMES)}.")
   if implementation == "auto":
-    implementation = _automatic(q_RTHh)
+    implementation = automatic(q_RTHh.shape[1], q_RTHh.shape[3], q_RTHh.dtype, _context())
   return IMPLEMENTATIONS[implementation](q_RTHh, k_RUKh, v_RUKh, segments_RT, segments_RU)
 
 
@@ -74,11 +74,16 @@ def _context() -> int:
   return 1 if mesh.empty else mesh.shape[RULES["tokens"][0]]
 
 
-def _automatic(q_RTHh) -> str:
-  context, platform, (_, T, _, h) = _context(), jax.default_backend(), q_RTHh.shape
-  if platform == "tpu" and attention_splash.fits(T, context):
+def automatic(tokens: int, head_dim: int, dtype, context: int) -> str:
+  """What "auto" stands for: the fastest row of IMPLEMENTATIONS on this platform that takes such rows.
+
+  Args:
+    tokens: T of a whole row. dtype: of the queries. context: devices that a row is cut over.
+  """
+  platform = jax.default_backend()
+  if platform == "tpu" and attention_splash.fits(tokens, context):
     return "splash"
-  if platform == "gpu" and context == 1 and attention_cudnn.takes(q_RTHh.dtype, h):
+  if platform == "gpu" and context == 1 and attention_cudnn.takes(dtype, head_dim):
     return "cudnn"
   return "xla"
 

@@ -14,20 +14,32 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from fipo_jax.models import attention, attention_splash, layers, tiles
+from fipo_jax.models import attention, attention_cudnn, attention_splash, layers, tiles
 from fipo_jax.sharding import HOST, RULES, constrain, named
 
 # Names of values that the backward pass may find where the forward pass left them.
 INPUT, CONTEXT = "input", attention_splash.KEPT  # of a layer; what attention made
+
+
+def _with_context(policy):
+  """The policy, and what attention made is kept: by its name, or as the kernel's result."""
+  named = jax.checkpoint_policies.save_only_these_names(CONTEXT)
+
+  def keep(primitive, *inputs, **params):
+    kept = primitive is attention_cudnn.KERNEL or named(primitive, *inputs, **params)
+    return kept or policy(primitive, *inputs, **params)
+
+  return keep
+
+
 # What the backward pass of a layer may keep of the forward pass, beside its input.
 REMAT = {
   "none": jax.checkpoint_policies.everything_saveable,
   "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-  "context": jax.checkpoint_policies.save_only_these_names(CONTEXT),
+  "context": _with_context(jax.checkpoint_policies.nothing_saveable),
   "full": jax.checkpoint_policies.nothing_saveable,
 }
-# Rows of it under which a layer's products run tile by tile and keep nothing, and what these keep.
-TILED = {"context": [CONTEXT], "full": []}
+TILED = ("context", "full")  # rows of it under which a layer's products run tile by tile and keep nothing
 DTYPES = ("float32", "bfloat16")
 # Fields of ModelConfig that are ours to choose and no part of a published model: config.model has them, too.
 NUMERICS = ("dtype", "param_dtype", "remat", "offload_inputs", "attention", "tile_tokens", "sum_dtype")
@@ -303,13 +315,21 @@ class Model:
       x_RTD, kept = jax.lax.scan(body, x_RTD, params["layers"])
     return nnx.merge(norm, params["final_norm"])(x_RTD), kept
 
+  def most_segments(self, tokens: int, context: int) -> int | None:
+    """The most segments that attention takes in a row of so many tokens, cut over `context` devices; None: any."""
+    c = self.config
+    chosen = c.attention
+    if chosen == "auto":
+      chosen = attention.automatic(tokens, c.head_dim, jnp.dtype(c.dtype), context)
+    return attention_cudnn.MOST_SEGMENTS if chosen == "cudnn" else None
+
   def _policy(self):
     if not self.config.offload_inputs:
       return REMAT[self.config.remat]
-    return jax.checkpoint_policies.save_and_offload_only_these_names(
-      names_which_can_be_saved=TILED[self.config.remat], names_which_can_be_offloaded=[INPUT],
-      offload_src="device", offload_dst=HOST,
-    )  # fmt: skip
+    offload = jax.checkpoint_policies.save_and_offload_only_these_names(
+      names_which_can_be_saved=[], names_which_can_be_offloaded=[INPUT], offload_src="device", offload_dst=HOST
+    )
+    return _with_context(offload) if self.config.remat == "context" else offload
 
   def _tiled(self, attend, cos, sin, joined: bool):
     """One layer as two functions of single tokens with attention in between; few products are fast to compile."""

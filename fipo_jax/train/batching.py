@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fipo_jax.types import Batch, Rollout, most_segments
+from fipo_jax.types import Batch, Rollout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,12 +55,15 @@ def first_fit(lengths: Sequence[int], capacity: int, most: int | None = None) ->
   return bins
 
 
-def pack(groups: Sequence[Sequence[Rollout]], *, row_tokens: int, micro_rows: int, num_micro: int) -> Packed:
+def pack(
+  groups: Sequence[Sequence[Rollout]], *, row_tokens: int, micro_rows: int, num_micro: int, segments: int | None = None
+) -> Packed:
   """Packs the rollouts of one mini-batch.
 
   Args:
     groups: rollouts by prompt, with advantages filled in.
     row_tokens: T. micro_rows: R. num_micro: M, so that every mini-batch has one shape; unused ones are padding.
+    segments: the most of a row; None: as many as there is room for.
   Returns:
     `Packed`; places are in the order of the rollouts, group after group.
   Raises:
@@ -69,7 +72,7 @@ def pack(groups: Sequence[Sequence[Rollout]], *, row_tokens: int, micro_rows: in
   rollouts = [r for group in groups for r in group]
   group_tokens = [n for group in groups for n in [sum(len(r.tokens) for r in group)] * len(group)]
   lengths = [len(r.prompt.tokens) + len(r.tokens) for r in rollouts]
-  rows = first_fit(lengths, row_tokens, most_segments(row_tokens))
+  rows = first_fit(lengths, row_tokens, segments)
   used = -(-len(rows) // micro_rows)
   if used > num_micro:
     raise ValueError(f"batch.micro_rows={micro_rows}: {len(rows)} rows need {used} micro-batches, not {num_micro}.")
