@@ -315,6 +315,8 @@ def open_engine(cfg, model: Model, mesh, tokenizer) -> Engine:
 
 def open_steps(cfg, model, mesh) -> tuple[step_lib.Steps, Any, state_lib.TrainState]:
   """The trainer's programs, the optimizer and the state's shapes; nothing is computed."""
+  if model.config.offload_inputs:
+    sharding.check_host(mesh, "model.offload_inputs")
   objective = make_objective(cfg.algorithm.name, terms=open_terms(cfg), **hyperparameters(cfg))
   optimizer, rate = open_optimizer(cfg, model)
   abstract = state_lib.abstract(model, optimizer, mesh, offload=cfg.optimizer.offload)

@@ -69,6 +69,13 @@ def make_mesh(shape: Mapping[str, int], devices=None) -> Mesh:
   return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
+def check_host(mesh: Mesh, field: str) -> None:
+  """Raises ValueError where devices have no such memory of the host as the field needs."""
+  kinds = {memory.kind for memory in mesh.devices.flat[0].addressable_memories()}
+  if HOST not in kinds:
+    raise ValueError(f"{field}=True: this backend has no {HOST} memory, only {', '.join(sorted(kinds))}; use False.")
+
+
 def for_rollout(mesh: Mesh, tensor: int) -> Mesh:
   """The same devices in the same order for sampling, of which `tensor` share a copy of the policy; 0: the same mesh.
 

@@ -80,7 +80,7 @@ class Plan:
   weight_bytes: int  # of the rollout's copy, per chip
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Program:
   """lower(): what to compile. beside_bytes: per chip, of what is in memory but no argument. facts: to report.
 
@@ -167,7 +167,8 @@ def train_program(plan: Plan) -> Program:
   batch, used = _batch(plan)
   lower = lambda: plan.steps.update.lower(plan.state, batch, used)
   linear, attention, kernels = forward_flops(plan.model, plan.cfg.batch, plan.mesh)
-  return Program(lower, 0, _rows(plan) | {"kinds_gib": kinds_of_memory(plan)}, 3 * linear + 3 * attention, kernels)
+  facts = _rows(plan) | {"kinds_gib": kinds_of_memory(plan)}
+  return Program(lower=lower, beside_bytes=0, facts=facts, useful_flops=3 * (linear + attention), kernel_flops=kernels)
 
 
 def kinds_of_memory(plan: Plan) -> dict[str, float]:
@@ -211,7 +212,8 @@ def score_program(plan: Plan) -> Program:
   batch, used = _batch(plan)
   lower = lambda: plan.steps.score.lower(plan.state.params, batch, used)
   linear, attention, kernels = forward_flops(plan.model, plan.cfg.batch, plan.mesh)
-  return Program(lower, plan.state_bytes - plan.params_bytes, _rows(plan), linear + attention, kernels)
+  useful, beside = linear + attention, plan.state_bytes - plan.params_bytes
+  return Program(lower=lower, beside_bytes=beside, facts=_rows(plan), useful_flops=useful, kernel_flops=kernels)
 
 
 def _batch(plan: Plan):
@@ -272,7 +274,8 @@ def decode_program(plan: Plan) -> Program:
     jax.ShapeDtypeStruct((), bool), jax.ShapeDtypeStruct((), jnp.int32),
     page=e.page, width=r.samples_per_prompt if plan.kinds["shared"] else 0, steps=serving.STEPS,
   )  # fmt: skip
-  return Program(lower, plan.state_bytes, _slots(plan) | bound(plan), rollout=True)
+  facts = _slots(plan) | bound(plan)
+  return Program(lower=lower, beside_bytes=plan.state_bytes, facts=facts, rollout=True)
 
 
 def prefill_program(plan: Plan) -> Program:
@@ -284,13 +287,15 @@ def prefill_program(plan: Plan) -> Program:
     e.model, e.layout, _weights(plan), _pools(plan), i32(rows, length), i32(rows), i32(rows, length // e.page),
     i32(rows), page=e.page,
   )  # fmt: skip
-  return Program(lower, plan.state_bytes, _slots(plan) | {"prompts": rows, "prompt_tokens": length}, rollout=True)
+  facts = _slots(plan) | {"prompts": rows, "prompt_tokens": length}
+  return Program(lower=lower, beside_bytes=plan.state_bytes, facts=facts, rollout=True)
 
 
 def update_program(plan: Plan) -> Program:
   arguments = _abstract(plan.engine.model.abstract(), plan.engine.model.shardings(plan.mesh))
   facts = {"in_gib": plan.params_bytes / GIB, "out_gib": plan.weight_bytes / GIB}
-  return Program(lambda: plan.engine._adopt.lower(arguments), plan.state_bytes - plan.params_bytes, facts, rollout=True)
+  lower = lambda: plan.engine._adopt.lower(arguments)
+  return Program(lower=lower, beside_bytes=plan.state_bytes - plan.params_bytes, facts=facts, rollout=True)
 
 
 PROGRAMS: dict[str, Callable[[Plan], Program]] = {
@@ -398,7 +403,7 @@ def measure(plan: Plan, program: Program, options: dict[str, str] | None = None)
   if "kinds_gib" in facts:
     facts["kinds_gib"]["temporaries"] = facts["peak_gib"] - sum(facts["kinds_gib"].values())
   if program.useful_flops:
-    facts |= roofline(plan, program, read, 2 * memory.host_temp_size_in_bytes)
+    facts |= roofline(plan, program, read)
   return facts | {
     "collectives": [
       dataclasses.asdict(c) | {"bytes_in_all": c.times * c.bytes, "wire_bytes": c.times * c.wire_bytes}
@@ -407,10 +412,8 @@ def measure(plan: Plan, program: Program, options: dict[str, str] | None = None)
   }
 
 
-def roofline(plan: Plan, program: Program, read: hlo.Reading, host_bytes: int) -> dict:
+def roofline(plan: Plan, program: Program, read: hlo.Reading) -> dict:
   """What a chip computes, moves and sends in one micro-batch, and the shortest time that its published speeds allow.
-
-  host_bytes: to the host's memory and back.
 
       seconds = max( FLOPs / peak, memory bytes / bandwidth, bytes sent / links );   MFU = useful FLOPs / peak / seconds
   """
@@ -419,13 +422,14 @@ def roofline(plan: Plan, program: Program, read: hlo.Reading, host_bytes: int) -
   sent, chip = sum(wire.values()), plan.chip
   seconds = {
     "compute": flops / (chip.tflop_s * 1e12), "memory": read.hbm_bytes / (chip.tb_s * 1e12),
-    "links": sent / (chip.ici_gb_s * 1e9), "host": host_bytes / (chip.host_gb_s * 1e9),
+    "links": sent / (chip.ici_gb_s * 1e9), "host": read.host_bytes / (chip.host_gb_s * 1e9),
   }  # fmt: skip
   bound = max(seconds, key=seconds.get)
   return {
     "flops": flops, "product_flops": read.flops, "kernel_flops": sum(kernels.values()), "kernels": read.kernels,
     "useful_flops": program.useful_flops, "flops_over_useful": flops / program.useful_flops,
-    "hbm_bytes": read.hbm_bytes, "wire_bytes": sent, "wire_bytes_by_kind": wire,
+    "hbm_bytes": read.hbm_bytes, "host_bytes": read.host_bytes, "host_bytes_beside_work": read.host_beside,
+    "wire_bytes": sent, "wire_bytes_by_kind": wire,
     "asynchronous_share": read.asynchronous_share(), "seconds": seconds, "bound": bound,
     "roofline_mfu": program.useful_flops / (chip.tflop_s * 1e12) / seconds[bound],
   }  # fmt: skip
@@ -467,7 +471,9 @@ def report(name: str, facts: dict) -> str:
   if "kinds_gib" in facts:
     say("of it", ", ".join(f"{kind} {gib:.2f}" for kind, gib in facts["kinds_gib"].items() if gib) + " GiB")
   if facts.get("host_gib"):
-    say("host", f"{g('host_gib')} per chip in the host's memory")
+    moved = facts.get("host_bytes", 0)
+    beside = f"; {moved / 1e9:.1f} GB moved, {facts['host_bytes_beside_work'] / moved:.1%} beside work" if moved else ""
+    say("host", f"{g('host_gib')} per chip in the host's memory{beside}")
   if "why" in facts:
     say("compiler", facts["why"])
   if "would_help" in facts:
@@ -577,6 +583,8 @@ def run(cfg, topology: str, programs, slots: int = 0, slices: int = 1) -> dict:
     "trainer_state_gib": plan.state_bytes / GIB, "versions": versions, "ran_on_a_tpu": False, "programs": {},
   }  # fmt: skip
   sizes = " x ".join(f"{axis} {n}" for axis, n in plan.mesh.shape.items())
+  if plan.engine.mesh.shape != plan.mesh.shape:
+    sizes += " (rollouts: " + " x ".join(f"{axis} {n}" for axis, n in plan.engine.mesh.shape.items()) + ")"
   print(
     f"{cfg.model.path or cfg.model.preset}: {numbers / 1e9:.2f}B parameters, {c.dtype}; {topology}: {plan.chips} "
     f"chips ({result['shape']}), {sizes}; attention {result['attention']}\nper chip: {result['weights_gib']:.2f} GiB "

@@ -44,13 +44,16 @@ class Reading:
   """flops: of matrix products, once for every run of them. kernels: {name: runs} of kernels written by hand.
 
   hbm_bytes: read and written by everything outside of fusions, what stays on the chip's core aside; an estimate, as it
-  takes each operand to be read once.
+  takes each operand to be read once. host_bytes: moved to the host's memory and back; host_beside of them while
+  something else is computed, between their start and their done.
   """
 
   flops: float
   hbm_bytes: float
   kernels: dict[str, int]
   collectives: list[Collective]
+  host_bytes: float = 0.0
+  host_beside: float = 0.0
 
   def innermost(self) -> list[Collective]:
     """Collectives of the deepest loop of unknown length (of tokens; without one, of the whole program)."""
@@ -82,11 +85,14 @@ _KINDS = (
   "ragged-all-to-all", "all-gather", "all-reduce", "all-to-all", "reduce-scatter", "collective-permute",
   "collective-broadcast",
 )  # fmt: skip
+_HOST = "S(5)"  # in a shape: the host's memory
+_MOVES = ("copy", "copy-start", "dynamic-slice-start", "dynamic-update-slice-start", "async-start")
+_WORK = ("fusion", "convolution", "dot", "custom-call", "while")
 # What moves no bytes, or is counted where it is called.
 _FREE = ("parameter", "tuple", "get-tuple-element", "bitcast", "constant", "while", "call", "conditional", "after-all",
          "iota", "partition-id", "replica-id")  # fmt: skip
 _LINE = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
-_SHAPE = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
+_SHAPE = re.compile(r"\b(pred|[a-z]+\d\w*)\[([\d,]*)\]")  # a token has no size
 _CALLED = re.compile(r"(?:calls|to_apply|(?:branch|called)_computations|\w+_computation)=\{?((?:%?[\w.\-]+(?:, %)?)+)")
 
 
@@ -94,6 +100,7 @@ def read(text: str) -> Reading:
   """What the compiled program does. A loop whose number of turns is not fixed counts as one turn."""
   bodies, entry = _computations(text)
   flops, hbm, kernels, found = 0.0, 0.0, collections.Counter(), collections.Counter()
+  host = collections.Counter()  # bytes: whether something is computed beside them
 
   @functools.cache
   def table(name):
@@ -101,10 +108,12 @@ def read(text: str) -> Reading:
 
   def visit(name, times, depth, asynchronous, fused=False):
     nonlocal flops, hbm
-    for line in bodies.get(name, ()):
+    for at, line in enumerate(bodies.get(name, ())):
       if not fused and line.op not in _FREE and not line.op.endswith("-done"):
         hbm += times * _traffic(line, table(name), table)
       kind, is_start = line.op.removesuffix("-start"), line.op.endswith("-start")
+      if line.op in _MOVES and _HOST in line.shape:
+        host[is_start and _works_beside(bodies[name], at)] += times * _moved(line.shape)
       if kind in _KINDS:
         found[_collective(line, kind, is_start, depth, asynchronous or is_start)] += times
       elif line.op == "while":
@@ -123,7 +132,24 @@ def read(text: str) -> Reading:
             visit(called, times, depth, asynchronous or is_start, fused or line.op not in ("call", "conditional"))
 
   visit(entry, 1, 0, False)
-  return Reading(flops, hbm, dict(kernels), [dataclasses.replace(c, times=n) for c, n in found.items()])
+  found = [dataclasses.replace(c, times=n) for c, n in found.items()]
+  return Reading(flops, hbm, dict(kernels), found, float(host.total()), float(host[True]))
+
+
+def _works_beside(lines: list[_Line], start: int) -> bool:
+  """Whether there is work between an operation's start and its done."""
+  mine = re.compile(rf"%?{re.escape(lines[start].name)}\b(?!\.)")
+  for line in lines[start + 1 :]:
+    if line.op.endswith("-done") and mine.match(line.rest):
+      return False
+    if line.op in _WORK:
+      return True
+  return False
+
+
+def _moved(shape: str) -> int:
+  """Bytes that a copy to or from the host moves: of a slice, the slice; scalars are where it lies."""
+  return min(_bits(dtype) * _count(dims) // 8 for dtype, dims in _SHAPE.findall(shape) if dims)
 
 
 def _computations(text: str) -> tuple[dict[str, list[_Line]], str | None]:
@@ -233,7 +259,7 @@ def _bytes(shape: str) -> int:
 
 def _hbm(shape: str) -> int:
   """Bytes of those parts of a shape that lie in the chip's memory: S(n) is memory of a core."""
-  parts = re.findall(r"\b([a-z]\w*)\[([\d,]*)\](\{[^}]*\})?", shape)
+  parts = re.findall(r"\b(pred|[a-z]+\d\w*)\[([\d,]*)\](\{[^}]*\})?", shape)
   return sum(_bits(dtype) * _count(dims) for dtype, dims, at in parts if "S(" not in at) // 8
 
 

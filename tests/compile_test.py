@@ -149,6 +149,16 @@ def test_slots_are_those_that_the_engine_takes_of_such_a_chip():
   assert plan.size == e.slots and e.mesh is plan.mesh
 
 
+def test_programs_are_measured_on_the_mesh_they_run_on():
+  cfg = tiny(config_lib.default())
+  cfg.mesh.fsdp, cfg.rollout.tensor, cfg.batch.micro_rows = 8, 2, 8
+  plan = report.make_plan(cfg, report.CHIPS["v5p"], jax.devices(), slots=16)
+  assert dict(plan.engine.mesh.shape) == dict(data=1, fsdp=4, context=1, tensor=2) != dict(plan.mesh.shape)
+  programs = {name: make(plan) for name, make in report.PROGRAMS.items()}
+  assert {name for name, program in programs.items() if program.rollout is True} == {"decode", "prefill", "update"}
+  assert all(programs[name].kernel_flops["fwd"] > 0 for name in ("train", "score"))
+
+
 def test_too_little_memory_says_what_to_change():
   e = report.make_plan(tiny(config_lib.default()), report.CHIPS["v5e"], jax.devices()[:1]).engine
   with pytest.raises(ValueError, match="0.00 GiB .* larger mesh.tensor"):
@@ -220,6 +230,7 @@ def test_tiny_programs_compile_for_a_tpu(capsys, monkeypatch):
     facts = programs[name]
     assert figures <= set(facts) and 0 < facts["roofline_mfu"] <= 1 and facts["flops"] > 0.9 * facts["useful_flops"]
   train = programs["train"]
+  assert 0 < train["host_bytes_beside_work"] <= train["host_bytes"]
   assert train["host_gib"] > 0 and train["kinds_gib"]["optimizer"] < 1e-6 < train["kinds_gib"]["parameters"]
   assert sum(train["kinds_gib"].values()) == pytest.approx(train["peak_gib"])
   assert {"slots", "cache_gib", "tokens_per_second_bound"} <= set(programs["decode"])
@@ -276,3 +287,23 @@ ENTRY %main (p: f32[4,4]) -> f32[4,4] {
 """
   assert hlo.read(text).flops == 63 * 2 * 4**3
   assert hlo.read(text.replace("copy(%one)", "add(%one, %other)")).flops == 64 * 2 * 4**3
+
+
+def test_what_moves_to_the_host_is_read_with_what_it_waits_for():
+  """A slice in a loop of 4 turns with a product beside it, and a copy that nothing hides."""
+  text = """
+body (p: (s32[], f32[4,256], f32[256])) -> f32[] {
+  %start = ((f32[4,256]{1,0:S(5)}, f32[1,256]{1,0}, s32[]), f32[4,256]{1,0:S(5)}, u32[]) dynamic-update-slice-start(%a, %b, %i)
+  %work = f32[8]{0} fusion(%c), kind=kLoop, calls=%nothing
+  %done = f32[4,256]{1,0:S(5)} dynamic-update-slice-done(%start)
+}
+
+ENTRY main (p: f32[4,256]) -> f32[] {
+  %loop = f32[4,256]{1,0} while(%init), condition=%cond, body=%body, backend_config={"known_trip_count":{"n":"4"}}
+  %start.1 = (f32[2,256]{1,0}, f32[2,256]{1,0:S(5)}, u32[]) copy-start(%loop)
+  %done.1 = f32[2,256]{1,0} copy-done(%start.1)
+  %later = f32[8]{0} fusion(%c), kind=kLoop, calls=%nothing
+}
+"""  # noqa: E501
+  read = hlo.read(text)
+  assert (read.host_beside, read.host_bytes) == (4 * 256 * 4, 4 * 256 * 4 + 2 * 256 * 4)

@@ -8,7 +8,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 from jax.sharding import NamedSharding, PartitionSpec
 
-from fipo_jax.sharding import RULES, local, spec
+from fipo_jax.sharding import RULES, gather, local, spec
 
 LANES = 128  # blocks are multiples of it
 KEPT = "context"  # name of the result, by which a remat policy keeps it: the backward pass needs it again
@@ -42,20 +42,22 @@ def attend_splash(
   groups = groups_of(k_RUKh.shape[2] // cut)
   kernel = _kernel(T, H // cut // groups, context, interpret)
 
-  def part(kernel, q_RTHh, k_RUKh, v_RUKh, segments_RT, segments_RU):
+  def part(kernel, q_RTHh, k_RTKh, v_RTKh, segments_RT):
+    k_RUKh, v_RUKh = (gather(x, 1, "tokens") for x in (k_RTKh, v_RTKh))  # their gradients are reduce-scatters
+    segments_RU = gather(segments_RT, 1, "tokens")
     grouped = lambda x: jnp.moveaxis(x.reshape(*x.shape[:2], groups, -1, h), (2, 3), (0, 2))  # [groups, R, heads, T, h]
     segments = splash.SegmentIds(segments_RT, segments_RU)
     run = lambda qkv: jax.vmap(kernel)(*qkv, segments)
     out_GRHTh = jax.lax.map(run, (grouped(q_RTHh * h**-0.5), grouped(k_RUKh), grouped(v_RUKh)))
     return jnp.moveaxis(out_GRHTh, (0, 2), (2, 3)).reshape(q_RTHh.shape)
 
-  q, kv = ("rows", "tokens", "heads", None), ("rows", None, "kv_heads", None)
+  del segments_RU  # the same, before a mesh cuts them
+  q, kv = ("rows", "tokens", "heads", None), ("rows", "tokens", "kv_heads", None)
   if mesh.empty or mesh.size == 1:
-    return part(kernel, q_RTHh, k_RUKh, v_RUKh, segments_RT, segments_RU)
+    return part(kernel, q_RTHh, k_RUKh, v_RUKh, segments_RT)
   # The kernel is a tree of tables about its mask; those about queries are cut like them.
   tables = kernel.manual_sharding_spec(NamedSharding(mesh, PartitionSpec(None, *spec("tokens"))))
-  axes = (tables, q, kv, kv, ("rows", "tokens"), ("rows", None))
-  return local(part, axes, q)(kernel, q_RTHh, k_RUKh, v_RUKh, segments_RT, segments_RU)
+  return local(part, (tables, q, kv, kv, ("rows", "tokens")), q)(kernel, q_RTHh, k_RUKh, v_RUKh, segments_RT)
 
 
 def groups_of(kv_heads: int) -> int:

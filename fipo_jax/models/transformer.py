@@ -40,6 +40,7 @@ REMAT = {
   "full": jax.checkpoint_policies.nothing_saveable,
 }
 TILED = ("context", "full")  # rows of it under which a layer's products run tile by tile and keep nothing
+UNROLL = 4  # layers of one turn of the loop under remat "none"
 DTYPES = ("float32", "bfloat16")
 # Fields of ModelConfig that are ours to choose and no part of a published model: config.model has them, too.
 NUMERICS = ("dtype", "param_dtype", "remat", "offload_inputs", "attention", "tile_tokens", "sum_dtype")
@@ -312,7 +313,9 @@ class Model:
         kept.append(one)
       kept = jax.tree.map(lambda *x: jnp.stack(x), *kept)
     else:
-      x_RTD, kept = jax.lax.scan(body, x_RTD, params["layers"])
+      # What is kept for the backward pass costs a copy in and out of a loop; what is computed again has none.
+      unroll = UNROLL if self.config.remat == "none" and not keep else 1
+      x_RTD, kept = jax.lax.scan(body, x_RTD, params["layers"], unroll=unroll)
     return nnx.merge(norm, params["final_norm"])(x_RTD), kept
 
   def most_segments(self, tokens: int, context: int) -> int | None:
