@@ -49,7 +49,7 @@ from fipo_jax.sharding import HOST, for_rollout, make_mesh, named, named_tree
 from fipo_jax.train.step import Steps
 from fipo_jax.types import Batch
 from launch import hlo
-from launch.chips import CHIPS, OPTIONS, TOPOLOGIES, Chip, open_topology, topology_of
+from launch.chips import CHIPS, OPTIONS, TOPOLOGIES, Chip, open_topology, topology_of, wrap
 
 GIB = 2**30
 
@@ -591,6 +591,11 @@ def run(cfg, topology: str, programs, slots: int = 0, slices: int = 1) -> dict:
     f"of weights for the rollout, {result['trainer_state_gib']:.2f} GiB of trainer state; jax {versions['jax']}, "
     f"libtpu {versions['libtpu']}; compiled, not run"
   )  # fmt: skip
+  if slices > 1 and any(wrap(CHIPS[kind], shape)):
+    print(
+      "note: libtpu joins slices without the wrap-around links that each has, so gathers over a slice may come out as "
+      "all-reduces; what is sent within a slice is what --slices=1 says"
+    )
   for name in programs:
     facts = measure(plan, PROGRAMS[name](plan), OPTIONS[kind] if name in ("train", "score") else None)
     result["programs"][name] = facts
