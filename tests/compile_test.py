@@ -231,7 +231,8 @@ def test_tiny_programs_compile_for_a_tpu(capsys, monkeypatch):
     assert figures <= set(facts) and 0 < facts["roofline_mfu"] <= 1 and facts["flops"] > 0.9 * facts["useful_flops"]
   train = programs["train"]
   assert 0 < train["host_bytes_beside_work"] <= train["host_bytes"]
-  assert train["host_gib"] > 0 and train["kinds_gib"]["optimizer"] < 1e-6 < train["kinds_gib"]["parameters"]
+  assert train["host_gib"] > 0 and train["kernel_flops"] > 0
+  assert train["kinds_gib"]["optimizer"] < 0.05 * train["kinds_gib"]["parameters"]  # moments of norms and biases
   assert sum(train["kinds_gib"].values()) == pytest.approx(train["peak_gib"])
   assert {"slots", "cache_gib", "tokens_per_second_bound"} <= set(programs["decode"])
   sums = sum(c["times"] for c in programs["decode"]["collectives"] if c["kind"] == "all-reduce")
