@@ -71,8 +71,8 @@ def default() -> ml_collections.ConfigDict:
   c.model.param_dtype = "float32"  # master weights; bf16 loses most updates at RL learning rates
   c.model.remat = "full"  # none | dots | context (splash, cudnn: all but attention) | full: what is recomputed
   c.model.offload_inputs = False  # the inputs of layers wait for the backward pass in the host's memory
-  # Of a device at a time (remat context | full; rows of whole 128s). More take more memory; a GPU is faster with a row.
-  c.model.tile_tokens = 1024
+  # Of a device at a time (remat context | full; rows of whole 128s); more take more memory. 0 = 1,024, GPUs 32,768.
+  c.model.tile_tokens = 0
   c.model.sum_dtype = ""  # in which devices add up gradients of layers and head: float32 | bfloat16; "" = model.dtype
   c.model.attention = "auto"  # of rows: auto | xla | splash (TPU) | cudnn (GPU)
   c.model.logits_mib = 384.0  # MiB of a device for logits, the part of the head they need and its gradient
@@ -229,7 +229,7 @@ def _check_ranges(c) -> None:
     "steps", "rollout.samples_per_prompt", "rollout.max_response_tokens", "rollout.page_tokens", "batch.prompts",
     "rollout.timeout_s", "rollout.concurrency", "eval.repetition_penalty",
     "batch.minibatch_prompts", "batch.row_tokens", "batch.micro_rows", "data.max_prompt_tokens", "data.size",
-    "model.logits_mib", "model.tile_tokens", "algorithm.half_life_tokens", "algorithm.raw_cap",
+    "model.logits_mib", "algorithm.half_life_tokens", "algorithm.raw_cap",
     "algorithm.safety_threshold", "reward.timeout_s", "reward.workers", "dynamic_sampling.max_draws",
     "optimizer.learning_rate", "optimizer.value_learning_rate", "optimizer.eps", "algorithm.cispo_ratio_cap",
     "optimizer.clip_norm", "optimizer.max_skipped_updates",
@@ -237,8 +237,8 @@ def _check_ranges(c) -> None:
   )  # fmt: skip
   not_negative(
     "seed", "checkpoint.keep_best", "rollout.cache_tokens", "rollout.retries", "rollout.min_tokens", "rollout.tensor",
-    "algorithm.clip_low", "algorithm.clip_high", "algorithm.dual_clip", "rollout.top_k", "eval.top_k",
-    "algorithm.delta_clamp", "algorithm.participation_ratio", "model.max_position",
+    "model.tile_tokens", "algorithm.clip_low", "algorithm.clip_high", "algorithm.dual_clip", "rollout.top_k",
+    "eval.top_k", "algorithm.delta_clamp", "algorithm.participation_ratio", "model.max_position",
     "eval.temperature", "reward.overlong_buffer_tokens", "reward.overlong_factor", "optimizer.warmup_updates",
     "optimizer.weight_decay", "eval.every", "log.samples", "dynamic_sampling.max_age", "algorithm.gspo_clip_low",
     "algorithm.gspo_clip_high", "algorithm.reference_kl_coef", "algorithm.entropy_coef", "algorithm.sampler_ratio_cap",

@@ -55,6 +55,12 @@ def test_tiles_are_whole_rows(mesh_shape, tile_tokens):
   assert distance(got, gradient) < 1e-5
 
 
+def test_a_tile_suits_the_platform(monkeypatch):
+  assert (tiles.tile_of(1, 22_528, 0), tiles.tile_of(1, 22_528, 3000)) == (1024, 2816)
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  assert tiles.tile_of(1, 22_528, 0) == 22_528
+
+
 def test_inputs_that_wait_on_the_host_change_no_bit():
   tiled = dataclasses.replace(WHOLE, remat="full", tile_tokens=128)
   expected, gradient = value_and_gradient(tiled, (1, 4, 1, 2))

@@ -30,7 +30,7 @@ class _How(NamedTuple):
 
 def token_logprobs(
   hidden_RTD, head_VD, tokens_RT, segments_RT, *, temperature=1.0, logits_mib: float = 384.0,
-  tile_tokens: int = 1024, sum_dtype: str = "", with_entropy: bool = True, entropy_gradient: bool = False,
+  tile_tokens: int = 0, sum_dtype: str = "", with_entropy: bool = True, entropy_gradient: bool = False,
 ):  # fmt: skip
   """What the model thought of each token given what precedes it; the shift by one lives here and only here.
 

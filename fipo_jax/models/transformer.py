@@ -74,7 +74,7 @@ class ModelConfig:
   remat: str = "none"
   offload_inputs: bool = False
   attention: str = "xla"
-  tile_tokens: int = 1024
+  tile_tokens: int = 0
   sum_dtype: str = ""
   value_head: bool = False
 
