@@ -71,7 +71,9 @@ def make_mesh(shape: Mapping[str, int], devices=None) -> Mesh:
 
 def check_host(mesh: Mesh, field: str) -> None:
   """Raises ValueError where devices have no such memory of the host as the field needs."""
-  kinds = {memory.kind for memory in mesh.devices.flat[0].addressable_memories()}
+  devices = list(mesh.devices.flat)
+  own = next((d for d in devices if d.process_index == jax.process_index()), devices[0])  # others' are not seen
+  kinds = {memory.kind for memory in own.addressable_memories()}
   if HOST not in kinds:
     raise ValueError(f"{field}=True: this backend has no {HOST} memory, only {', '.join(sorted(kinds))}; use False.")
 

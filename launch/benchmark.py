@@ -17,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import os
 import pathlib
 import resource
 import statistics
@@ -38,7 +39,7 @@ from fipo_jax.algorithms.presets import PRESETS
 from fipo_jax.models import hf, make_model
 from fipo_jax.models.transformer import ModelConfig
 from fipo_jax.rollout import ENGINES, Sampling
-from fipo_jax.sharding import make_mesh, to_mesh
+from fipo_jax.sharding import for_rollout, make_mesh, to_mesh
 from fipo_jax.train import state
 from fipo_jax.types import Batch, Prompt
 from launch import chips
@@ -77,10 +78,10 @@ def small_engine(**options):
   return engine, prompts
 
 
-def timed(run, runs: int = 5) -> tuple[float, float]:
-  """(median seconds of a run after one that compiles, seconds that the first took longer)."""
+def timed(run, runs: int = 0) -> tuple[float, float]:
+  """(median seconds of so many runs (0: RUNS) after one that compiles, seconds that the first took longer)."""
   times = []
-  for seed in range(1 + runs):
+  for seed in range(1 + (runs or RUNS)):
     begin = time.perf_counter()
     run(seed)
     times.append(time.perf_counter() - begin)
@@ -148,11 +149,17 @@ def step() -> dict:
 
 
 def train(cfg, micro_batches: int) -> dict:
-  """An experiment's step with random weights; MFU counts what the mathematics needs and no recomputation."""
+  """An experiment's step with random weights, in one process; MFU counts what the mathematics needs, no recomputation.
+
+  Raises ValueError: no config, or one that the run would refuse, or of ppo: its value head is not timed.
+  """
   if cfg is None:
     raise ValueError("--config=None: train needs an experiment, such as experiments/fipo_qwen2_5_32b.py.")
+  if cfg.algorithm.name == "ppo":
+    raise ValueError("algorithm.name='ppo': its step with a value head is not timed; use another.")
   compile_.validate(cfg)
   model, mesh = make_model(compile_.model_config(cfg)), make_mesh(cfg.mesh)
+  config.check_mesh(cfg, mesh.shape, for_rollout(mesh, cfg.rollout.tensor).shape)
   result = optimizer_step(cfg, model, mesh, micro_batches, prompt_tokens=1)
   linear, attention, _ = compile_.forward_flops(model, cfg.batch, mesh)
   tflop_s = 3 * (linear + attention) * micro_batches / result["seconds"] / 1e12
@@ -186,7 +193,7 @@ def optimizer_step(cfg, model, mesh, num_micro: int, prompt_tokens: int) -> dict
   batch = to_mesh(mesh, batch, None, "rows", "tokens")
   with jax.set_mesh(mesh):
     logp = steps.score(current.params, batch, num_micro)["logp"]  # on policy: no objective turns rows away
-  batch, loss = dataclasses.replace(batch, old_logp=logp, sampler_logp=logp), None
+  batch, loss = dataclasses.replace(batch, old_logp=logp, sampler_logp=logp, ref_logp=logp), None
 
   def run(_):
     nonlocal current, loss
@@ -263,7 +270,9 @@ def define_flags() -> None:
   flags.DEFINE_integer("micro_batches", 4, "Of a step, for train.", lower_bound=1)
 
 
-def main(_) -> None:
+def main(argv) -> None:
+  if len(argv) > 1:
+    compile_.fail(f"unexpected argument {argv[1]!r}: options are given as --NAME=VALUE.")
   given = flags.FLAGS
   own = {
     "real_sampler": lambda: real_sampler(given.model),
@@ -272,6 +281,8 @@ def main(_) -> None:
   try:
     result = (BENCHMARKS | own)[given.what]()
   except (ValueError, OSError) as e:
+    if os.environ.get("FIPO_TRACEBACK"):
+      raise
     compile_.fail(str(e))
   peak_rss_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
   rounded = {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in result.items()}

@@ -45,7 +45,7 @@ CHIPS: dict[str, Chip] = {
 # What jax.Device.device_kind says, or begins with -> bfloat16 TFLOP/s. GPUs: dense, of the SXM modules' data sheets.
 PEAK_TFLOP_S: dict[str, float] = {
   "TPU v4": 275, "TPU v5 lite": 197, "TPU v5e": 197, "TPU v5": 459, "TPU v6": 918, "TPU7x": 2310 / 2,
-  "NVIDIA A100": 312, "NVIDIA H100": 989, "NVIDIA H200": 989,
+  "NVIDIA A100-SXM4": 312, "NVIDIA H100 80GB HBM3": 989, "NVIDIA H200": 989,
 }  # fmt: skip
 _3D = ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4), (4, 4, 4), (4, 4, 8), (4, 8, 8), (8, 8, 8))
 _2D = ((2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))

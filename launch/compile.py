@@ -415,7 +415,10 @@ def measure(plan: Plan, program: Program, options: dict[str, str] | None = None)
 def roofline(plan: Plan, program: Program, read: hlo.Reading) -> dict:
   """What a chip computes, moves and sends in one micro-batch, and the shortest time that its published speeds allow.
 
-      seconds = max( FLOPs / peak, memory bytes / bandwidth, bytes sent / links );   MFU = useful FLOPs / peak / seconds
+      seconds = max( FLOPs / peak, memory bytes / bandwidth, bytes sent / links, host bytes / host link )
+      MFU = useful FLOPs / peak / seconds
+
+  Host bytes are those of both ways, the speed that of one.
   """
   kernels = {name: n * _of_kernel(name, program.kernel_flops) for name, n in read.kernels.items()}
   flops, wire = read.flops + sum(kernels.values()), read.wire()

@@ -44,8 +44,8 @@ class Reading:
   """flops: of matrix products, once for every run of them. kernels: {name: runs} of kernels written by hand.
 
   hbm_bytes: read and written by everything outside of fusions, what stays on the chip's core aside; an estimate, as it
-  takes each operand to be read once. host_bytes: moved to the host's memory and back; host_beside of them while
-  something else is computed, between their start and their done.
+  takes each operand to be read once. host_bytes: moved to the host's memory and back; host_beside of them with some
+  computation, long or short, between their start and their done.
   """
 
   flops: float
@@ -86,8 +86,8 @@ _KINDS = (
   "collective-broadcast",
 )  # fmt: skip
 _HOST = "S(5)"  # in a shape: the host's memory
-_MOVES = ("copy", "copy-start", "dynamic-slice-start", "dynamic-update-slice-start", "async-start")
-_WORK = ("fusion", "convolution", "dot", "custom-call", "while")
+_MOVES = ("copy", "dynamic-slice", "copy-start", "dynamic-slice-start", "dynamic-update-slice-start", "async-start")
+_WORK = ("fusion", "convolution", "dot", "while")
 # What moves no bytes, or is counted where it is called.
 _FREE = ("parameter", "tuple", "get-tuple-element", "bitcast", "constant", "while", "call", "conditional", "after-all",
          "iota", "partition-id", "replica-id")  # fmt: skip
@@ -112,7 +112,7 @@ def read(text: str) -> Reading:
       if not fused and line.op not in _FREE and not line.op.endswith("-done"):
         hbm += times * _traffic(line, table(name), table)
       kind, is_start = line.op.removesuffix("-start"), line.op.endswith("-start")
-      if line.op in _MOVES and _HOST in line.shape:
+      if line.op in _MOVES and _crosses(line, table(name)):
         host[is_start and _works_beside(bodies[name], at)] += times * _moved(line.shape)
       if kind in _KINDS:
         found[_collective(line, kind, is_start, depth, asynchronous or is_start)] += times
@@ -136,20 +136,28 @@ def read(text: str) -> Reading:
   return Reading(flops, hbm, dict(kernels), found, float(host.total()), float(host[True]))
 
 
+def _crosses(line: _Line, table: dict[str, _Line]) -> bool:
+  """Whether a copy has one end in the host's memory. A start's shape holds both ends."""
+  if line.op.endswith("-start"):
+    return _HOST in line.shape
+  source = table.get(re.match(r"%?([\w.\-]+)", line.rest)[1])
+  return source is not None and (_HOST in line.shape) != (_HOST in source.shape)
+
+
 def _works_beside(lines: list[_Line], start: int) -> bool:
   """Whether there is work between an operation's start and its done."""
   mine = re.compile(rf"%?{re.escape(lines[start].name)}\b(?!\.)")
   for line in lines[start + 1 :]:
     if line.op.endswith("-done") and mine.match(line.rest):
       return False
-    if line.op in _WORK:
+    if line.op in _WORK or "tpu_custom_call" in line.rest:
       return True
   return False
 
 
 def _moved(shape: str) -> int:
   """Bytes that a copy to or from the host moves: of a slice, the slice; scalars are where it lies."""
-  return min(_bits(dtype) * _count(dims) // 8 for dtype, dims in _SHAPE.findall(shape) if dims)
+  return min((_bits(dtype) * _count(dims) // 8 for dtype, dims in _SHAPE.findall(shape) if dims), default=0)
 
 
 def _computations(text: str) -> tuple[dict[str, list[_Line]], str | None]:

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.ad_checkpoint import checkpoint_name
 
-from fipo_jax.models import PRESETS, attention, attention_cudnn, make_model
+from fipo_jax.models import PRESETS, attention, attention_cudnn, make_model, transformer
 
 
 def test_segments_as_sequences():
@@ -26,10 +27,26 @@ def test_heads_take_turns_where_the_workspace_would_be_large():
   assert attention_cudnn._groups((1, 4096, 40, 128), 8) == 4
 
 
-def test_rows_get_no_more_segments_than_the_kernel_takes():
+def test_rows_get_no_more_segments_than_the_kernel_takes(monkeypatch):
   sizes = PRESETS["tiny"]
   most = lambda name: make_model(dataclasses.replace(sizes, attention=name)).most_segments(4096, 1)
-  assert (most("cudnn"), most("xla")) == (attention_cudnn.MOST_SEGMENTS, None)
+  assert (most("cudnn"), most("xla"), most("splash")) == (attention_cudnn.MOST_SEGMENTS, None, None)
+  monkeypatch.setattr(attention, "automatic", lambda *row: {(4096, 40, jnp.dtype("float32"), 1): "cudnn"}[row])
+  assert most("auto") == attention_cudnn.MOST_SEGMENTS
+
+
+def test_what_attention_made_is_kept_and_inputs_go_to_the_host():
+  """By the policy of remat="context"; `none` of it under "full"."""
+  config = dataclasses.replace(PRESETS["tiny"], remat="context", offload_inputs=True)
+  (name,) = {e.primitive for e in jax.make_jaxpr(lambda x: checkpoint_name(x, "n"))(1.0).eqns}
+  (sine,) = {e.primitive for e in jax.make_jaxpr(jnp.sin)(1.0).eqns}
+  of = lambda config: (
+    lambda policy: [policy(attention_cudnn.KERNEL), policy(name, name=transformer.CONTEXT),
+                    type(policy(name, name=transformer.INPUT)).__name__, bool(policy(sine) is True)]
+  )(make_model(config)._policy())  # fmt: skip
+  assert of(config) == [True, True, "Offloadable", False]
+  full = make_model(dataclasses.replace(config, remat="full"))._policy()
+  assert full(attention_cudnn.KERNEL) is not True and full(name, name=transformer.CONTEXT) is not True
 
 
 def test_what_it_does_not_take_is_refused():

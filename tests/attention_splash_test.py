@@ -45,6 +45,16 @@ def expected():
 INTERPRETED = functools.partial(attend_splash, interpret=True)
 
 
+def test_gradients_of_gathered_keys_are_scattered():
+  """Each device gets its part of the sum, and not all of it: half of the bytes of an all-reduce."""
+  (q, k, v), segments_RT, _ = inputs()
+  mesh = make_mesh(dict(data=1, fsdp=1, context=4, tensor=1), jax.devices()[:4])
+  with jax.set_mesh(mesh):
+    loss = lambda *qkv: jnp.sum(INTERPRETED(*qkv, segments_RT, segments_RT) ** 2)
+    text = str(jax.make_jaxpr(jax.grad(loss, argnums=(1, 2)))(q, k, v))
+  assert text.count("all_gather[") >= 2 and text.count("reduce_scatter[") == 2 and "psum" not in text
+
+
 @pytest.mark.parametrize("shape", [None, (1, 1, 2, 2), (2, 1, 4, 1)])
 def test_equals_plain_attention(shape, monkeypatch):
   """On one device; with heads and tokens cut; with tokens cut in four: queries are, keys and values are gathered."""

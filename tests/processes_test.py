@@ -125,9 +125,10 @@ def check_same(workdir, other, steps):
   assert said(workdir) == said(other)
 
 
-def check_run_of_many(number, devices, model, alone, tmp_path):
+def check_run_of_many(number, devices, model, alone, tmp_path, **more):
   workdir = tmp_path / "run"
-  first, *others = ends(launch_all(number, devices, settings(model, workdir, steps=2)), code=0)
+  of = lambda steps: settings(model, workdir, steps=steps, **more)
+  first, *others = ends(launch_all(number, devices, of(2)), code=0)
   gloo = ("[Gloo]", "connected to", "peer ranks")  # its threads write over each other's lines
   ours = lambda line: line.strip() and not any(part in line for part in gloo)
   said = [[line for line in out.splitlines() if ours(line)] for out, _ in (first, *others)]
@@ -138,7 +139,7 @@ def check_run_of_many(number, devices, model, alone, tmp_path):
   assert len(shares) == number and shares[-1] - shares[0] <= 0.2 * shares[-1]
   # What they saved is, on the eight devices here, bit for bit what they exported.
   c = run.load_experiment(str(ROOT / "experiments/quickstart.py"))
-  c.update_from_flattened_dict(settings(model, workdir, steps=2) | {"data.size": 64})
+  c.update_from_flattened_dict(of(2) | {"data.size": 64})
   config.validate(c)
   mesh = sharding.make_mesh(c.mesh)
   tokenizer, built = assemble.open_model(c)
@@ -148,12 +149,13 @@ def check_run_of_many(number, devices, model, alone, tmp_path):
   exported = hf.load(workdir / "export", built, mesh)
   jax.tree.map(np.testing.assert_array_equal, *(jax.tree.map(np.asarray, t) for t in (state.params, exported)))
   # One process goes on with it.
-  ends([launch(settings(model, workdir, steps=3), devices=4)], code=0)
+  ends([launch(of(3), devices=4)], code=0)
   check_same(workdir, alone, 3)
 
 
 def test_two_processes_are_one_run(model, alone, tmp_path):
-  check_run_of_many(2, 2, model, alone, tmp_path)
+  """With moments in the host's memory, which change no bit: each process has its own."""
+  check_run_of_many(2, 2, model, alone, tmp_path, **{"optimizer.offload": True})
 
 
 @pytest.mark.slow

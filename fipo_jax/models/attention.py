@@ -25,7 +25,7 @@ def attend(q_RTHh, k_RUKh, v_RUKh, segments_RT, segments_RU, *, implementation: 
 
   Args:
     q_RTHh: queries, rotated. k_RUKh, v_RUKh: keys (rotated) and values; U = T.
-    segments_RT, segments_RU: int32 of queries and keys.
+    segments_RT, segments_RU: int32 of queries and keys; the same, which the kernels rely on.
     implementation: a row of IMPLEMENTATIONS, or "auto": what is fastest on the platform and takes such rows.
   Returns:
     [R, T, H, h] in the dtype of q.
@@ -63,7 +63,7 @@ def attend_xla(q_RTHh, k_RUKh, v_RUKh, segments_RT, segments_RU, *, block: int =
   return jnp.moveaxis(out, 0, 1).reshape(R, T + pad, H, h)[:, :T]
 
 
-# Those of the kernels name their result for remat policies: transformer.REMAT.
+# What the kernels made can be kept for the backward pass, splash's by its name, cuDNN's as its own: transformer.REMAT.
 IMPLEMENTATIONS = {"xla": attend_xla, "splash": attention_splash.attend_splash, "cudnn": attention_cudnn.attend_cudnn}
 NAMES = ("auto", *IMPLEMENTATIONS)
 

@@ -38,8 +38,8 @@ def abstract(
   """The state as ShapeDtypeStructs with shardings, no arrays: what restore and ahead-of-time compiles start from.
 
   A leaf of the optimizer state that lies at a parameter's path inside some tree of its own and has its shape (a moment)
-  takes that parameter's sharding; the rest (counters) are replicated. offload: moments of matrices stay in the host's
-  memory. Those of norms and biases are small, and libtpu cannot slice them there.
+  takes that parameter's sharding; the rest (counters) are replicated. offload: moments of what is cut along `embed`,
+  the matrices, stay in the host's memory. Those of norms and biases are small, and libtpu cannot slice them there.
 
   Raises:
     ValueError: offload on a backend without such memory.
