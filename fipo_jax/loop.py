@@ -99,7 +99,7 @@ def learn(run: Run, groups: list[list[Rollout]], step: int, log, progress) -> di
   parts = np.array_split(order, c.prompts // c.minibatch_prompts)
   minibatches = [[groups[i] for i in part] for part in parts if len(part)]
   num_micro = math.ceil(c.minibatch_prompts * len(groups[0]) / c.micro_rows)
-  segments = run.model.most_segments(c.row_tokens, run.mesh.shape["context"])
+  segments = run.model.most_segments(c.row_tokens)
   packed, batches, tokens = [], [], 0
   for minibatch in minibatches:
     p = batching.pack(

@@ -8,6 +8,7 @@ Arrays are named by logical axes; RULES maps those to mesh axes; nothing else in
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping
 
 import jax
@@ -145,6 +146,12 @@ def local(function, in_axes, out_axes):
   one = lambda a: a if isinstance(a, PartitionSpec) else spec(*a)
   specs = lambda axes: jax.tree.map(one, axes, is_leaf=lambda x: _is_axes(x) or isinstance(x, PartitionSpec))
   return jax.shard_map(function, in_specs=specs(in_axes), out_specs=specs(out_axes), check_vma=False)
+
+
+def devices_along(logical: str) -> int:
+  """Devices that a logical axis is cut over, on the mesh of `jax.set_mesh`; 1 without a mesh."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in RULES[logical])
 
 
 # ---- inside `local`: what devices do together, named by the logical axis they differ in; elsewhere nothing ----

@@ -93,6 +93,7 @@ _FREE = ("parameter", "tuple", "get-tuple-element", "bitcast", "constant", "whil
          "iota", "partition-id", "replica-id")  # fmt: skip
 _LINE = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
 _SHAPE = re.compile(r"\b(pred|[a-z]+\d\w*)\[([\d,]*)\]")  # a token has no size
+_PLACED = re.compile(_SHAPE.pattern + r"(\{[^}]*\})?")
 _CALLED = re.compile(r"(?:calls|to_apply|(?:branch|called)_computations|\w+_computation)=\{?((?:%?[\w.\-]+(?:, %)?)+)")
 
 
@@ -267,8 +268,7 @@ def _bytes(shape: str) -> int:
 
 def _hbm(shape: str) -> int:
   """Bytes of those parts of a shape that lie in the chip's memory: S(n) is memory of a core."""
-  parts = re.findall(r"\b(pred|[a-z]+\d\w*)\[([\d,]*)\](\{[^}]*\})?", shape)
-  return sum(_bits(dtype) * _count(dims) for dtype, dims, at in parts if "S(" not in at) // 8
+  return sum(_bits(dtype) * _count(dims) for dtype, dims, at in _PLACED.findall(shape) if "S(" not in at) // 8
 
 
 def _kernel(line: _Line) -> str:

@@ -29,9 +29,9 @@ def test_heads_take_turns_where_the_workspace_would_be_large():
 
 def test_rows_get_no_more_segments_than_the_kernel_takes(monkeypatch):
   sizes = PRESETS["tiny"]
-  most = lambda name: make_model(dataclasses.replace(sizes, attention=name)).most_segments(4096, 1)
+  most = lambda name: make_model(dataclasses.replace(sizes, attention=name)).most_segments(4096)
   assert (most("cudnn"), most("xla"), most("splash")) == (attention_cudnn.MOST_SEGMENTS, None, None)
-  monkeypatch.setattr(attention, "automatic", lambda *row: {(4096, 40, jnp.dtype("float32"), 1): "cudnn"}[row])
+  monkeypatch.setattr(attention, "automatic", lambda *row: {(4096, 40, jnp.dtype("float32")): "cudnn"}[row])
   assert most("auto") == attention_cudnn.MOST_SEGMENTS
 
 

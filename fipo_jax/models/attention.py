@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from fipo_jax.models import attention_cudnn, attention_splash
-from fipo_jax.sharding import RULES
+from fipo_jax.sharding import devices_along
 
 # Scores of what may not be seen. Finite, so that a row with nothing to see gives numbers and not NaN.
 HIDDEN_SCORE = -1e30
@@ -33,7 +33,7 @@ def attend(q_RTHh, k_RUKh, v_RUKh, segments_RT, segments_RU, *, implementation: 
   if implementation not in NAMES:
     raise ValueError(f"attention={implementation!r} is unknown; choose from {', '.join(NAMES)}.")
   if implementation == "auto":
-    implementation = automatic(q_RTHh.shape[1], q_RTHh.shape[3], q_RTHh.dtype, _context())
+    implementation = automatic(q_RTHh.shape[1], q_RTHh.shape[3], q_RTHh.dtype)
   return IMPLEMENTATIONS[implementation](q_RTHh, k_RUKh, v_RUKh, segments_RT, segments_RU)
 
 
@@ -50,7 +50,8 @@ def attend_xla(q_RTHh, k_RUKh, v_RUKh, segments_RT, segments_RU, *, block: int =
     return _weighted(q, k_RUKh[:, :end], v_RUKh[:, :end], seen_RBU)
 
   if T <= block:
-    step = SEEN_BLOCK if _context() == 1 else T  # blocks of a row that is cut over devices would have to move
+    # Blocks of a row that is cut over devices would have to move.
+    step = SEEN_BLOCK if devices_along("tokens") == 1 else T
     parts = [slice(t, min(t + step, T)) for t in range(0, T, step)]
     out = [some((q_RTKGh[:, p], segments_RT[:, p], index_T[p]), p.stop) for p in parts]
     return jnp.concatenate(out, axis=1).reshape(R, T, H, h)
@@ -68,19 +69,13 @@ IMPLEMENTATIONS = {"xla": attend_xla, "splash": attention_splash.attend_splash, 
 NAMES = ("auto", *IMPLEMENTATIONS)
 
 
-def _context() -> int:
-  """Devices that a row is cut over."""
-  mesh = jax.sharding.get_abstract_mesh()
-  return 1 if mesh.empty else mesh.shape[RULES["tokens"][0]]
-
-
-def automatic(tokens: int, head_dim: int, dtype, context: int) -> str:
-  """What "auto" stands for: the fastest row of IMPLEMENTATIONS on this platform that takes such rows.
+def automatic(tokens: int, head_dim: int, dtype) -> str:
+  """What "auto" stands for: the fastest row of IMPLEMENTATIONS on this platform and mesh that takes such rows.
 
   Args:
-    tokens: T of a whole row. dtype: of the queries. context: devices that a row is cut over.
+    tokens: T of a whole row. head_dim: h. dtype: of the queries.
   """
-  platform = jax.default_backend()
+  platform, context = jax.default_backend(), devices_along("tokens")
   if platform == "tpu" and attention_splash.fits(tokens, context):
     return "splash"
   if platform == "gpu" and context == 1 and attention_cudnn.takes(dtype, head_dim):

@@ -8,7 +8,7 @@ from jax._src.cudnn import (
   fused_attention_stablehlo as cudnn,  # jax.nn's wrapper of it takes no packed rows
 )
 
-from fipo_jax.sharding import RULES, local
+from fipo_jax.sharding import devices_along, local
 
 # Segments of a row: the kernel's workspace grows with their number, each as if it were as long as the row.
 MOST_SEGMENTS = 32
@@ -26,10 +26,9 @@ def attend_cudnn(q_RTHh, k_RUKh, v_RUKh, segments_RT, segments_RU):
     ValueError: not bfloat16 or float16, or tokens are cut over mesh.context.
   """
   del segments_RU
-  mesh = jax.sharding.get_abstract_mesh()
   if q_RTHh.dtype not in (jnp.bfloat16, jnp.float16):
     raise ValueError(f"model.attention='cudnn': model.dtype={q_RTHh.dtype} must be bfloat16; or use 'xla'.")
-  if not mesh.empty and (cut := mesh.shape[RULES["tokens"][0]]) > 1:
+  if (cut := devices_along("tokens")) > 1:
     raise ValueError(f"model.attention='cudnn': takes whole rows, not mesh.context={cut}; use 1, or 'xla'.")
   scale = q_RTHh.shape[-1] ** -0.5
 

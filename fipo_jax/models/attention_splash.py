@@ -8,7 +8,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 from jax.sharding import NamedSharding, PartitionSpec
 
-from fipo_jax.sharding import RULES, gather, local, spec
+from fipo_jax.sharding import devices_along, gather, local, spec
 
 LANES = 128  # blocks are multiples of it
 KEPT = "context"  # name of the result, by which a remat policy keeps it: the backward pass needs it again
@@ -31,8 +31,7 @@ def attend_splash(
     ValueError: a device's part of the row is no multiple of 128 tokens.
   """
   mesh = jax.sharding.get_abstract_mesh()
-  context = 1 if mesh.empty else mesh.shape[RULES["tokens"][0]]
-  cut = 1 if mesh.empty else mesh.shape[RULES["heads"][0]]
+  context, cut = devices_along("tokens"), devices_along("heads")
   T, H, h = q_RTHh.shape[1:]
   if not fits(T, context):
     raise ValueError(

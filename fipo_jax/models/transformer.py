@@ -318,12 +318,12 @@ class Model:
       x_RTD, kept = jax.lax.scan(body, x_RTD, params["layers"], unroll=unroll)
     return nnx.merge(norm, params["final_norm"])(x_RTD), kept
 
-  def most_segments(self, tokens: int, context: int) -> int | None:
-    """The most segments that attention takes in a row of so many tokens, cut over `context` devices; None: any."""
+  def most_segments(self, tokens: int) -> int | None:
+    """The most segments that attention takes in a row of so many tokens, on the mesh of `jax.set_mesh`; None: any."""
     c = self.config
     chosen = c.attention
     if chosen == "auto":
-      chosen = attention.automatic(tokens, c.head_dim, jnp.dtype(c.dtype), context)
+      chosen = attention.automatic(tokens, c.head_dim, jnp.dtype(c.dtype))
     return attention_cudnn.MOST_SEGMENTS if chosen == "cudnn" else None
 
   def _policy(self):

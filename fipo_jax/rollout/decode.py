@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +21,7 @@ import jax.numpy as jnp
 from fipo_jax.models.cache import Layout, Pages
 from fipo_jax.models.transformer import Model
 from fipo_jax.rollout.sampling import Sampling, sample
-from fipo_jax.sharding import RULES, constrain, local
+from fipo_jax.sharding import constrain, devices_along, local
 
 ADMITTED_AT_ONCE = 8  # slots that start in one pass; copies so many pages
 ROWS = ("rows",)
@@ -272,8 +271,7 @@ def _spread(logits_SV, shards: int):
 
   Left alone, the partitioner gathers all slots' logits on every device, as blocks of the draw straddle the cuts.
   """
-  mesh, (S, V) = jax.sharding.get_abstract_mesh(), logits_SV.shape
-  cut = 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in RULES["vocab"])
+  (S, V), cut = logits_SV.shape, devices_along("vocab")
   if cut == 1 or S % (shards * cut):
     return logits_SV
   logits_SV = constrain(logits_SV, "rows", "vocab")
