@@ -9,9 +9,8 @@ import time
 import numpy as np
 import pytest
 
-from fipo_jax.rewards import VERIFIERS
-from fipo_jax.rewards.score import RESPONSE_CHARACTERS, Job, Scored, Scorer, overlong_penalty
-from fipo_jax.rewards.worker import BUILT_IN
+from fipo_jax.rewards import worker
+from fipo_jax.rewards.score import Job, Scored, Scorer, overlong_penalty
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 ROOT = pathlib.Path(__file__).parent.parent
@@ -38,8 +37,15 @@ def verify(response, answer, extras):
     return Score(score=0.25, accuracy=0.5, pred="half")
   if response == "number":
     return float(extras["number"])
-  if response.startswith("z"):
+  if response.endswith("z"):
     return len(response)
+  if response == "memory":
+    return float(len(bytearray(10**10)))
+  if response == "slow":
+    import time
+    time.sleep(0.3)
+  if response == "who":
+    return os.getpid()
   return response == answer
 """
 
@@ -86,11 +92,11 @@ def test_a_hanging_verifier_is_killed_in_time(verifier_file, response):
     start = time.perf_counter()
     found = scorer.score([job("right"), job(response), job("right"), job("wrong")])
     assert 0.45 < time.perf_counter() - start < 4.0
-    assert [s.flags for s in found] == [(), ("timeout",), (), ()]
+    assert [s.flags for s in found] == [("unread",), ("timeout",), ("unread",), ("unread",)]
     assert [s.score for s in found] == [1.0, -1.0, 1.0, 0.0]
     assert "reward.timeout_s=0.5" in found[1].message
     assert (scorer.timeouts, scorer.errors) == (1, 0)
-    assert scorer.score([job("right")] * 3) == [Scored(1.0, 1.0, None)] * 3  # and is replaced
+    assert scorer.score([job("right")] * 3) == [Scored(1.0, 1.0, None, ("unread",))] * 3  # and is replaced
 
 
 def test_start_up_does_not_count_against_the_deadline():
@@ -104,12 +110,12 @@ def test_failures_are_flagged_and_counted(verifier_file):
   responses = ["raise", "die", "leave", "nan", "text", "right", "score"]
   with make(verifier_file, workers=1, wrong_score=-0.5) as scorer:
     found = scorer.score([job(r) for r in responses])
-    assert [s.flags for s in found] == [("error",)] * 5 + [(), ()]
+    assert [s.flags for s in found] == [("error",)] * 5 + [("unread",), ()]
     assert all((s.score, s.accuracy, s.pred) == (-0.5, 0.0, None) for s in found[:5])
     for scored, message in zip(
       found,
       (
-        "KeyError: 'lost' at mine.py:13",
+        "KeyError: 'lost' at mine.py:13 in verify",
         "exit code 3",
         "SystemExit: bye",
         "score=nan",
@@ -118,7 +124,7 @@ def test_failures_are_flagged_and_counted(verifier_file):
       strict=False,
     ):
       assert message in scored.message
-    assert found[5:] == [Scored(1.0, 1.0, None), Scored(0.25, 0.5, "half")]
+    assert found[5:] == [Scored(1.0, 1.0, None, ("unread",)), Scored(0.25, 0.5, "half")]
     assert scorer.errors == 5
     assert "KeyError" in scorer.first_error and "What is it?" in scorer.first_error
 
@@ -145,9 +151,10 @@ def test_extras_reach_the_verifier(verifier_file):
     assert scorer.score([job("right")])[0].score == 1.0
 
 
-def test_only_the_end_of_a_long_response_is_sent(verifier_file):
-  with make(verifier_file, workers=1) as scorer:
-    assert scorer.score([job("a" + "z" * 1_000_000)])[0].score == RESPONSE_CHARACTERS
+@pytest.mark.parametrize(("characters", "seen"), [(0, 1_000_001), (20_000, 20_000)])
+def test_a_verifier_sees_the_whole_response_or_as_much_of_its_end_as_the_config_says(verifier_file, characters, seen):
+  with make(verifier_file, workers=1, response_characters=characters) as scorer:
+    assert scorer.score([job("a" * 1_000_000 + "z")])[0].score == seen
 
 
 def test_unknown_verifier(verifier_file):
@@ -184,7 +191,7 @@ def test_an_unreadable_verifier_file_stops_earlier(tmp_path):
 
 @pytest.mark.parametrize(
   "options",
-  [{"workers": 0}, {"timeout_s": 0.0}, {"timeout_s": float("nan")}, {"on_error": "ignore"}],
+  [{"workers": -1}, {"timeout_s": 0.0}, {"timeout_s": float("nan")}, {"on_error": "ignore"}],
 )
 def test_settings(options):
   with pytest.raises(ValueError, match=f"reward.{next(iter(options))}="):
@@ -205,7 +212,7 @@ def test_workers_die_with_their_parent(tmp_path):
   code = (
     "import os, sys; from fipo_jax.rewards.score import Scorer\n"
     "s = Scorer(workers=2, timeout_s=1, verifier_file=None, on_error='stop', wrong_score=0)\n"
-    "s.start(); print(*[w.process.pid for w in s._workers], flush=True); os._exit(0)"
+    "s.start(); s.score([]); print(*[w.process.pid for w in s._workers], flush=True); os._exit(0)"
   )
   done = subprocess.run(
     [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
@@ -234,8 +241,72 @@ def test_workers_never_import_jax(verifier_file):
   assert done.stdout.strip() == "False"
 
 
-def test_the_workers_know_every_row_of_the_table():
-  assert {name: row[0] for name, row in BUILT_IN.items()} == VERIFIERS
+def test_out_of_memory_costs_one_sample(verifier_file):
+  with make(verifier_file, workers=1, memory_mb=1000, on_error="stop") as scorer:
+    found = scorer.score([job("memory"), job("right")])
+    assert [s.flags for s in found] == [("timeout",), ("unread",)] and "reward.memory_mb=1000" in found[0].message
+    assert (scorer.timeouts, scorer.errors) == (1, 0)
+
+
+def test_the_first_error_is_said_at_once_and_only_once(verifier_file):
+  heard = []
+  with make(verifier_file, workers=1, say=heard.append) as scorer:
+    scorer.score([job("raise"), job("die"), job("raise")])
+  assert len(heard) == 1 and all(x in heard[0] for x in ("KeyError: 'lost'", "What is it?", "'right'", "'raise'"))
+
+
+def test_batches_are_scored_side_by_side(verifier_file):
+  """A batch that waits for a slow verdict does not hold up the next."""
+  with make(verifier_file, workers=2, timeout_s=1.5) as scorer:
+    scorer.start()
+    slow, quick = scorer.submit([job("hang")]), scorer.submit([job("right")] * 20)
+    assert [s.score for s in quick.result(30)] == [1.0] * 20 and not slow.done()
+    assert slow.result(30)[0].flags == ("timeout",)
+
+
+def test_many_slow_batches_share_all_workers(verifier_file):
+  """Eight of 0.3 s on four workers: two rounds and not eight."""
+  with make(verifier_file, workers=4) as scorer:
+    scorer.score([job("right")] * 4)
+    start = time.perf_counter()
+    one_by_one = sum(s.seconds for f in [scorer.submit([job("slow")]) for _ in range(8)] for s in f.result())
+    assert one_by_one > 8 * 0.3 and time.perf_counter() - start < 0.8 * one_by_one
+
+
+def test_closing_ends_what_waits(verifier_file):
+  scorer = make(verifier_file, workers=1)
+  scorer.start()
+  waiting = [scorer.submit([job("hang")]), scorer.submit([job("right")])]
+  scorer.close()
+  for future in waiting:
+    with pytest.raises(ValueError, match="the scorer was closed"):
+      future.result(10)
+
+
+def test_a_worker_is_replaced_after_its_jobs(verifier_file, monkeypatch):
+  """The child reads the number of its own module: patched through the file that it loads."""
+  pathlib.Path(verifier_file).write_text("from fipo_jax.rewards import worker; worker.JOBS = 3\n" + VERIFIER)
+  with make(verifier_file, workers=1) as scorer:
+    pids = [s.score for s in scorer.score([job("who")] * 7)]
+  assert [pids.count(p) for p in dict.fromkeys(pids)] == [3, 3, 1] and worker.JOBS > 1000
+
+
+def test_several_golds(verifier_file):
+  golds = ("1/3", "1/2")
+  with make(workers=1) as scorer:
+    found = scorer.score([Job("math_symbolic", f"Answer: {x}", golds) for x in ("0.5", "1/3", "1/4")])
+  assert [s.accuracy for s in found] == [1.0, 1.0, 0.0]
+
+
+def test_weights_make_one_verdict_of_several():
+  form = "<think>a</think><answer>Answer: 7</answer>"
+  with make(workers=1, weights={"format": 0.5, "regex": 2.0}) as scorer:
+    found = scorer.score([Job("weighted", form, r"\d</answer>"), Job("weighted", form, "8"), Job("weighted", "7", "7")])
+  assert [(s.score, s.accuracy, s.pred) for s in found] == [
+    (2.5, 1.0, "7</answer>"), (-1.5, 0.0, "7</answer>"), (-2.0, 0.0, None)
+  ]  # fmt: skip
+  with pytest.raises(ValueError, match="reward.weights: 'magic' is not one of: math_dapo"):
+    make(weights={"magic": 1.0})
 
 
 def test_overlong_golden():

@@ -4,24 +4,33 @@ import numpy as np
 import pytest
 
 from fipo_jax.rewards import worker
-from fipo_jax.rewards.outcome import Score
+from fipo_jax.rewards.outcome import Score, as_score
+
+UNREAD = ("unread",)
 
 
 @pytest.mark.parametrize(
   ("value", "expected"),
   [
-    (True, (1.0, 1.0, None)),
-    (False, (0.0, 0.0, None)),
-    (1, (1.0, 1.0, None)),
-    (0.99, (0.99, 0.0, None)),
-    (-1.0, (-1.0, 0.0, None)),
-    (np.float32(2.5), (2.5, 1.0, None)),
-    (Score(-3.0, 0.25, "x"), (-3.0, 0.25, "x")),
-    (Score(1.0, 1.0, "y" * 10_000), (1.0, 1.0, "y" * worker.PRED_CHARACTERS)),
+    (True, (1.0, 1.0, None, UNREAD)),
+    (False, (0.0, 0.0, None, UNREAD)),
+    (1, (1.0, 1.0, None, UNREAD)),
+    (0.99, (0.99, 0.0, None, UNREAD)),
+    (-1.0, (-1.0, 0.0, None, UNREAD)),
+    (np.float32(2.5), (2.5, 1.0, None, UNREAD)),
+    (np.bool_(True), (1.0, 1.0, None, UNREAD)),
+    (np.asarray(0.5, np.float32), (0.5, 0.0, None, UNREAD)),
+    (Score(0.5, 1.0), (0.5, 1.0, None, UNREAD)),
+    (Score(0.5, 1.0, None), (0.5, 1.0, None, ())),
+    (Score(-3.0, np.float64(0.25), "x"), (-3.0, 0.25, "x", ())),
+    (Score(1.0, 1.0, "y" * 10_000), (1.0, 1.0, "y" * 30, ())),
+    ({"score": -1.0, "acc": np.bool_(True), "pred": 7}, (-1.0, 1.0, "7", ())),
+    ({"score": np.int64(1)}, (1.0, 1.0, None, UNREAD)),
+    ({"score": 0.5, "accuracy": 0.25, "pred": None, "more": []}, (0.5, 0.25, None, ())),
   ],
 )
 def test_as_score(value, expected):
-  assert worker.as_score(value) == expected
+  assert as_score(value, 30) == expected
 
 
 @pytest.mark.parametrize(
@@ -29,6 +38,10 @@ def test_as_score(value, expected):
   [
     (None, TypeError, "returned NoneType"),
     ("1", TypeError, "returned str"),
+    (np.str_("1"), TypeError, "returned str_"),
+    (np.ones(1), TypeError, "returned ndarray"),
+    ({"acc": 1.0}, TypeError, r"a dict with \['acc'\]; it must have 'score'"),
+    ({"score": "1"}, TypeError, "returned score of type str"),
     (float("inf"), ValueError, "score=inf"),
     (Score(float("nan"), 1.0), ValueError, "score=nan"),
     (Score(1.0, 1.5), ValueError, "accuracy=1.5"),
@@ -37,7 +50,7 @@ def test_as_score(value, expected):
 )
 def test_as_score_refuses(value, error, message):
   with pytest.raises(error, match=message):
-    worker.as_score(value)
+    as_score(value)
 
 
 def test_load_file(tmp_path):

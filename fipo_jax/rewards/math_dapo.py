@@ -7,6 +7,7 @@ equal "12", `\dfrac` is not `\frac`, "**Answer:** 12" is wrong because of its st
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 from fipo_jax.rewards.outcome import Score
@@ -53,8 +54,9 @@ _REWRITTEN = (
 
 
 def verify(response: str, answer: str, extras: dict | None = None) -> Score:
-  """Row of VERIFIERS: +1 when the last "Answer:" line equals the ground truth, else -1."""
-  return verify_dapo(response, answer)
+  """Row of VERIFIERS: +1 when the last "Answer:" line equals the ground truth, else -1. No answer is None here."""
+  score = verify_dapo(response, answer)
+  return dataclasses.replace(score, pred=None) if score.pred == NO_ANSWER else score
 
 
 def verify_strict_box(response: str, answer: str, extras: dict | None = None) -> Score:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import collections
+import concurrent.futures
+import contextlib
 import dataclasses
 import json
 import math
@@ -11,40 +13,52 @@ import multiprocessing.connection
 import os
 import pathlib
 import pickle
+import shutil
+import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from fipo_jax.rewards.worker import BUILT_IN
+from fipo_jax.rewards import sandbox
+from fipo_jax.rewards.verifiers import CONFIGURED, VERIFIERS
 
-RESPONSE_CHARACTERS = 20_000  # the end of a response; no verifier needs more
 STARTUP_S = 120.0  # imports of a worker; far beyond what they take
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-  """A response to verify. verifier: a row of VERIFIERS, or "file". prompt: only for error messages."""
+  """A response to verify. verifier: a row of VERIFIERS, "file" or "weighted". prompt: only for error messages.
+
+  answer: the ground truth; a tuple holds several, of which any is right.
+  """
 
   verifier: str
   response: str
-  answer: str
+  answer: str | tuple[str, ...]
   extras: dict[str, Any] = dataclasses.field(default_factory=dict)
   prompt: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Scored:
-  """score, accuracy, pred: as in `Score`. flags: "timeout" or "error" when there is none; message says why."""
+  """score, accuracy, pred: as in `Score`, pred None when no answer was found.
+
+  flags: "timeout" (out of time or memory) or "error" when there is no verdict, message says why; "unread" when the
+  verifier does not read answers. seconds: what the verdict took.
+  """
 
   score: float
   accuracy: float
   pred: str | None
   flags: tuple[str, ...] = ()
   message: str = ""
+  seconds: float = dataclasses.field(default=0.0, compare=False)
 
 
 def overlong_penalty(length: int, *, max_tokens: int, buffer_tokens: int, factor: float) -> float:
@@ -67,8 +81,10 @@ class Scorer:
   """A pool of verification processes.
 
   Each job has `timeout_s` seconds from the moment its worker starts it; a worker over its deadline is killed and
-  replaced, whatever it is doing (a backtracking regex, SymPy, an endless loop). Processes are fresh interpreters, not
-  forks: the parent runs JAX, whose threads do not survive a fork, and the workers never import it.
+  replaced, whatever it is doing (a backtracking regex, SymPy, an endless loop), and so is one that has grown large or
+  served long. Processes are fresh interpreters, not forks: the parent runs JAX, whose threads do not survive a fork,
+  and the workers never import it. What they may do is in `sandbox`. A thread of this process hands out the jobs, so
+  that batches can be submitted while others are still being scored.
 
   timeouts, errors: how many jobs ended so.  first_error: message of the first error, "" if none.
   """
@@ -81,27 +97,60 @@ class Scorer:
     verifier_file: str | None,
     on_error: str,
     wrong_score: float,
+    env: Sequence[str] = (),
+    network: bool = False,
+    processes: bool = False,
+    memory_mb: int = 4096,
+    write_mb: int = 64,
+    response_characters: int = 0,
+    weights: Mapping[str, float] | None = None,
+    say: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True),
   ):
     """Args:
-      workers: processes; they start with the first call and are kept.
+      workers: processes; they start when jobs need them and are kept. 0 = one per core, at most 32.
       timeout_s: seconds a job may run.
       verifier_file: Python file with verify(response, answer, extras), for jobs with verifier "file".
       on_error: "score_wrong" gives a failed job `wrong_score` and accuracy 0; "stop" raises instead. A timeout is a
         property of the response, not a mistake in the verifier: it never stops the run.
       wrong_score: score of a job that failed or ran out of time.
+      env, network, processes, write_mb: what a verifier file may have besides, see `sandbox`: names of environment
+        variables, sockets, programs, 10⁶ bytes of a file. memory_mb: of each process, 10⁶ bytes.
+      response_characters: how much of the end of a response a verifier sees; 0 = all.
+      weights: parts of the verifier "weighted", and their weights.
+      say: hears, once each, the first error and what the system cannot hold back.
     Raises: ValueError for a bad setting; OSError or ValueError for an unusable verifier file.
     """
-    if workers < 1:
-      raise ValueError(f"reward.workers={workers} must be at least 1.")
+    if workers < 0:
+      raise ValueError(f"reward.workers={workers} must be at least 1, or 0 for one per core.")
     if not (math.isfinite(timeout_s) and timeout_s > 0):
       raise ValueError(f"reward.timeout_s={timeout_s} must be a positive number of seconds.")
     if on_error not in ("score_wrong", "stop"):
       raise ValueError(f"reward.on_error={on_error!r} must be 'score_wrong' or 'stop'.")
+    for name in env:
+      if name not in os.environ:
+        raise ValueError(f"reward.env: {name!r} is not in the environment; set it, or leave it out.")
     if verifier_file:
       _check_source(verifier_file)
-    self._count, self._timeout_s, self._file = workers, timeout_s, verifier_file
-    self._on_error, self._wrong_score = on_error, wrong_score
+    self._count = workers or min(os.cpu_count() or 1, 32)
+    self._on_error, self._wrong_score, self._characters = on_error, wrong_score, response_characters
+    self._settings = _Settings(
+      file=os.path.abspath(verifier_file) if verifier_file else None, timeout_s=timeout_s,
+      weights=dict(weights or {}), env=tuple(env) if verifier_file else (), memory_mb=memory_mb,
+      write_mb=write_mb if verifier_file else 0, network=network and bool(verifier_file),
+      processes=processes and bool(verifier_file),
+    )  # fmt: skip
+    has = {"file": verifier_file, "weighted": weights}
+    self.verifiers = (*VERIFIERS, *(name for name in CONFIGURED if has[name]))
+    for name in self._settings.weights:
+      if name not in self.verifiers or name == "weighted":
+        raise ValueError(f"reward.weights: {name!r} is not one of: {', '.join(self.verifiers[: -1])}.")
+    self._say, self._said_missing = say, False
     self._workers: list[_Worker] = []
+    self._waiting: collections.deque[tuple[_Batch, int]] = collections.deque()
+    self._starting: list[_Batch] = []  # who only waits for a worker to be ready
+    self._lock, self._thread = threading.Lock(), None
+    self._wake, self._woken = multiprocessing.Pipe(duplex=False)[::-1]
+    self._closing = False
     self.timeouts, self.errors, self.first_error = 0, 0, ""
 
   def __enter__(self) -> Scorer:
@@ -115,127 +164,258 @@ class Scorer:
 
     Raises: ValueError naming the file and what is wrong with it.
     """
-    self._fill(self._count)
-    if not self._workers[0].ready:
-      self._receive(self._workers[0], wait_s=STARTUP_S)
+    self._submit(_Batch([]), wait_ready=True).future.result()
 
-  def score(self, jobs: Sequence[Job]) -> list[Scored]:
-    """Scores all jobs, in their order.
+  def submit(self, jobs: Sequence[Job]) -> concurrent.futures.Future[list[Scored]]:
+    """Scores all jobs beside whatever the caller does; the result is in their order.
 
-    Raises: ValueError for an unknown verifier or a broken verifier file, and, with on_error="stop", for the first
-      error, naming function, error and prompt.
+    Raises: ValueError for an unknown verifier; and, from the future, for a broken verifier file and, with
+      on_error="stop", for the first error, naming function, error and prompt.
     """
     for job in jobs:
-      if job.verifier not in BUILT_IN and not (job.verifier == "file" and self._file):
-        known = ", ".join([*BUILT_IN, *(["file"] if self._file else [])])
-        raise ValueError(f"verifier={job.verifier!r} is not one of: {known}.")
-    self._fill(min(self._count, len(jobs)))
-    waiting = collections.deque(enumerate(jobs))
-    results: list[Scored | None] = [None] * len(jobs)
-    done = 0
+      if job.verifier not in self.verifiers:
+        raise ValueError(f"verifier={job.verifier!r} is not one of: {', '.join(self.verifiers)}.")
+    return self._submit(_Batch(list(jobs))).future
+
+  def score(self, jobs: Sequence[Job]) -> list[Scored]:
+    """Scores all jobs, in their order. Raises: as `submit`."""
+    future = self.submit(jobs)
     try:
-      while done < len(jobs):
-        for worker in self._workers:
-          if worker.ready and worker.job is None and waiting:
-            worker.give(*waiting.popleft())
-        for worker in self._wait():
-          index, job = (worker.index, worker.job) if worker.job is not None else (None, None)
-          outcome = self._receive(worker, wait_s=0.0)
-          if outcome is not None and index is not None:
-            results[index] = self._judge(job, outcome)
-            done += 1
-    finally:  # after an error or Ctrl-C, a late answer must not meet the next batch
-      for worker in [w for w in self._workers if w.job is not None]:
-        worker.kill()
-        self._workers.remove(worker)
-    return results
+      return future.result()
+    except BaseException:  # Ctrl-C: a late answer must not meet the next batch
+      future.cancel()
+      raise
 
   def close(self) -> None:
     """Ends the workers. The scorer may be used again: it starts new ones."""
+    if self._thread is not None:
+      self._closing = True
+      self._wake.send_bytes(b".")
+      self._thread.join()
+      self._thread, self._closing = None, False
+
+  # ---- the thread that hands out the jobs ----
+
+  def _submit(self, batch: _Batch, wait_ready: bool = False) -> _Batch:
+    batch.wait_ready = wait_ready
+    with self._lock:
+      if self._thread is None:
+        self._thread = threading.Thread(target=self._serve, name="scorer", daemon=True)
+        self._thread.start()
+      self._arrived(batch)
+    return batch
+
+  def _arrived(self, batch: _Batch) -> None:
+    if not batch.jobs and not batch.wait_ready:
+      batch.future.set_result([])
+      return
+    self._waiting.extend((batch, i) for i in range(len(batch.jobs)))
+    if batch.wait_ready:
+      self._starting.append(batch)
+    self._wake.send_bytes(b".")
+
+  def _serve(self) -> None:
+    starting: list[_Batch] = []  # who only waits for a worker to be ready
+    try:
+      while not self._closing:
+        starting += self._hand_out()
+        if starting and any(w.ready for w in self._workers):
+          for batch in starting:
+            batch.future.set_result([])
+          starting = []
+        for worker in self._wait():
+          try:
+            self._hear(worker)
+          except ValueError as error:  # no worker can be had, or an error that stops: nobody waits in vain
+            self._fail(error, starting)
+            starting = []
+    finally:
+      self._fail(ValueError("the scorer was closed."), starting)
+      for worker in list(self._workers):
+        self._drop(worker)
+
+  def _hand_out(self) -> list[_Batch]:
+    """Gives waiting jobs to idle workers, starting as many as are of use; returns batches without jobs."""
+    with self._lock:
+      starting, self._starting = self._starting, []
+    for worker in [w for w in self._workers if w.batch and w.batch.future.cancelled()]:
+      self._drop(worker)
+    busy = sum(w.job is not None for w in self._workers)
+    wanted = self._count if starting else len(self._waiting) + busy
+    while len(self._workers) < min(self._count, wanted):
+      self._workers.append(_Worker(self._settings))
     for worker in self._workers:
-      worker.kill()
-    self._workers = []
-
-  def _fill(self, count: int) -> None:
-    while len(self._workers) < count:
-      self._workers.append(_Worker(self._file, self._timeout_s))
-
-  def _replace(self, i: int) -> None:
-    self._workers[i].kill()
-    self._workers[i] = _Worker(self._file, self._timeout_s)
+      while worker.ready and worker.job is None and self._waiting:
+        batch, i = self._waiting.popleft()
+        if not batch.future.done():  # cancelled, or one of its jobs has failed it
+          try:
+            worker.give(batch, i, self._characters)
+          except ValueError as error:  # extras that cannot be sent
+            self._abandon(batch, error)
+    return starting
 
   def _wait(self) -> list[_Worker]:
-    """Workers with something to say, or over their deadline; sleeps until there is one."""
+    """Workers with something to say, or over their deadline; sleeps until there is one, or a new batch."""
     busy = [w for w in self._workers if w.job is not None or not w.ready]
-    now = time.monotonic()
-    patience = max(0.0, min(w.deadline for w in busy) - now)
-    heard = multiprocessing.connection.wait([w.pipe for w in busy], timeout=patience)
+    patience = max(0.0, min(w.deadline for w in busy) - time.monotonic()) if busy else None
+    heard = multiprocessing.connection.wait([self._woken, *(w.pipe for w in busy)], timeout=patience)
+    if self._woken in heard:
+      self._woken.recv_bytes()
     now = time.monotonic()
     return [w for w in busy if w.pipe in heard or w.deadline <= now]
 
-  def _receive(self, worker: _Worker, wait_s: float) -> tuple | None:
-    """Reads one message; ("done" | "error" | "timeout", ...) when it ends a job, None while it goes on."""
-    i = self._workers.index(worker)
+  def _hear(self, worker: _Worker) -> None:
+    """Reads one message, or buries a worker that died or is over its deadline.
+
+    Raises: ValueError when no worker can be started, or for an error that stops the run.
+    """
+    settings = self._settings
     try:
-      if not worker.pipe.poll(wait_s):  # over the deadline
-        if worker.started:
-          self._replace(i)
-          return ("timeout", f"no answer within reward.timeout_s={self._timeout_s:g} s")
-        raise ValueError(
-          f"a verification process did not get ready within {STARTUP_S:g} s"
-          + (f"; look at reward.file={self._file}." if self._file else ".")
-        )
+      if not worker.pipe.poll():  # over the deadline
+        if worker.job is None or not worker.started:
+          self._drop(worker)
+          raise ValueError(
+            f"a verification process did not get ready within {STARTUP_S:g} s" + settings.look_at_file()
+          )
+        outcome = ("timeout", f"no answer within reward.timeout_s={settings.timeout_s:g} s", settings.timeout_s)
+        self._conclude(worker, outcome)
+        self._drop(worker)
+        return
       message = worker.pipe.recv()
     except (EOFError, OSError):
-      return self._bury(i)
-    if message[0] == "ready":
-      worker.ready, worker.deadline = True, math.inf
-    elif message[0] == "started":
-      worker.started, worker.deadline = True, time.monotonic() + self._timeout_s
-    elif message[0] == "broken":
-      worker.kill()
-      self._workers.remove(worker)
-      raise ValueError(message[1])
-    else:
-      worker.rest()
-      return message
-    return None
+      self._bury(worker)
+      return
+    match message:
+      case ("ready", missing):
+        worker.ready, worker.deadline = True, math.inf
+        if missing and not self._said_missing:
+          self._said_missing = True
+          self._say(f"verification processes: {'; '.join(missing)}.")
+      case ("started",):
+        worker.started, worker.deadline = True, time.monotonic() + settings.timeout_s
+      case ("broken", text):
+        self._drop(worker)
+        raise ValueError(text)
+      case (*outcome, spent):
+        self._conclude(worker, tuple(outcome))
+        if spent:
+          self._drop(worker)
 
-  def _bury(self, i: int) -> tuple:
-    """A worker died: with a job in hand that job is an error, before it was ready the verifier file is to blame."""
-    worker = self._workers[i]
-    code = worker.kill(patience_s=1.0)  # a closed pipe comes a moment before the exit code
+  def _bury(self, worker: _Worker) -> None:
+    """A worker died: with a job in hand that job has no verdict; before it was ready the verifier file is to blame."""
+    code, last = worker.kill(patience_s=1.0)  # a closed pipe comes a moment before the exit code
+    self._workers.remove(worker)
     if not worker.ready:
-      del self._workers[i]
       raise ValueError(
-        f"a verification process ended with exit code {code} before it was ready"
-        + (f"; look at reward.file={self._file}." if self._file else ".")
+        f"a verification process ended with exit code {code} before it was ready{last}" + self._settings.look_at_file()
       )
-    self._workers[i] = _Worker(self._file, self._timeout_s)
-    return ("error", f"the verification process ended with exit code {code}")
+    if worker.job is not None:
+      # A built-in verifier does not die of itself: the response took its memory, CPU time or stack.
+      kind = "error" if self._settings.file and code not in (-signal.SIGXCPU, -signal.SIGKILL) else "timeout"
+      self._conclude(worker, (kind, f"the verification process ended with exit code {code}{last}", 0.0))
+
+  def _conclude(self, worker: _Worker, outcome: tuple) -> None:
+    batch, index, job = worker.batch, worker.index, worker.job
+    worker.rest()
+    try:
+      batch.results[index] = self._judge(job, outcome)
+    except ValueError as error:
+      self._abandon(batch, error)
+      return
+    batch.left -= 1
+    if not batch.left and not batch.future.cancelled():
+      batch.future.set_result(batch.results)
 
   def _judge(self, job: Job, outcome: tuple) -> Scored:
-    if outcome[0] == "done":
-      return Scored(score=outcome[1], accuracy=outcome[2], pred=outcome[3])
-    kind, message = outcome
-    if kind == "timeout":
+    match outcome:
+      case ("done", score, accuracy, pred, flags, seconds):
+        return Scored(score, accuracy, pred, tuple(flags), seconds=seconds)
+    kind, message, seconds = outcome
+    where = f"verify in {self._settings.file}" if job.verifier == "file" else f"verifier {job.verifier!r}"
+    message = (
+      f"{where}: {message} (answer {job.answer!r:.80}, prompt {job.prompt[-200:]!r}, "
+      f"response {job.response[-200:]!r})"
+    )
+    if kind in ("timeout", "limit"):
       self.timeouts += 1
-    else:
-      self.errors += 1
-      where = f"verify in {self._file}" if job.verifier == "file" else f"verifier {job.verifier!r}"
-      message = f"{where}: {message} (answer {job.answer!r:.80}, prompt {job.prompt[-200:]!r})"
-      self.first_error = self.first_error or message
-      if self._on_error == "stop":
-        raise ValueError(f"{message}; reward.on_error='score_wrong' would go on.")
-    return Scored(self._wrong_score, 0.0, None, (kind,), message)
+      return Scored(self._wrong_score, 0.0, None, ("timeout",), message, seconds)
+    self.errors += 1
+    if not self.first_error:
+      self.first_error = message
+      if self._on_error != "stop":
+        self._say(f"the first verification that failed: {message}")
+    if self._on_error == "stop":
+      raise ValueError(f"{message}; reward.on_error='score_wrong' would go on.")
+    return Scored(self._wrong_score, 0.0, None, ("error",), message, seconds)
+
+  def _abandon(self, batch: _Batch, error: ValueError) -> None:
+    """A batch that failed: its jobs in hand end with their workers, those that wait are passed over."""
+    if not batch.future.done():
+      batch.future.set_exception(error)
+    for worker in [w for w in self._workers if w.batch is batch]:
+      self._drop(worker)
+
+  def _fail(self, error: ValueError, starting: Sequence[_Batch]) -> None:
+    """Nobody who waits can be served."""
+    with self._lock:
+      batches = {id(b): b for b, _ in self._waiting} | {id(w.batch): w.batch for w in self._workers if w.batch}
+      self._waiting.clear()
+    for batch in [*batches.values(), *starting]:
+      self._abandon(batch, error)
+
+  def _drop(self, worker: _Worker) -> None:
+    worker.kill()
+    if worker in self._workers:
+      self._workers.remove(worker)
+
+
+class _Batch:
+  """Jobs that were submitted together. left: how many have no verdict yet."""
+
+  def __init__(self, jobs: list[Job]):
+    self.jobs, self.left = jobs, len(jobs)
+    self.results: list[Scored | None] = [None] * len(jobs)
+    self.future: concurrent.futures.Future[list[Scored]] = concurrent.futures.Future()
+    self.wait_ready = False
+
+
+@dataclasses.dataclass(frozen=True)
+class _Settings:
+  """What a worker is started with; see `Scorer`."""
+
+  file: str | None
+  timeout_s: float
+  weights: dict[str, float]
+  env: tuple[str, ...]
+  memory_mb: int
+  write_mb: int
+  network: bool
+  processes: bool
+
+  def look_at_file(self) -> str:
+    return f"; look at reward.file={self.file}." if self.file else "."
+
+  def limits(self, home: str) -> dict[str, Any]:
+    """The fields of `sandbox.Limits`: an empty folder of its own, and for a user's file the folder it lies in."""
+    folder = os.path.dirname(self.file) if self.file else home
+    shared_memory = ("/dev/shm",) if self.processes else ()
+    return dict(
+      memory_mb=self.memory_mb, write_mb=self.write_mb, network=self.network, processes=self.processes, folder=folder,
+      # Its imports, and some jobs that run to their deadline; it is replaced at half of it.
+      cpu_s=int(20 * self.timeout_s + 120), writable=(home, folder, *shared_memory) if self.file else (),
+    )  # fmt: skip
 
 
 class _Worker:
   """One process and the job it has in hand."""
 
-  def __init__(self, verifier_file: str | None, timeout_s: float):
+  def __init__(self, settings: _Settings):
     self.pipe, child = multiprocessing.Pipe()
-    settings = {"file": verifier_file, "timeout_s": timeout_s}
+    self._home = tempfile.mkdtemp(prefix="fipo-verify-")
+    given = {
+      "file": settings.file, "timeout_s": settings.timeout_s, "weights": settings.weights,
+      "limits": settings.limits(self._home),
+    }  # fmt: skip
     # Not multiprocessing.Process: its spawn runs the parent's main file again in every child, JAX and all.
     code = (
       "import json, sys; sys.path[:] = json.loads(sys.argv[3]); "
@@ -243,43 +423,66 @@ class _Worker:
     )
     paths = json.dumps([os.path.abspath(path) for path in sys.path])
     self.process = subprocess.Popen(
-      [sys.executable, "-c", code, str(child.fileno()), json.dumps(settings), paths],
+      [sys.executable, "-c", code, str(child.fileno()), json.dumps(given), paths],
       pass_fds=[child.fileno()],
       stdin=subprocess.DEVNULL,
-      stdout=2,  # what a user's verifier prints belongs to the log, not to our output
-      # A user's verifier that imports JAX must not take the accelerator from the run.
-      env={**os.environ, "JAX_PLATFORMS": "cpu"},
+      # What a user's verifier prints belongs to the log, not to our output; by a pipe, for its files are bounded.
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      env=sandbox.environment(settings.env, self._home),
       start_new_session=True,  # Ctrl-C is the parent's business; workers end when their pipe closes
     )
     child.close()
+    self._last_words: collections.deque[bytes] = collections.deque(maxlen=1)
+    self._listener = threading.Thread(target=self._listen, daemon=True)
+    self._listener.start()
+    self._loaded: set[str] = set()
+    self._timeout_s = settings.timeout_s
     self.ready, self.started = False, False
-    self.index, self.job = 0, None
+    self.batch, self.index, self.job = None, 0, None
     self.deadline = time.monotonic() + STARTUP_S
 
-  def give(self, index: int, job: Job) -> None:
-    """Sends a job. The job's own clock starts when the worker says so, after its imports."""
-    self.index, self.job, self.started = index, job, False
-    self.deadline = time.monotonic() + STARTUP_S
+  def _listen(self) -> None:
+    with self.process.stdout as lines:
+      for line in lines:
+        self._last_words.append(line)
+        with contextlib.suppress(OSError):
+          os.write(2, line)
+
+  def give(self, batch: _Batch, index: int, characters: int) -> None:
+    """Sends a job. The job's own clock starts when the worker says so, after its imports.
+
+    Raises: ValueError for extras that cannot be sent.
+    """
+    job = batch.jobs[index]
     try:
-      self.pipe.send((job.verifier, job.response[-RESPONSE_CHARACTERS:], job.answer, job.extras))
-    except OSError:
-      pass  # it died while idle; reading from it will say so
+      data = pickle.dumps((job.verifier, job.response[-characters:], job.answer, job.extras))
     except (pickle.PicklingError, AttributeError, TypeError) as error:
       raise ValueError(
         f"prompt {job.prompt[-200:]!r}: its extras cannot be sent to a verification process ({error})."
       ) from error
+    self.batch, self.index, self.job = batch, index, job
+    self.started = job.verifier in self._loaded
+    self._loaded.add(job.verifier)
+    self.deadline = time.monotonic() + (self._timeout_s if self.started else STARTUP_S)
+    with contextlib.suppress(OSError):  # it died while idle; reading from it will say so
+      self.pipe.send_bytes(data)
 
   def rest(self) -> None:
-    self.job, self.started, self.deadline = None, False, math.inf
+    self.batch, self.job, self.started, self.deadline = None, None, False, math.inf
 
-  def kill(self, patience_s: float = 0.0) -> int:
-    """Ends the process for good, by SIGKILL unless it ends by itself; returns its exit code."""
+  def kill(self, patience_s: float = 0.0) -> tuple[int, str]:
+    """Ends the process and what it started, by SIGKILL unless it ends by itself; (exit code, its last line if any)."""
     self.pipe.close()
-    try:
-      return self.process.wait(patience_s)
-    except subprocess.TimeoutExpired:
-      self.process.kill()
-      return self.process.wait()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+      self.process.wait(patience_s)
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+      os.killpg(self.process.pid, signal.SIGKILL)
+    code = self.process.wait()
+    self._listener.join(1.0)
+    shutil.rmtree(self._home, ignore_errors=True)
+    last = b"".join(self._last_words).decode(errors="replace").strip()
+    return code, f" ({last[-200:]})" if last else ""
 
 
 def _check_source(path: str) -> None:

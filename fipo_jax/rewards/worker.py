@@ -1,106 +1,125 @@
 """A verification process: receives jobs over a pipe, answers with scores. Started by `score.Scorer` only.
 
-Messages to the worker:   (verifier, response, answer, extras)
-Messages from the worker: ("ready",), then for each job ("started",) and one of
-                          ("done", score, accuracy, pred), ("error", text); or once ("broken", text).
+Messages to the worker:   (verifier, response, answer, extras); answer is text, or a tuple of texts of which any will do
+Messages from the worker: ("ready", [what the system cannot hold back]), or ("broken", text) and nothing more; then for
+                          each job ("started",) where its verifier had to be loaded first, and one of
+                          ("done", score, accuracy, pred, flags, seconds, spent), ("error", text, seconds, spent),
+                          ("limit", text, seconds, spent). spent: it has worked or grown enough to be replaced.
 """
 
 from __future__ import annotations
 
-import faulthandler
 import importlib.util
 import json
-import math
-import numbers
 import os
+import resource
+import signal
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from typing import Any
 
-from fipo_jax.rewards import gym, math_dapo, math_symbolic
-from fipo_jax.rewards.outcome import Score
+from fipo_jax.rewards import sandbox
+from fipo_jax.rewards.outcome import as_score
+from fipo_jax.rewards.verifiers import VERIFIERS, Verifier, weighted
 
-# Name -> (function, what to import before the clock of a job starts). One row per row of VERIFIERS.
-BUILT_IN: dict[str, tuple[Callable[..., Score], Callable[[], Any]]] = {
-  "math_dapo": (math_dapo.verify, lambda: None),
-  "math_dapo_strict_box": (math_dapo.verify_strict_box, lambda: None),
-  "math_symbolic": (math_symbolic.verify, math_symbolic.load),
-  "gym": (gym.verify, gym.load),
-}
-_NOWHERE = open(os.devnull, "w")  # held open for the life of the process
 PRED_CHARACTERS = 2000  # what is sent back of an answer
+JOBS = 5_000  # after so many a worker is replaced: what leaks in a library or a user's file stays small
 
 
 def main(descriptor: int, settings: str) -> None:
   """Serves jobs until the pipe closes. Runs in the child; `settings` is JSON from the parent."""
   options = json.loads(settings)
   pipe = Connection(descriptor)
-  verifiers = dict(BUILT_IN)
+  limits = sandbox.Limits(**options["limits"])
+  if not options["file"]:
+    limits = sandbox.Limits(**options["limits"] | {"readable": sandbox.imports()})
+  missing = sandbox.confine(limits)
   try:
-    if options["file"]:
-      verifiers["file"] = (load_file(options["file"]), lambda: None)
-    pipe.send(("ready",))
-    while True:
-      serve(pipe, verifiers, options["timeout_s"])
+    verifiers = rows(options["file"], options["weights"])
+    pipe.send(("ready", missing))
+    for done in range(1, sys.maxsize):
+      serve(pipe, verifiers, limits, options["timeout_s"], spent=done >= JOBS)
   except (EOFError, BrokenPipeError, ConnectionResetError):  # the parent is gone or done with us
     pass
   except ValueError as error:  # a missing package or a bad verifier file: no job can succeed
     pipe.send(("broken", str(error)))
 
 
-def serve(pipe: Connection, verifiers: dict, timeout_s: float) -> None:
+def rows(file: str | None, weights: Mapping[str, float]) -> dict[str, Verifier]:
+  """VERIFIERS, and what a run's config adds: "file" and "weighted"."""
+  verifiers = dict(VERIFIERS)
+  if file:
+    verifiers["file"] = Verifier(load_file(file), write=None)
+  if weights:
+    verifiers["weighted"] = weighted({name: (verifiers[name], weight) for name, weight in weights.items()})
+  return verifiers
+
+
+def serve(pipe: Connection, verifiers: dict, limits: sandbox.Limits, timeout_s: float, *, spent: bool) -> None:
   """One job: receive, import what it needs, run, send the outcome."""
   name, response, answer, extras = pipe.recv()
-  function, prepare = verifiers[name]
-  prepare()
-  pipe.send(("started",))
-  # The parent keeps the deadline. This one works without the interpreter, and ends us should the parent have died.
-  faulthandler.dump_traceback_later(2 * timeout_s + 5, exit=True, file=_NOWHERE)
+  if name not in _loaded:
+    verifiers[name].load()
+    _loaded.add(name)
+    pipe.send(("started",))
+  # The parent keeps the deadline. This one needs no interpreter, and ends us should the parent have died.
+  signal.setitimer(signal.ITIMER_REAL, 2 * timeout_s + 5)
+  begin = time.perf_counter()
   try:
-    reply = ("done", *as_score(function(response, answer, extras)))
+    reply = ("done", *judge(verifiers[name].verify, response, answer, extras))
+  except (MemoryError, RecursionError) as error:
+    spent = True
+    reply = ("limit", f"{type(error).__name__} (reward.memory_mb={limits.memory_mb})")
   except (Exception, SystemExit) as error:  # noqa: BLE001 - user code may raise anything; it is reported
     reply = ("error", describe(error))
-  faulthandler.cancel_dump_traceback_later()
-  pipe.send(reply)
+  signal.setitimer(signal.ITIMER_REAL, 0)
+  usage = resource.getrusage(resource.RUSAGE_SELF)
+  grown = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) > limits.memory_mb * 1_000_000 / 2
+  tired = usage.ru_utime + usage.ru_stime > limits.cpu_s / 2
+  pipe.send((*reply, time.perf_counter() - begin, spent or grown or tired))
 
 
-def as_score(value: Any) -> tuple[float, float, str | None]:
-  """(score, accuracy, pred) of a `Score` or a number; a bare number of 1 or more means right.
+_loaded: set[str] = set()
 
-  Raises: TypeError for anything else, ValueError for NaN and infinities, or an accuracy outside [0, 1].
-  """
-  if isinstance(value, bool | numbers.Real):
-    value = Score(score=float(value), accuracy=float(value >= 1))
-  if not isinstance(value, Score):
-    raise TypeError(f"verify returned {type(value).__name__}; a number or a Score would do")
-  score, accuracy = float(value.score), float(value.accuracy)
-  if not math.isfinite(score):
-    raise ValueError(f"verify returned score={score}; it must be finite")
-  if not 0.0 <= accuracy <= 1.0:
-    raise ValueError(f"verify returned accuracy={accuracy}; it must be between 0 and 1")
-  return score, accuracy, None if value.pred is None else str(value.pred)[:PRED_CHARACTERS]
+
+def judge(verify: Callable, response: str, answer: str | tuple[str, ...], extras: dict) -> tuple:
+  """(score, accuracy, pred, flags) of a response; of several right answers the one that suits it best counts."""
+  if isinstance(answer, str):
+    return as_score(verify(response, answer, extras), PRED_CHARACTERS)
+  found = [as_score(verify(response, one, extras), PRED_CHARACTERS) for one in answer]
+  return max(found, key=lambda s: (s[1], s[0]))
 
 
 def load_file(path: str) -> Callable[..., Any]:
-  """The function `verify(response, answer, extras)` of a Python file.
+  """The function `verify(response, answer, extras)` of a Python file, which may import its neighbours.
 
   Raises: ValueError when the file does not run or has no such function.
   """
+  sys.path.insert(0, os.path.dirname(os.path.abspath(path)))
   spec = importlib.util.spec_from_file_location("user_verifier", path)
   module = importlib.util.module_from_spec(spec)
   sys.modules["user_verifier"] = module  # dataclasses and pickle look modules up
   try:
     spec.loader.exec_module(module)
-  except (Exception, SystemExit) as error:  # user code may raise anything; it is reported
+  except (Exception, SystemExit) as error:
     raise ValueError(f"reward.file={path}: {describe(error)}") from error
   if not callable(getattr(module, "verify", None)):
     raise ValueError(f"reward.file={path}: no function verify(response, answer, extras) in it.")
   return module.verify
 
 
+# What the limits of a verification process look like from within, and which field gives more.
+_REMEDIES = (
+  (PermissionError, "a verification writes to its own folder and TMPDIR alone, has no network and starts no programs: "
+   "see reward.network, reward.processes"),
+  (MemoryError, "see reward.memory_mb"),
+)  # fmt: skip
+
+
 def describe(error: BaseException) -> str:
-  """One line: the error, and where it was raised."""
+  """One line: the error, and where it was raised; for what the limits cause, what would do."""
   trace = error.__traceback__
   while trace is not None and trace.tb_next is not None:
     trace = trace.tb_next
@@ -108,4 +127,5 @@ def describe(error: BaseException) -> str:
   if trace is not None:
     code = trace.tb_frame.f_code
     place = f" at {os.path.basename(code.co_filename)}:{trace.tb_lineno} in {code.co_name}"
-  return " ".join(f"{type(error).__name__}: {error}{place}".split())[:500]
+  remedy = next((f" ({text})" for kind, text in _REMEDIES if isinstance(error, kind)), "")
+  return " ".join(f"{type(error).__name__}: {error}"[:500].split()) + place + remedy
