@@ -23,7 +23,7 @@ from fipo_jax.data import SOURCES, pipeline
 from fipo_jax.data.tokenizer import Tokenizer, characters
 from fipo_jax.models import PRESETS, hf, make_model
 from fipo_jax.models.transformer import NUMERICS, Model
-from fipo_jax.rewards import VERIFIERS
+from fipo_jax.rewards import VERIFIERS, golds
 from fipo_jax.rewards.score import Scorer
 from fipo_jax.rollout import ENGINES, Engine, stored
 from fipo_jax.rollout.sampling import Sampling
@@ -48,6 +48,7 @@ class Run:
   surplus: informative groups that wait for a batch, with the step that sampled them.
   pending: groups with responses that are not finished yet, with the step that began them.
   rollbacks: how often the run was taken back to a checkpoint.
+  notes: lines to be said before it begins. verified: whether this process has seen a verdict.
   """
 
   cfg: ml_collections.ConfigDict
@@ -72,6 +73,8 @@ class Run:
   pending: stored.Waiting
   watch: alarms.Watch
   rollbacks: int
+  notes: list[str] = dataclasses.field(default_factory=list)
+  verified: bool = False
 
   def key(self, step: int, stream: int) -> jax.Array:
     """The random key of one use: fold_in(fold_in(key(seed), step), stream); others after each rollback."""
@@ -134,11 +137,7 @@ def build(cfg: ml_collections.ConfigDict) -> Run:
     stream.restore(host["data"])
   surplus, pending = (stored.decode(host.pop(name, [])) for name in ("surplus", "pending"))
   engine = open_engine(cfg, model, mesh, tokenizer)
-  scorer = Scorer(
-    workers=cfg.reward.workers, timeout_s=cfg.reward.timeout_s, verifier_file=cfg.reward.file or None,
-    on_error=cfg.reward.on_error, wrong_score=cfg.reward.wrong_score,
-  )  # fmt: skip
-  scorer.start()  # a broken verifier file is found now, not after the first rollout
+  scorer, notes = open_scorer(cfg, stream, heldout, check=not step)
   watch = alarms.Watch(alarms.Limits(**{f.name: cfg.alarms[f.name] for f in dataclasses.fields(alarms.Limits)}))
   if "watch" in host:
     watch.restore(host["watch"])
@@ -149,7 +148,7 @@ def build(cfg: ml_collections.ConfigDict) -> Run:
     credit=open_credit(cfg), control=open_control(cfg), reference=open_reference(cfg, model, mesh), engine=engine,
     stream=stream, heldout=heldout, scorer=scorer, checkpointer=checkpointer, step=step, host=host,
     timers=metrics.Timers(), surplus=surplus, pending=stored.with_prompts(pending, stream.find), watch=watch,
-    rollbacks=rollbacks,
+    rollbacks=rollbacks, notes=notes,
   )  # fmt: skip
 
 
@@ -159,8 +158,8 @@ def check_tables(cfg) -> None:
   config_lib.one_of("data.source", cfg.data.source, tuple(SOURCES))
   config_lib.one_of("rollout.engine", cfg.rollout.engine, tuple(ENGINES))
   config_lib.one_of("optimizer.name", cfg.optimizer.name, OPTIMIZERS)
-  if cfg.reward.verifier:
-    config_lib.one_of("reward.verifier", cfg.reward.verifier, tuple(VERIFIERS))
+  if cfg.reward.verifier not in ("", "weighted"):
+    config_lib.one_of("reward.verifier", cfg.reward.verifier, (*VERIFIERS, "weighted"))
   if cfg.model.preset:
     config_lib.one_of("model.preset", cfg.model.preset, tuple(PRESETS))
 
@@ -293,6 +292,55 @@ def source_options(cfg, *, heldout: bool) -> dict[str, Any]:
     "parquet": file,
     "tfds": tfds,
   }[d.source]
+
+
+def verifier_of(cfg, prompt: Prompt) -> str:
+  """Which verifier judges the responses to a prompt: the config's, else what its record says."""
+  return cfg.reward.verifier or ("file" if cfg.reward.file else prompt.verifier)
+
+
+def open_scorer(cfg, stream, heldout: list[Prompt], *, check: bool) -> tuple[Scorer, list[str]]:
+  """The verification processes, and what there is to say about them and the golds.
+
+  check: verify the golds, too; a user's function is called once in any case.
+  Raises: ValueError for a broken verifier file, an unknown verifier in a record, golds that can never be met.
+  """
+  r = cfg.reward
+  scorer = Scorer(
+    workers=r.workers, timeout_s=r.timeout_s, verifier_file=r.file or None, on_error=r.on_error,
+    wrong_score=r.wrong_score, env=tuple(r.env), network=r.network, processes=r.processes, memory_mb=r.memory_mb,
+    write_mb=r.write_mb, response_characters=r.response_characters, weights=r.weights.to_dict(),
+  )  # fmt: skip
+  if cfg.algorithm.name == "sft":
+    return scorer, []
+  named = {**stream.verifiers, **{p.verifier: p.id for p in reversed(heldout)}}
+  notes = []
+  if r.verifier or r.file:
+    others = sorted(set(named) - {"", r.verifier})
+    if others:
+      notes.append(
+        f"{f'reward.file={r.file}' if r.file else f'reward.verifier={r.verifier!r}'} judges all prompts; the verifiers "
+        f"that records name are not used: {', '.join(others)}"
+      )
+  else:
+    for name, record in named.items():
+      where = f"data.path={cfg.data.path!r}" if cfg.data.path else f"data.name={cfg.data.name!r}"
+      if not name:
+        raise ValueError(f"{where} record {record} (from 0) names no verifier, and reward.verifier='': set one.")
+      if name not in VERIFIERS:
+        raise ValueError(
+          f"{where} record {record} (from 0): field 'verifier' is {name!r}, expected one of "
+          f"{', '.join(map(repr, VERIFIERS))}; or set reward.verifier or reward.file."
+        )
+  scorer.start()  # a broken verifier file is found now, not after the first rollout
+  if processes.is_first():
+    try:
+      prompts = [*heldout, *stream.spread(max(golds.SAMPLE - len(heldout), 0) if check else 1)][: golds.SAMPLE]
+      notes += golds.check(scorer, [(p, verifier_of(cfg, p)) for p in prompts])
+    except BaseException:
+      scorer.close()
+      raise
+  return scorer, notes
 
 
 def open_engine(cfg, model: Model, mesh, tokenizer) -> Engine:

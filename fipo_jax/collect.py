@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import itertools
 import json
 import math
+from collections.abc import Callable
 
 import jax
 import numpy as np
 
 from fipo_jax import processes
-from fipo_jax.assemble import STREAM_ROLLOUT, Run
+from fipo_jax.assemble import STREAM_ROLLOUT, Run, verifier_of
+from fipo_jax.evaluate import failures, no_answer
 from fipo_jax.rewards.score import Job, Scored, overlong_penalty
 from fipo_jax.rollout.http import EngineError
 from fipo_jax.types import Prompt, Rollout
@@ -141,8 +144,8 @@ def sample_groups(run: Run, step: int, progress) -> tuple[list[Group], dict[str,
     limit = f"max_draws={c.max_draws}" if draws == c.max_draws else f"all {len(drawn)} prompts were drawn"
     raise DataExhausted(
       f"dynamic_sampling: {limit}: {len(kept)} of {want} groups had both right and wrong responses in "
-      f"{len(seen)} prompts (accuracy {values.get('accuracy', math.nan):.3f}). Use easier or harder prompts, more "
-      "samples per prompt or draws, or dynamic_sampling.enabled=False."
+      f"{len(seen)} prompts (accuracy {values.get('accuracy', math.nan):.3f}{unverified(run, seen)}). Use easier or "
+      "harder prompts, more samples per prompt or draws, or dynamic_sampling.enabled=False."
     )
   return [g for _, g in kept], count(run, values, kept)
 
@@ -151,24 +154,27 @@ def sample(run: Run, step: int, draw: int, prompts, pending: list[Group], enough
   """One draw: groups, scored where they are complete. Scoring runs beside the sampling of the others.
 
   enough: sampling ends early once so many groups are informative. Whether that is so is decided by the groups that were
-  complete at the last look but one, so it does not depend on how fast the scoring is.
+  complete at the last look but one, so it does not depend on how fast the scoring is. Where it is infinite nobody needs
+  a verdict before the end, and sampling waits for none.
+  Raises: ValueError when the first verifications of a run have failed one and all.
   """
-  scored, found = set(), 0
+  found = 0
+  under_way: list[tuple[concurrent.futures.Future, list[Group]]] = []  # in the same order on all processes
 
   def judge(future, groups):
     nonlocal found
     with run.timers("reward"):  # what sampling did not hide
-      future.result()
-    scored.update(map(id, groups))
+      future.result()()
     found += sum(informative(g) or not run.cfg.dynamic_sampling.enabled for g in groups)
 
-  with concurrent.futures.ThreadPoolExecutor(1) as pool:
-    under_way = []
+  scored = set()
+  with concurrent.futures.ThreadPoolExecutor(1) as pool:  # texts of long responses take time, too
 
     def watch(groups: list[Group]) -> bool:
-      for item in under_way:
-        judge(*item)
-      under_way[:] = [(pool.submit(score, run, groups), groups)]
+      while under_way and enough < math.inf:
+        judge(*under_way.pop(0))
+      under_way.append((pool.submit(begin_score, run, groups), groups))
+      scored.update(map(id, groups))
       return found >= enough
 
     key = jax.random.fold_in(run.key(step, STREAM_ROLLOUT), draw)
@@ -177,11 +183,11 @@ def sample(run: Run, step: int, draw: int, prompts, pending: list[Group], enough
         prompts, run.cfg.rollout.samples_per_prompt, key=key, sampling=run.sampling(evaluation=False),
         progress=progress.task("rollout"), watch=watch, pending=pending,
       )  # fmt: skip
+    rest = [g for g in groups if all(r.finished for r in g) and id(g) not in scored]
+    under_way.append((pool.submit(begin_score, run, rest), rest))
     for item in under_way:
       judge(*item)
-  rest = [g for g in groups if all(r.finished for r in g) and id(g) not in scored]
-  with run.timers("reward"):
-    score(run, rest)
+  refuse_silence(run, [g for g in groups if all(r.finished for r in g)])
   if run.cfg.rollout.unfinished == "restart":
     groups = [g if all(r.finished for r in g) else [_begun_again(r) for r in g] for g in groups]
   return groups
@@ -211,33 +217,74 @@ def draw_prompts(run: Run, number: int, drawn: set[int]) -> list[Prompt]:
 
 
 def score(run: Run, groups: list[Group]) -> None:
-  """Fills text, accuracy, score, reward and flags of every rollout: the verifier's score plus the overlong penalty."""
+  """Fills text, accuracy, score, reward and flags of every rollout: the verifier's score plus the overlong penalty.
+
+  Raises: ValueError when the first verifications of a run have failed one and all.
+  """
+  begin_score(run, groups)()
+  refuse_silence(run, groups)
+
+
+def begin_score(run: Run, groups: list[Group]) -> Callable[[], None]:
+  """Hands the responses to the verifiers; the function that comes back waits for the verdicts and fills them in."""
   c = run.cfg
   rollouts = [r for group in groups for r in group]
   for r in rollouts:
     r.text = run.tokenizer.decode(r.tokens)
-  verifier = "file" if c.reward.file else c.reward.verifier
   jobs = [
-    Job(verifier or r.prompt.verifier, r.text, r.prompt.answer, r.prompt.extras, r.prompt.text) for r in rollouts
+    Job(verifier_of(c, r.prompt), r.text, r.prompt.answer, r.prompt.extras, r.prompt.text) for r in rollouts
   ]
-  for r, s in zip(rollouts, verify(run, jobs), strict=True):
-    r.accuracy, r.score, r.pred, r.flags = s.accuracy, s.score, s.pred, tuple(s.flags)
-    r.reward = s.score + overlong_penalty(
-      len(r.tokens), max_tokens=c.rollout.max_response_tokens, buffer_tokens=c.reward.overlong_buffer_tokens,
-      factor=c.reward.overlong_factor,
-    )  # fmt: skip
+  verdicts = begin_verify(run, jobs)
+
+  def finish() -> None:
+    for r, s in zip(rollouts, verdicts(), strict=True):
+      r.accuracy, r.score, r.pred, r.flags = s.accuracy, s.score, s.pred, tuple(s.flags)
+      r.reward = s.score + overlong_penalty(
+        len(r.tokens), max_tokens=c.rollout.max_response_tokens, buffer_tokens=c.reward.overlong_buffer_tokens,
+        factor=c.reward.overlong_factor,
+      )  # fmt: skip
+
+  return finish
 
 
-def verify(run: Run, jobs: list[Job]) -> list[Scored]:
-  """Scores of all jobs; of many processes each verifies its share, and all get to know all."""
+def begin_verify(run: Run, jobs: list[Job]) -> Callable[[], list[Scored]]:
+  """Scores of all jobs, later; of many processes each verifies its share, and all get to know all."""
   n = processes.count()
-  mine = run.scorer.score(jobs[processes.index() :: n])
-  if n == 1:
-    return mine
-  scored: list[Scored | None] = [None] * len(jobs)
-  for k, text in enumerate(processes.exchange("scores", json.dumps([dataclasses.astuple(s) for s in mine]))):
-    scored[k::n] = [Scored(*s) for s in json.loads(text)]
-  return scored
+  mine = run.scorer.submit(jobs[processes.index() :: n])
+
+  def finish() -> list[Scored]:
+    if n == 1:
+      return mine.result()
+    scored: list[Scored | None] = [None] * len(jobs)
+    said = processes.exchange("scores", json.dumps([dataclasses.astuple(s) for s in mine.result()]))
+    for k, text in enumerate(said):
+      scored[k::n] = [Scored(*s) for s in json.loads(text)]
+    return scored
+
+  return finish
+
+
+def refuse_silence(run: Run, groups: list[Group]) -> None:
+  """The first batch of a process tells whether verifying works at all: ValueError when not one verdict came of it."""
+  rollouts = list(itertools.chain.from_iterable(groups))
+  if run.verified or not rollouts:
+    return
+  if all(r.failed for r in rollouts):
+    raise ValueError(f"none of the first {len(rollouts)} responses could be verified{unverified(run, groups)}.")
+  run.verified = True
+
+
+def unverified(run: Run, groups: list[Group]) -> str:
+  """How many responses have no verdict and why, as the end of a sentence; "" when all have one."""
+  rollouts = list(itertools.chain.from_iterable(groups))
+  number = failures(rollouts)
+  if not any(number.values()):
+    return ""
+  why = f"; the first error: {run.scorer.first_error}" if run.scorer.first_error else ""
+  return (
+    f"; of {len(rollouts)} verifications {number['reward_errors']} raised and {number['reward_timeouts']} took more "
+    f"than reward.timeout_s={run.cfg.reward.timeout_s:g} s or reward.memory_mb={run.cfg.reward.memory_mb}{why}"
+  )
 
 
 # ---- what was seen ----
@@ -267,11 +314,11 @@ def describe_sampled(groups: list[Group]) -> dict[str, float]:
     "prompt_length": prompts.mean(), "prompt_length_min": prompts.min(), "prompt_length_max": prompts.max(),
     "truncated": cut.mean(),
     "truncated_correct": (cut * (accuracy >= 1)).mean(), "truncated_wrong": (cut * (accuracy < 1)).mean(),
-    "no_answer": column(lambda r: r.pred is None).mean(),
-    "reward_timeouts": column(lambda r: "timeout" in r.flags).sum(),
-    "reward_errors": column(lambda r: "error" in r.flags).sum(),
+    **failures(rollouts),
     "tokens_generated": lengths.sum(),
   }  # fmt: skip
+  if (missing := no_answer(rollouts)) is not None:
+    values["no_answer"] = missing
   return {name: float(value) for name, value in values.items()}
 
 
@@ -307,7 +354,7 @@ def count(run: Run, values: dict[str, float], kept: list[tuple[int, Group]]) -> 
   trained = sum(len(r.tokens) for _, g in kept for r in g)
   for name, value in {**values, "groups_trained": len(kept), "tokens_trained": trained}.items():
     if name in ("prompts_drawn", "groups_trained", "groups_reused", "groups_dropped", "tokens_generated",
-                "tokens_trained"):  # fmt: skip
+                "tokens_trained", "reward_errors", "reward_timeouts"):  # fmt: skip
       totals[name] = totals.get(name, 0) + int(value)
   efficiency = totals["tokens_trained"] / totals["tokens_generated"] if totals["tokens_generated"] else math.nan
   return values | {"token_efficiency": efficiency} | {f"total/{name}": value for name, value in totals.items()}

@@ -127,11 +127,21 @@ def default() -> ml_collections.ConfigDict:
   c.rollout.model_name = ""  # engine http: as served; "" = leave it to the server
 
   c.reward = ml_collections.ConfigDict()
-  c.reward.verifier = ""  # a row of VERIFIERS, for all prompts; "" = what each record says
+  c.reward.verifier = ""  # a row of VERIFIERS, or "weighted", for all prompts; "" = what each record says
   c.reward.file = ""  # Python file that defines verify(response, answer, extras); wins over verifier
+  # Parts of the verifier "weighted" and their weights, such as {"math_dapo": 1.0, "format": 0.1} (or "file").
+  c.reward.weights = ml_collections.ConfigDict(type_safe=False)
+  # A verification has an environment without keys, no network, starts no programs and writes to reward.file's folder
+  # and TMPDIR alone; the next five give reward.file what it needs.
+  c.reward.env = ()  # names of environment variables that it gets
+  c.reward.network = False  # it may open connections
+  c.reward.processes = False  # it may start programs; they end with it
+  c.reward.memory_mb = 4096  # 10⁶ bytes of address space, of each process; built-in verifiers have the same
+  c.reward.write_mb = 64  # 10⁶ bytes of one file
+  c.reward.response_characters = 0  # a verifier sees so many of a response's last characters; 0 = all
   c.reward.wrong_score = -1.0  # score of a response that could not be verified
   c.reward.timeout_s = 10.0  # hard deadline of one verification
-  c.reward.workers = 2  # processes
+  c.reward.workers = 0  # processes; 0 = one per core, at most 32
   c.reward.on_error = "score_wrong"  # score_wrong (and count) | stop
   c.reward.overlong_buffer_tokens = 4096  # the penalty grows over the last so many tokens; 0 = off
   c.reward.overlong_factor = 1.0  # penalty at the very limit
@@ -193,6 +203,7 @@ def default() -> ml_collections.ConfigDict:
 
   c.log = ml_collections.ConfigDict()
   c.log.samples = 4  # responses a step written to samples.jsonl, token by token
+  c.log.samples_mb = 256  # 10⁶ bytes of samples.jsonl at most; beyond it the oldest half goes
   c.log.report = True  # plots and an HTML page at the end
   return c.lock()
 
@@ -230,7 +241,8 @@ def _check_ranges(c) -> None:
     "rollout.timeout_s", "rollout.concurrency", "eval.repetition_penalty",
     "batch.minibatch_prompts", "batch.row_tokens", "batch.micro_rows", "data.max_prompt_tokens", "data.size",
     "model.logits_mib", "algorithm.half_life_tokens", "algorithm.raw_cap",
-    "algorithm.safety_threshold", "reward.timeout_s", "reward.workers", "dynamic_sampling.max_draws",
+    "algorithm.safety_threshold", "reward.timeout_s", "reward.memory_mb", "dynamic_sampling.max_draws",
+    "log.samples_mb",
     "optimizer.learning_rate", "optimizer.value_learning_rate", "optimizer.eps", "algorithm.cispo_ratio_cap",
     "optimizer.clip_norm", "optimizer.max_skipped_updates",
     "eval.prompts", "eval.samples_per_prompt", "checkpoint.every", "checkpoint.keep", "rollout.temperature",
@@ -239,7 +251,8 @@ def _check_ranges(c) -> None:
     "seed", "checkpoint.keep_best", "rollout.cache_tokens", "rollout.retries", "rollout.min_tokens", "rollout.tensor",
     "model.tile_tokens", "algorithm.clip_low", "algorithm.clip_high", "algorithm.dual_clip", "rollout.top_k",
     "eval.top_k", "algorithm.delta_clamp", "algorithm.participation_ratio", "model.max_position",
-    "eval.temperature", "reward.overlong_buffer_tokens", "reward.overlong_factor", "optimizer.warmup_updates",
+    "eval.temperature", "reward.workers", "reward.write_mb", "reward.response_characters",
+    "reward.overlong_buffer_tokens", "reward.overlong_factor", "optimizer.warmup_updates",
     "optimizer.weight_decay", "eval.every", "log.samples", "dynamic_sampling.max_age", "algorithm.gspo_clip_low",
     "algorithm.gspo_clip_high", "algorithm.reference_kl_coef", "algorithm.entropy_coef", "algorithm.sampler_ratio_cap",
     "algorithm.value_coef", "algorithm.value_clip",
@@ -372,6 +385,20 @@ def _check_alarms(c) -> None:
 
 
 def _check_source(c) -> None:
+  if c.reward.verifier == "weighted" and not c.reward.weights:
+    raise ValueError(
+      "reward.weights={}: reward.verifier='weighted' needs its parts, such as {'math_dapo': 1.0, 'format': 0.1}."
+    )
+  if c.reward.weights and c.reward.verifier != "weighted":
+    raise ValueError(
+      f"reward.weights={c.reward.weights.to_dict()}: read by reward.verifier='weighted' alone, which is "
+      f"{c.reward.verifier!r}."
+    )
+  if c.reward.file and c.reward.verifier not in ("", "weighted"):
+    raise ValueError(
+      f"reward.verifier={c.reward.verifier!r} and reward.file={c.reward.file!r}: give one; both together are "
+      "reward.verifier='weighted' with 'file' among reward.weights."
+    )
   if bool(c.model.path) == bool(c.model.preset):
     raise ValueError(
       f"model.path={c.model.path!r} and model.preset={c.model.preset!r}: give exactly one, a Hugging Face directory "
@@ -411,7 +438,8 @@ def check_mesh(c, mesh_shape, rollout_shape) -> None:
 # Fields that may change when a run is resumed: they do not alter what a step computes (alarms only what follows one).
 RESUMABLE = (
   "steps", "workdir", "compile_cache", "checkpoint.every", "checkpoint.keep", "checkpoint.keep_best",
-  "checkpoint.export", "log", "alarms", "reward.workers", "model.offload_inputs", "optimizer.offload",
+  "checkpoint.export", "log", "alarms", "reward.workers", "reward.env", "reward.network", "reward.processes",
+  "reward.memory_mb", "reward.write_mb", "model.offload_inputs", "optimizer.offload",
 )  # fmt: skip
 
 

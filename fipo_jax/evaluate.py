@@ -58,7 +58,8 @@ def summary(groups: list[list[Rollout]]) -> dict[str, float]:
 
   accuracy (= avg@n, "Pass@1" of papers) and accuracy_se, its standard error over prompts; pass@n: any sample right;
   cons@n: majority answer right, ties to the answer seen first; reward; response_tokens and response_tokens_max;
-  truncated, no_answer: fractions of samples. prompts, samples: how many there were.
+  truncated: fraction of samples; no_answer: see there; reward_timeouts, reward_errors: how many have no verdict.
+  prompts, samples: how many there were. Without cons@n and no_answer where the verifier does not read answers.
   """
   rollouts = [rollout for group in groups for rollout in group]
   n = max(len(group) for group in groups)
@@ -72,16 +73,34 @@ def summary(groups: list[list[Rollout]]) -> dict[str, float]:
     "accuracy": np.mean(accuracy),
     "accuracy_se": spread,
     f"pass@{n}": np.mean([p["pass_any"] for p in per_prompt]),
-    f"cons@{n}": np.mean([p["cons_first"] for p in per_prompt]),
     "reward": np.mean([r.reward for r in rollouts]),
     "response_tokens": np.mean(lengths),
     "response_tokens_max": np.max(lengths),
     "truncated": np.mean([r.truncated for r in rollouts]),
-    "no_answer": np.mean([_vote(r.pred) == NO_ANSWER for r in rollouts]),
+    **failures(rollouts),
     "prompts": len(groups),
     "samples": len(rollouts),
   }
+  missing = no_answer(rollouts)
+  if missing is not None:
+    values |= {f"cons@{n}": np.mean([p["cons_first"] for p in per_prompt]), "no_answer": missing}
   return {name: float(value) for name, value in values.items()}
+
+
+def no_answer(rollouts: Sequence[Rollout]) -> float | None:
+  """Share of verified responses in which the verifier found no answer; None when it reads none, or verified nothing.
+
+  The one definition, in training and in evaluation. Responses without a verdict are counted by `failures`.
+  """
+  verified = [r for r in rollouts if not r.failed]
+  if not verified or any("unread" in r.flags for r in verified):
+    return None
+  return float(np.mean([r.pred is None for r in verified]))
+
+
+def failures(rollouts: Sequence[Rollout]) -> dict[str, int]:
+  """reward_timeouts, reward_errors: how many verifications ran out of time or memory, or raised."""
+  return {f"reward_{kind}s": sum(kind in r.flags for r in rollouts) for kind in ("timeout", "error")}
 
 
 def exact_per_prompt(preds: Sequence[str | None], accs: Sequence[float]) -> dict[str, float]:

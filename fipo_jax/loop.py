@@ -52,8 +52,10 @@ def train_until_alarm(cfg) -> dict[str, Any]:
   cfg = run.cfg
   run.host.pop("ended", None)  # of an earlier process; this one tries again
   started = time.monotonic() - run.host["seconds"]
-  log = metrics.Log(cfg.workdir, resume_step=run.step or -1)
+  log = metrics.Log(cfg.workdir, resume_step=run.step or -1, samples_bytes=round(cfg.log.samples_mb * 1e6))
   with jax.set_mesh(run.mesh), run.scorer, metrics.Progress(cfg.workdir, cfg.steps, run.step) as progress:
+    for note in run.notes:
+      progress.note(note)
     if run.stream.dropped_long:
       progress.note(
         f"{run.stream.dropped_long} prompts are longer than data.max_prompt_tokens={cfg.data.max_prompt_tokens} "
@@ -300,6 +302,8 @@ def finish(run: Run) -> dict[str, Any]:
     "accuracy_before": before.get("accuracy"), "accuracy_after": after.get("accuracy"),
     "length_before": before.get("response_tokens"), "length_after": after.get("response_tokens"),
     "seconds": round(run.host["seconds"], 2), "before": before, "after": after, "ended": run.host.get("ended"),
+    **{name: run.host["counters"].get(name, 0) for name in ("reward_errors", "reward_timeouts")},
+    "first_error": run.scorer.first_error or None,
   }  # fmt: skip
   if processes.is_first():
     (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n")
@@ -312,4 +316,6 @@ def finish(run: Run) -> dict[str, Any]:
 
 
 def describe(result: dict[str, float]) -> str:
-  return f"accuracy {result['accuracy']:.3f}, mean length {result["response_tokens"]:.1f} tokens"
+  said = f"accuracy {result['accuracy']:.3f}, mean length {result['response_tokens']:.1f} tokens"
+  troubles = (("errors", "reward_errors"), ("time-outs", "reward_timeouts"))
+  return said + "".join(f", {result[name]:.0f} verifier {label}" for label, name in troubles if result.get(name))

@@ -16,6 +16,7 @@ import numbers
 import os
 import pathlib
 import resource
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -58,27 +59,30 @@ class JsonLines:
   """A file of one JSON record a line, each with its `step`; cut back when a run resumes.
 
   Opening drops the lines of steps after `resume_step`, which the resumed run will write again, and
-  a torn last line left by a crash. The shortened file replaces the old one in one rename, so a
-  crash here loses nothing. With resume_step=0 no step is done yet, and nothing is kept: step 0, the
-  evaluation before training, comes again.
+  a torn last line left by a crash. They stand at the end, so the file is read from there and no further than
+  needed; one truncation drops them, and a crash here loses nothing. With resume_step=0 no step is done yet, and
+  nothing is kept: step 0, the evaluation before training, comes again.
 
-  Raises ValueError when the directory cannot be written or a line before the last is not a JSON
-  record.
+  most_bytes: bound on the file; a record that goes beyond it drops the oldest half of the lines first. 0 = none.
+
+  Raises ValueError when the directory cannot be written or one of the lines that were read, but the last, is not a
+  JSON record.
   """
 
-  def __init__(self, path, resume_step: int):
+  def __init__(self, path, resume_step: int, most_bytes: int = 0):
     self.path = pathlib.Path(path)
-    self._file = None
+    self._file, self._most_bytes, self._said = None, most_bytes, False
     if jax.process_index() != 0:
       return
     check_writable(self.path.parent)
     try:
       _cut(self.path, resume_step)
-      self._file = open(
-        self.path, "ab", buffering=0
-      )  # unbuffered: a line is on its way when write() returns
+      self._open()
     except OSError as error:
       raise _unwritable(self.path.parent, error) from error
+
+  def _open(self) -> None:
+    self._file = open(self.path, "ab", buffering=0)  # unbuffered: a line is on its way when write() returns
 
   def write(self, record: Mapping) -> None:
     """Appends one record. Values that are not finite become null and are named under "nonfinite".
@@ -99,12 +103,34 @@ class JsonLines:
     line = memoryview(json.dumps(plain, ensure_ascii=False, allow_nan=False).encode() + b"\n")
     start = self._file.seek(0, os.SEEK_END)
     try:
+      if start and 0 < self._most_bytes < start + len(line):
+        self._drop_oldest(start)
+        start = self._file.seek(0, os.SEEK_END)
       while line:  # a nearly full disk takes a part of the line first and refuses the rest
         line = line[self._file.write(line) :]
     except OSError as error:
       with contextlib.suppress(OSError):
         self._file.truncate(start)
       raise _unwritable(self.path.parent, error) from error
+
+  def _drop_oldest(self, size: int) -> None:
+    """Replaces the file by the lines that begin in its second half; a crash leaves the one or the other."""
+    if not self._said:
+      self._said = True
+      print(f"{self.path} has reached {self._most_bytes} bytes; its oldest lines are dropped", flush=True)
+    temporary = self.path.with_name(f".{self.path.name}-{os.getpid()}")
+    try:
+      with open(self.path, "rb") as old, open(temporary, "wb") as new:
+        old.seek(size // 2)
+        old.readline()
+        shutil.copyfileobj(old, new)
+        new.flush()
+        os.fsync(new.fileno())
+      os.replace(temporary, self.path)
+    finally:
+      temporary.unlink(missing_ok=True)
+    self._file.close()
+    self._open()
 
   def close(self) -> None:
     if self._file is not None:
@@ -113,29 +139,44 @@ class JsonLines:
 
 
 def _cut(path: pathlib.Path, resume_step: int) -> None:
-  """Replaces the file by its lines of steps <= resume_step (none if that is 0)."""
+  """Shortens the file to its lines of steps <= resume_step (none if that is 0), which stand at its beginning."""
   if not path.exists():
     return
-  temporary = path.with_name(f".{path.name}-{os.getpid()}")
-  changed = False
-  try:
-    with open(path, "rb") as old, open(temporary, "wb") as new:
-      for number, line in enumerate(old, 1):
-        step = _step(line)
-        if step is None and old.read(1):
-          raise ValueError(
-            f"{path}: line {number} is not a JSON record with a step; repair or move the file."
-          )
-        keep = step is not None and 0 < resume_step and step <= resume_step
-        if keep:
-          new.write(line.rstrip(b"\n") + b"\n")
-        changed |= not keep or not line.endswith(b"\n")
-      new.flush()
-      os.fsync(new.fileno())
-    if changed:
-      os.replace(temporary, path)
-  finally:
-    temporary.unlink(missing_ok=True)
+  with open(path, "r+b") as file:
+    end = file.seek(0, os.SEEK_END)
+    keep, torn = end, False
+    for start, line in _backwards(file, end) if resume_step > 0 else ():
+      step = _step(line)
+      if step is None and keep < end:
+        raise ValueError(f"{path}: the line at byte {start} is not a JSON record with a step; repair or move the file.")
+      if step is not None and step <= resume_step:
+        torn = not line.endswith(b"\n")  # only its end is lost
+        break
+      keep = start
+    else:
+      keep = 0
+    if keep < end:
+      file.truncate(keep)
+    if torn:
+      file.seek(0, os.SEEK_END)
+      file.write(b"\n")
+    os.fsync(file.fileno())
+
+
+def _backwards(file, end: int, block: int = 1 << 16) -> Iterator[tuple[int, bytes]]:
+  """(Offset, line) of the lines before `end`, the last one first; reads a block at a time."""
+  rest, start = b"", end
+  while start:
+    size = min(block, start)
+    start -= size
+    file.seek(start)
+    rest = file.read(size) + rest
+    while (at := rest.rfind(b"\n", 0, len(rest) - 1)) >= 0:
+      yield start + at + 1, rest[at + 1 :]
+      rest = rest[: at + 1]
+    block = 2 * block if len(rest) >= block else block  # a line longer than a block is not copied for each of its own
+  if rest:
+    yield 0, rest
 
 
 def _step(line: bytes) -> int | None:
@@ -164,10 +205,10 @@ def _plain(value, name: str, nonfinite: list[str]):
 class Log:
   """The run's two files: `write` adds a line of metrics, `sample` a line of samples."""
 
-  def __init__(self, workdir, *, resume_step: int):
+  def __init__(self, workdir, *, resume_step: int, samples_bytes: int = 0):
     workdir = pathlib.Path(workdir)
     self.metrics = JsonLines(workdir / "metrics.jsonl", resume_step)
-    self.samples = JsonLines(workdir / "samples.jsonl", resume_step)
+    self.samples = JsonLines(workdir / "samples.jsonl", resume_step, samples_bytes)
 
   def write(self, step: int, metrics: Mapping) -> None:
     self.metrics.write({"step": step, **metrics})
@@ -202,7 +243,7 @@ def _value(record: Mean | Max | Min) -> np.ndarray:
 
 
 class Timers:
-  """Wall-clock seconds by phase: `with timers("rollout"): ...`; phases entered again add up.
+  """Wall-clock seconds by phase: `with timers("rollout"): ...`; phases entered again add up, none counts twice.
 
   JAX returns before the device is done: a phase must fetch or block on its result to be charged for
   it.
@@ -211,14 +252,19 @@ class Timers:
   def __init__(self, clock=time.perf_counter):
     self._clock = clock
     self._seconds: dict[str, float] = {}
+    self._inner: list[float] = []  # of each phase that is on: seconds of phases within it, which count for themselves
 
   @contextlib.contextmanager
   def __call__(self, phase: str) -> Iterator[None]:
     start = self._clock()
+    self._inner.append(0.0)
     try:
       yield
     finally:
-      self._seconds[phase] = self._seconds.get(phase, 0.0) + self._clock() - start
+      whole = self._clock() - start
+      self._seconds[phase] = self._seconds.get(phase, 0.0) + whole - self._inner.pop()
+      if self._inner:
+        self._inner[-1] += whole
 
   def pop(self) -> dict[str, float]:
     """`seconds/<phase>` of all phases since the last call, and starts over."""
@@ -310,6 +356,8 @@ class Progress:
     typical = sum(self._durations) / len(self._durations) if self._durations else self._first
     shown = [(label, metrics.get(key), form) for label, key, form in self.SHOWN]
     said = [f"{label} {value:{form}}" for label, value, form in shown if value is not None]
+    for label, name in (("verifier errors", "reward_errors"), ("verifier time-outs", "reward_timeouts")):
+      said += [f"{label} {metrics[name]:.0f}"] if metrics.get(name) else []
     said += [f"{seconds:.1f} s", f"eta {_clock_text(typical * max(self._steps - step, 0))}"]
     if self._live is not None:
       self._live.update(self._main, completed=step, said="  ".join(said))

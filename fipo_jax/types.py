@@ -25,13 +25,14 @@ class Prompt:
 
   id: stable integer key of the question in its source; seeds the sampler together with the sample number.
   tokens: [n] int32, the rendered prompt. text: the same before tokenisation.
-  answer: ground truth for the verifier. verifier: a row of VERIFIERS. extras: what else the source knew.
+  answer: ground truth for the verifier; a tuple holds several, of which any is right. verifier: a row of VERIFIERS.
+  extras: what else the source knew.
   """
 
   id: int
   tokens: np.ndarray
   text: str
-  answer: str
+  answer: str | tuple[str, ...]
   verifier: str
   extras: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -49,6 +50,7 @@ class Rollout:
   accuracy, score, reward: filled by scoring. accuracy is raw correctness in [0, 1]; score is the verifier's
     value; reward is score plus shaping (overlong penalty). advantage: filled from the group's rewards.
   pred: the answer the verifier read from the text, None when it found none; filled by scoring.
+  flags: "timeout" or "error" where there is no verdict, "unread" where the verifier does not read answers.
   age: iterations that the group has waited for a batch; the policy has moved since it was sampled.
   """
 
@@ -71,6 +73,11 @@ class Rollout:
   @property
   def finished(self) -> bool:
     return self.stop_reason != "unfinished"
+
+  @property
+  def failed(self) -> bool:
+    """Whether the verification gave no verdict: it raised, or ran out of time or memory."""
+    return "timeout" in self.flags or "error" in self.flags
 
   @property
   def truncated(self) -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from fipo_jax import collect, config
+from fipo_jax.data.tokenizer import characters
 from fipo_jax.rewards.score import Scored
 from fipo_jax.rollout import Sampling, stored
 from fipo_jax.rollout.http import EngineError
@@ -52,7 +53,7 @@ def make(mixed, *, want=4, size=1000, **fields):
   return types.SimpleNamespace(
     cfg=cfg, engine=Engine(mixed), stream=Stream(size), surplus=[], pending=[], step=0, host={"counters": {}},
     sampling=lambda **_: Sampling(), timers=lambda _: contextlib.nullcontext(),
-    key=lambda *_: jax.random.key(0),
+    key=lambda *_: jax.random.key(0), verified=False, scorer=types.SimpleNamespace(first_error=""),
   )  # fmt: skip
 
 
@@ -61,11 +62,14 @@ def plain(monkeypatch):
   """The sampler has filled in accuracies; rewards follow them. Draws have no margin, so that they can be counted."""
   monkeypatch.setattr(collect, "MARGIN", 1)
 
-  def score(run, groups):
-    for r in (r for g in groups for r in g):
-      r.score = r.reward = r.accuracy
+  def begin_score(run, groups):
+    def finish():
+      for r in (r for g in groups for r in g):
+        r.score = r.reward = r.accuracy
 
-  monkeypatch.setattr(collect, "score", score)
+    return finish
+
+  monkeypatch.setattr(collect, "begin_score", begin_score)
 
 
 def sample(run, step):
@@ -220,7 +224,8 @@ def test_many_processes_score_their_share(monkeypatch):
   monkeypatch.setattr(collect.processes, "count", lambda: 3)
   monkeypatch.setattr(collect.processes, "index", lambda: 1)
   monkeypatch.setattr(collect.processes, "exchange", exchange)
-  scores = collect.verify(types.SimpleNamespace(scorer=types.SimpleNamespace(score=score)), range(8))
+  submit = lambda jobs: types.SimpleNamespace(result=lambda found=score(jobs): found)
+  scores = collect.begin_verify(types.SimpleNamespace(scorer=types.SimpleNamespace(submit=submit)), range(8))()
   assert [s.score for s in scores] == list(range(8)) and scores[3].pred == "3" and asked[:3] == [1, 4, 7]
 
 
@@ -267,3 +272,127 @@ def test_finish_waits_for_all():
   run.engine, run.host["keep_rate"] = Streaming(run.engine.mixed), 0.5
   sample(run, 1)
   assert run.pending == [] and len(run.surplus) == 2
+
+
+def test_a_group_is_judged_by_accuracy_and_not_by_reward():
+  """A penalty for length tells wrong responses apart, but not what is right; partial credit may even both out."""
+  group = lambda accuracies, rewards: [
+    Rollout(None, 0, (), (), "stop", accuracy=a, score=r, reward=r) for a, r in zip(accuracies, rewards, strict=True)
+  ]
+  assert not collect.informative(group([0.0, 0.0], [-1.0, -1.5]))
+  assert collect.informative(group([0.0, 1.0], [0.5, 0.5]))
+
+
+def test_the_keep_rate_remembers_half_of_the_past():
+  run = make(lambda i: i % 2 == 0)
+  sample(run, 1)
+  run.engine.mixed = lambda i: True
+  sample(run, 2)
+  assert run.host["keep_rate"] == 0.5 * 0.5 + 0.5 * 1.0
+
+
+def test_begun_groups_wait_where_the_surplus_is_enough():
+  run = make(lambda i: True, want=2, max_age=3)
+  groups = run.engine.generate(run.stream.take(3), 2, key=0, sampling=0, progress=0)
+  run.engine.asked.clear()
+  begun = [dataclasses.replace(r, stop_reason="unfinished") for r in groups[2]]
+  run.surplus, run.pending = [(1, g) for g in groups[:2]], [(1, begun)]
+  ids, values = sample(run, 2)
+  assert ids == [0, 1] and run.engine.asked == [] and run.pending == [(1, begun)] and values["groups_unfinished"] == 1
+
+
+BEGIN_SCORE = collect.begin_score  # the fixture puts another in its place
+
+
+def test_a_reward_is_the_score_and_the_penalty_for_length():
+  run = make(lambda i: True)
+  run.cfg.rollout.max_response_tokens, run.cfg.reward.overlong_buffer_tokens = 8, 4
+  run.tokenizer = characters("abc")
+  run.scorer = types.SimpleNamespace(
+    submit=lambda jobs: types.SimpleNamespace(
+      result=lambda: [Scored(score=0.5, accuracy=1.0, pred=job.response, flags=("timeout",)) for job in jobs]
+    )
+  )
+  prompt = Prompt(0, np.array([4], np.int32), "a", "42", "math_dapo")
+  group = [Rollout(prompt, g, np.full(n, 5, np.int32), np.zeros(n), "stop") for g, n in enumerate((4, 6, 8))]
+  BEGIN_SCORE(run, [group])()
+  assert [(r.reward, r.score, r.accuracy) for r in group] == [(0.5, 0.5, 1.0), (0.0, 0.5, 1.0), (-0.5, 0.5, 1.0)]
+  assert [(r.text, r.pred, r.flags) for r in group] == [("b" * n, "b" * n, ("timeout",)) for n in (4, 6, 8)]
+
+
+def test_a_demonstration_ends_with_the_end_token():
+  run = make(lambda i: True, want=2)
+  run.tokenizer, run.cfg.rollout.max_response_tokens = characters("abc"), 4
+  prompt = lambda i, target: Prompt(i, np.array([4], np.int32), "a", "", "none", {"target": target})
+  run.stream.take = lambda n: [prompt(0, "cab"), prompt(1, "cabcab")]
+  first, cut = [group[0] for group in collect.demonstrations(run)]
+  assert first.tokens.tolist() == [6, 4, 5, run.tokenizer.stop_ids[0]] and cut.tokens.tolist() == [6, 4, 5, 6]
+  assert first.advantage == cut.advantage == 1.0 and len(first.logp) == 4
+
+
+def test_what_was_rescued_belongs_to_one_checkpoint(tmp_path):
+  assert stored.rescued(tmp_path, [3, 0]) == {}
+  stored.rescue(tmp_path, [3, 0], {"pending": [1]})
+  assert stored.rescued(tmp_path, [3, 0]) == {"pending": [1]}
+  assert stored.rescued(tmp_path, [4, 0]) == stored.rescued(tmp_path, [3, 1]) == {}  # a later one, another attempt
+
+
+class Slow(Streaming):
+  """Says how many verdicts were there when each look came."""
+
+  def __init__(self, mixed, verdicts):
+    super().__init__(mixed)
+    self.verdicts, self.seen = verdicts, []
+
+  def generate(self, prompts, samples, *, watch=None, **more):
+    def look(groups):
+      self.seen.append(len(self.verdicts))
+      return watch(groups)
+
+    return super().generate(prompts, samples, watch=look, **more)
+
+
+@pytest.mark.parametrize(("how", "seen"), [("finish", [0, 0, 0, 0]), ("continue", [0, 0, 1, 2])])
+def test_sampling_waits_only_for_verdicts_that_decide_when_it_ends(monkeypatch, how, seen):
+  run, verdicts = make(lambda i: True, want=4, max_age=0), []
+  run.cfg.rollout.unfinished, run.engine = how, Slow(run.engine.mixed, verdicts)
+  monkeypatch.setattr(collect, "begin_score", lambda run, groups: lambda: verdicts.extend(groups))
+  sample(run, 1)
+  assert run.engine.seen == seen and len(verdicts) == 4
+
+
+@pytest.mark.parametrize("flag", ["error", "timeout"])
+def test_a_first_batch_without_a_verdict_stops_and_says_why(monkeypatch, flag):
+  run = make(lambda i: True, want=2)
+  run.scorer.first_error = "KeyError: 'grader table'" if flag == "error" else ""
+
+  def begin_score(run, groups):
+    for r in (r for g in groups for r in g):
+      r.flags = (flag,)
+    return lambda: None
+
+  good = collect.begin_score
+  monkeypatch.setattr(collect, "begin_score", begin_score)
+  said = {"error": "4 verifications 4 raised and 0 .*; the first error: KeyError: 'grader table'", "timeout": "4 took more"}
+  with pytest.raises(ValueError, match=f"none of the first 4 responses could be verified; of .*{said[flag]}"):
+    sample(run, 1)
+  monkeypatch.setattr(collect, "begin_score", good)
+  sample(run, 1)
+  monkeypatch.setattr(collect, "begin_score", begin_score)
+  _, values = sample(run, 2)  # later it is counted, and the alarm's matter
+  assert values[f"reward_{flag}s"] == 4 and values[f"total/reward_{flag}s"] == 4
+
+
+def test_the_end_of_the_data_says_what_could_not_be_verified():
+  run = make(lambda i: False, size=4, want=2)
+  run.scorer.first_error, run.verified = "KeyError: 'grader table'", True
+  generate = run.engine.generate
+
+  def fails(prompts, samples, **more):
+    groups = generate(prompts, samples, **more)
+    groups[0][1].flags = ("error",)
+    return groups
+
+  run.engine.generate = fails
+  with pytest.raises(collect.DataExhausted, match=r"of 8 verifications 2 raised and 0 .* KeyError: 'grader table'\). Use"):
+    sample(run, 1)

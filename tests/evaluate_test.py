@@ -6,6 +6,7 @@ import pathlib
 import numpy as np
 import pytest
 
+from fipo_jax import collect
 from fipo_jax import evaluate as evaluate_lib
 from fipo_jax.types import Prompt, Rollout
 
@@ -155,6 +156,8 @@ def test_evaluate_by_hand():
       "response_tokens_max": 8.0,
       "truncated": 0.125,
       "no_answer": 0.25,
+      "reward_timeouts": 0,
+      "reward_errors": 0,
       "prompts": 2.0,
       "samples": 8.0,
     }
@@ -169,3 +172,24 @@ def test_user_errors():
     evaluate_lib.evaluate(None, _score, [None], samples_per_prompt=0, key=None, sampling=None)
   with pytest.raises(ValueError, match="one of each per sample"):
     evaluate_lib.exact_per_prompt(["1"], [1.0, 0.0])
+
+
+def test_training_and_evaluation_mean_the_same_by_no_answer():
+  """Responses without a verdict do not count; a verifier that reads no answers has none that are missing."""
+  prompt = Prompt(0, np.zeros(1, np.int32), "?", "5", "none")
+
+  def group(*preds, flags=()):
+    return [
+      Rollout(prompt, i, np.zeros(1, np.int32), np.zeros(1), "stop", pred=p, accuracy=0.0, reward=0.0, score=0.0,
+              flags=flags) for i, p in enumerate(preds)
+    ]  # fmt: skip
+
+  verified, failed = group("5", None, None, "[INVALID]"), group(None, flags=("timeout",)) + group(None, flags=("error",))
+  groups = [verified, [*failed, *group("1", "2")]]
+  assert evaluate_lib.summary(groups)["no_answer"] == collect.describe_sampled(groups)["no_answer"] == 2 / 6
+  for seen in (evaluate_lib.summary(groups), collect.describe_sampled(groups)):
+    assert (seen["reward_timeouts"], seen["reward_errors"]) == (1, 1)
+  plain = [group(None, None, flags=("unread",)) + failed]
+  for seen in (evaluate_lib.summary(plain), collect.describe_sampled(plain)):
+    assert "no_answer" not in seen and not any(name.startswith("cons@") for name in seen)
+  assert evaluate_lib.no_answer(failed) is None

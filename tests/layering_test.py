@@ -30,7 +30,7 @@ MAY_IMPORT = {
   "fipo_jax/evaluate": (*MIDDLE, "fipo_jax/data/", "fipo_jax/rewards/", "fipo_jax/rollout/"),
   "fipo_jax/rollback": ("fipo_jax/processes", "fipo_jax/alarms", "fipo_jax/train/"),
   "fipo_jax/assemble": (*MIDDLE, *STAGES, "fipo_jax/alarms", "fipo_jax/rollback"),
-  "fipo_jax/collect": (*MIDDLE, *STAGES, "fipo_jax/assemble"),
+  "fipo_jax/collect": (*MIDDLE, *STAGES, "fipo_jax/assemble", "fipo_jax/evaluate"),
   "fipo_jax/loop": (
     *MIDDLE, *STAGES, "fipo_jax/alarms", "fipo_jax/assemble", "fipo_jax/collect", "fipo_jax/evaluate",
     "fipo_jax/report", "fipo_jax/rollback",

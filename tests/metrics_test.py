@@ -97,15 +97,42 @@ def test_whole_last_line_without_newline_is_kept(tmp_path):
 def test_broken_line_in_the_middle_is_refused_and_nothing_changes(tmp_path):
   path = tmp_path / "m.jsonl"
   path.write_text('{"step": 1}\nbroken\n{"step": 3}\n')
-  with pytest.raises(ValueError, match="m.jsonl: line 2 is not a JSON record"):
+  with pytest.raises(ValueError, match="m.jsonl: the line at byte 12 is not a JSON record"):
     metrics.JsonLines(path, 1)
   assert path.read_text() == '{"step": 1}\nbroken\n{"step": 3}\n'
   assert os.listdir(tmp_path) == ["m.jsonl"]
 
 
-def test_crash_during_the_cut_loses_nothing(tmp_path, monkeypatch):
+def test_only_the_end_is_read(tmp_path):
+  """What stands before the newest kept line could be anything, and of any size."""
   path = tmp_path / "m.jsonl"
-  write_steps(path, 1, 2, 3)
+  old = b"x" * 300_000 + b"\n" + json.dumps({"step": 4, "text": "é" * 200_000}).encode() + b"\n"
+  path.write_bytes(old + json.dumps({"step": 5, "text": "b" * 100_000}).encode() + b'\n{"step": 5}\n{"step"')
+  metrics.JsonLines(path, 4)
+  assert path.read_bytes() == old
+
+
+def test_a_bounded_file_drops_its_oldest_lines_and_says_so_once(tmp_path, capsys):
+  path = tmp_path / "m.jsonl"
+  log = metrics.JsonLines(path, 0, most_bytes=4000)
+  for step in range(1, 200):
+    log.write({"step": step, "text": "a" * (step % 97)})
+    assert path.stat().st_size <= 4000
+  kept = [r["step"] for r in lines(path)]
+  assert kept == list(range(kept[0], 200)) and len(kept) > 20
+  assert capsys.readouterr().out.count("oldest lines are dropped") == 1
+  assert [p.name for p in tmp_path.iterdir()] == ["m.jsonl"]
+  log.write({"step": 200, "text": "c" * 9000})  # one line that is larger than the bound is written all the same
+  assert lines(path)[-1]["text"] == "c" * 9000
+  log.write({"step": 201})
+  assert lines(path)[-1] == {"step": 201}
+
+
+def test_a_crash_while_the_oldest_lines_are_dropped_loses_nothing(tmp_path, monkeypatch):
+  path = tmp_path / "m.jsonl"
+  log = metrics.JsonLines(path, 0, most_bytes=100)
+  for step in (1, 2, 3, 4):
+    log.write({"step": step, "x": "aaa"})
   before = path.read_bytes()
 
   def fail(*args):
@@ -113,8 +140,26 @@ def test_crash_during_the_cut_loses_nothing(tmp_path, monkeypatch):
 
   monkeypatch.setattr(os, "replace", fail)
   with pytest.raises(ValueError, match="cannot be written: No space left"):
-    metrics.JsonLines(path, 1)
+    log.write({"step": 5, "x": "a" * 50})
   assert path.read_bytes() == before
+
+
+def test_a_phase_within_another_counts_once():
+  ticks = iter([0.0, 1.0, 4.0, 10.0])  # rollout from 0 to 10, reward in it from 1 to 4
+  timers = metrics.Timers(lambda: next(ticks))
+  with timers("rollout"):
+    with timers("reward"):
+      pass
+  assert timers.pop() == {"seconds/reward": 3.0, "seconds/rollout": 7.0}
+
+
+def test_verifier_troubles_stand_in_the_step_line(capsys):
+  with metrics.Progress("t", 5, console=rich.console.Console(width=200)) as progress:
+    progress.step(1, {"reward": 0.5, "reward_errors": 3, "reward_timeouts": 0})
+    progress.step(2, {"reward": 0.5, "reward_errors": 0, "reward_timeouts": 2})
+  first, second = capsys.readouterr().out.splitlines()
+  assert "verifier errors 3" in first and "time-outs" not in first
+  assert "verifier time-outs 2" in second and "errors" not in second
 
 
 def test_full_disk_is_one_line_and_leaves_whole_lines(tmp_path):

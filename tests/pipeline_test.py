@@ -143,7 +143,7 @@ def test_an_empty_prompt_is_refused():
 
 
 def test_verifiers_named():
-  assert stream([record(0), record(1, verifier="gym")]).verifiers == {"math_dapo", "gym"}
+  assert stream([record(0), record(1, verifier="gym")]).verifiers == {"math_dapo": 0, "gym": 1}
 
 
 def test_rendering():
@@ -172,3 +172,9 @@ def test_check_vocab():
   check_vocab(TOKENIZER, TOKENIZER.vocab_size + 100)
   with pytest.raises(ValueError, match=f"model.vocab_size={TOKENIZER.vocab_size - 1} is smaller"):
     check_vocab(TOKENIZER, TOKENIZER.vocab_size - 1)
+
+
+@pytest.mark.parametrize(("number", "ids"), [(3, [0, 3, 6]), (10, list(range(10))), (99, list(range(10))), (0, [])])
+def test_spread_takes_evenly_and_draws_nothing(number, ids):
+  prompts = stream([record(i) for i in range(10)])
+  assert [p.id for p in prompts.spread(number)] == ids and prompts.drawn == 0

@@ -1,5 +1,6 @@
 """Sources: records from generators and files, and what they say of bad files."""
 
+import decimal
 import json
 import pickle
 import sys
@@ -122,7 +123,12 @@ def test_jsonl_drops_and_counts_duplicates(tmp_path):
       "line 2: field 'prompt' must be text or a list",
     ),
     ({"prompt": "b"}, r"line 2: field 'answer' \(or reward_model.ground_truth\) is missing"),
-    ({"prompt": "b", "answer": ["1"]}, "line 2: field 'answer' must be text or a number"),
+    ({"prompt": "b", "answer": {"a": 1}}, "line 2: field 'answer' must be text, a number or a list"),
+    ({"prompt": "b", "answer": [["1"], ["2", "3"]]}, "line 2: field 'answer' is a list of lists"),
+    ({"prompt": "b", "answer": True}, "line 2: field 'answer' must be text, a number or a list of them, got True"),
+    ('{"prompt": "b", "answer": NaN}', "line 2: field 'answer' .* is missing, it is nan"),
+    ({"prompt": "b", "answer": " "}, "line 2: field 'answer' .* is missing, it is ' '"),
+    ({"prompt": "b", "reward_model": {"ground_truth": []}}, r"line 2: field 'answer' .* is missing, it is \[\]"),
     ({"prompt": "b", "target": 3}, "line 2: field 'target' must be text"),
   ],
 )
@@ -248,3 +254,21 @@ def test_tfds_passes_the_split_on(monkeypatch):
   record = sources.tfds("set/config:1.0.0", "train[:10%]", "q", "a")[0]
   assert (record["question"], record["answer"]) == ("é", "3")
   assert calls[0][0] == "set/config:1.0.0" and calls[0][1]["split"] == "train[:10%]"
+
+
+@pytest.mark.parametrize(
+  ("given", "answer"),
+  [
+    (204.0, "204"), (-3.0, "-3"), (1e22, "1" + "0" * 22), (0.5, "0.5"), (7, "7"), ("033", "033"), ("204.0", "204.0"),
+    (["1"], "1"), (["1", 2.0, None, "1"], ("1", "2")), (decimal.Decimal("12.00"), "12"),
+  ],
+)  # fmt: skip
+def test_a_ground_truth_is_what_a_response_could_say(given, answer):
+  assert sources._gold(given, "here") == answer
+
+
+def test_published_names_of_the_dapo_check(tmp_path):
+  rows = [{"prompt": f"p{i}", "answer": "1", "data_source": name}
+          for i, name in enumerate(["math_dapo", "dapo_math_17k", "DAPO_Math", "aime2024", "gsm8k"])]  # fmt: skip
+  found = [r["verifier"] for r in sources.jsonl(str(write_lines(tmp_path / "p.jsonl", *rows)))]
+  assert found == ["math_dapo"] * 4 + [None]

@@ -26,7 +26,7 @@ class PromptStream:
   vocabulary cannot write, is reported before the run starts, not in the middle of it.
 
   len_epoch: prompts in an epoch.  dropped_long: records left out, being longer than the limit.
-  drawn: prompts handed out so far.  verifiers: every verifier the records name.
+  drawn: prompts handed out so far.  verifiers: every verifier the records name, and the id of its first record.
   """
 
   def __init__(
@@ -74,6 +74,11 @@ class PromptStream:
     """The prompts with these ids, by id; looks through all records if there are any to find."""
     made = map(self._make, (self._records[i] for i in range(self.len_epoch if ids else 0)))
     return {prompt.id: prompt for prompt in made if prompt.id in ids}
+
+  def spread(self, number: int) -> list[Prompt]:
+    """So many prompts (all, if there are fewer), evenly over the records; draws nothing."""
+    count = min(number, self.len_epoch)
+    return [self._make(self._records[i * self.len_epoch // count]) for i in range(count)]
 
   def state(self) -> dict[str, Any]:
     """Where the stream stands, as JSON; `restore` continues with exactly the same prompts."""
@@ -194,13 +199,13 @@ class _Subset:
 
 def _scan(
   records: Sequence[Record], make: _Maker, max_prompt_tokens: int, on_long_prompt: str
-) -> tuple[np.ndarray, int, str, frozenset[str]]:
-  """(indices within the limit, how many were not, fingerprint of the kept texts, verifiers named)."""
+) -> tuple[np.ndarray, int, str, dict[str, int]]:
+  """(indices within the limit, how many were not, fingerprint of the kept texts, verifier -> first record's id)."""
   if on_long_prompt not in ("drop", "error"):
     raise ValueError(f"data.on_long_prompt={on_long_prompt!r} must be 'drop' or 'error'.")
   if max_prompt_tokens < 1:
     raise ValueError(f"data.max_prompt_tokens={max_prompt_tokens} must be at least 1.")
-  kept, shortest, checksum, verifiers = [], None, 0, set()
+  kept, shortest, checksum, verifiers = [], None, 0, {}
   for index in range(len(records)):
     prompt = make(records[index])
     length = len(prompt.tokens)
@@ -212,7 +217,7 @@ def _scan(
     if length <= max_prompt_tokens:
       kept.append(index)
       checksum = zlib.crc32(f"{prompt.text}\0{prompt.answer}\0".encode(), checksum)
-      verifiers.add(prompt.verifier)
+      verifiers.setdefault(prompt.verifier, prompt.id)
     elif on_long_prompt == "error":
       raise ValueError(
         f"prompt {prompt.id} has {length} tokens, more than data.max_prompt_tokens={max_prompt_tokens}; raise the "
@@ -230,5 +235,5 @@ def _scan(
     np.asarray(kept, dtype=np.int64),
     len(records) - len(kept),
     f"{len(kept)}-{checksum:08x}",
-    frozenset(verifiers),
+    verifiers,
   )

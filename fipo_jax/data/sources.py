@@ -3,7 +3,7 @@
 A record holds
     id        int, stable in its source
     question  str, or messages: [{"role", "content"}, ...]
-    answer    str, the ground truth
+    answer    str, the ground truth; or a tuple of several, of which any is right
     verifier  str, a row of VERIFIERS, or None for the run's default
     extras    dict, picklable: what the verifier or a reader may need
     target    str, only in supervised sources: the response to imitate
@@ -11,7 +11,9 @@ A record holds
 
 from __future__ import annotations
 
+import decimal
 import json
+import math
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -193,6 +195,8 @@ def tfds(
     answer = _text(row[answer_field])
     if answer_after:
       answer = answer.rpartition(answer_after)[2].strip()
+    if not answer.strip():
+      raise ValueError(f"tfds name={name!r} split={split!r} record {index}: field {answer_field!r} is empty.")
     return {
       "id": index,
       "question": _text(row[question_field]),
@@ -252,29 +256,55 @@ def _record(row: dict[str, Any], index: int, where: str) -> Record:
   target = row.get("target")
   if target is not None and not isinstance(target, str):
     raise ValueError(f"{where}: field 'target' must be text, got {target!r}.")
-  answer = row.get("answer")
-  if answer is None and isinstance(row.get("reward_model"), dict):
-    answer = row["reward_model"].get("ground_truth")
+  given = row.get("answer")
+  if given is None and isinstance(row.get("reward_model"), dict):
+    given = row["reward_model"].get("ground_truth")
+  answer = _gold(given, where)
   if answer is None and target is not None:
     answer = ""  # a text to imitate needs no ground truth
   if answer is None:
-    raise ValueError(f"{where}: field 'answer' (or reward_model.ground_truth) is missing.")
-  if isinstance(answer, bool) or not isinstance(answer, str | int | float):
-    raise ValueError(f"{where}: field 'answer' must be text or a number, got {answer!r}.")
+    found = "" if given is None else f", it is {given!r}"
+    raise ValueError(f"{where}: field 'answer' (or reward_model.ground_truth) is missing{found}.")
   data_source, extra = row.get("data_source"), row.get("extra_info")
   record = {
     "id": index,
     "messages" if isinstance(prompt, list) else "question": prompt,
-    "answer": str(answer),
+    "answer": answer,
     "verifier": row.get("verifier") or _verifier_for(data_source),
     "extras": {**(extra if isinstance(extra, dict) else {}), "data_source": data_source},
   }
   return record if target is None else {**record, "target": target}
 
 
+def _gold(value: Any, where: str) -> str | tuple[str, ...] | None:
+  """A ground truth as text, None where there is none: null, NaN, an infinity, empty text or list.
+
+  204.0 is 204: tables make whole numbers floats when one of a column is missing, and no response says ".0".
+  """
+  match value:
+    case None:
+      return None
+    case bool():
+      raise ValueError(f"{where}: field 'answer' must be text, a number or a list of them, got {value!r}.")
+    case str():
+      return value if value.strip() else None
+    case int():
+      return str(value)
+    case float() | decimal.Decimal():
+      if not math.isfinite(value):
+        return None
+      return str(int(value)) if value == int(value) else str(value)
+    case list() | tuple() | np.ndarray():
+      found = dict.fromkeys(gold for one in value if (gold := _gold(one, where)) is not None)
+      if any(isinstance(gold, tuple) for gold in found):
+        raise ValueError(f"{where}: field 'answer' is a list of lists, {str(value)[:60]}; one list of them is read.")
+      return (next(iter(found)) if len(found) == 1 else tuple(found)) or None
+  raise ValueError(f"{where}: field 'answer' must be text, a number or a list of them, got {value!r}.")
+
+
 def _verifier_for(data_source: str | None) -> str | None:
-  """The routing of the DAPO files: math_dapo and AIME questions go to the DAPO check."""
-  if isinstance(data_source, str) and data_source.lower().startswith(("math_dapo", "aime")):
+  """The routing of the DAPO files: math_dapo, dapo_math and AIME questions go to the DAPO check."""
+  if isinstance(data_source, str) and data_source.lower().startswith(("math_dapo", "dapo_math", "aime")):
     return "math_dapo"
   return None
 

@@ -14,6 +14,7 @@ import json
 import math
 import operator
 import re
+import string
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
@@ -207,7 +208,7 @@ def _listed(part: float, join: Callable[[Any], str], right: Callable[[dict], Any
   """1 for the text of a right answer, `part` for a list that says it, else 0. right: entry -> the right texts."""
 
   def score(answer: str, entry: dict) -> float:
-    texts = right(entry)
+    texts, answer = right(entry), answer.strip()
     if answer in texts:
       return 1.0
     try:
@@ -291,12 +292,14 @@ _FUNCTIONS: dict[str, tuple[Callable[[complex], complex], Callable[[complex], co
   "acosh": (cmath.acosh, lambda z: 1 / (cmath.sqrt(z - 1) * cmath.sqrt(z + 1))),
   "atanh": (cmath.atanh, lambda z: 1 / (1 - z * z)),
 }
-# Points of no symmetry; C and E stand for themselves.
-_POINTS = (0.37 + 0.21j, -0.58 + 0.43j, 1.31 - 0.77j)
+_POINTS = (0.37 + 0.21j, -0.58 + 0.43j, 1.31 - 0.77j)  # of no symmetry
+# A letter that is not the variable is a constant, C before all; not those that mean something to SymPy.
+_CONSTANTS = tuple(letter for letter in string.ascii_letters if letter not in "EINOQS")
 
 
 def _slopes(variable: str, point: complex) -> Algebra:
-  names = {"C": _Slope(0.7 - 0.3j), "E": _Slope(cmath.e), "pi": _Slope(cmath.pi), variable: _Slope(point, 1)}
+  names = {letter: _Slope(cmath.rect(0.8, ord(letter))) for letter in _CONSTANTS}
+  names |= {"E": _Slope(cmath.e), "pi": _Slope(cmath.pi), variable: _Slope(point, 1)}
   functions = {
     name: lambda z, f=f, slope=slope: _Slope(f(z.value), slope(z.value) * z.slope)
     for name, (f, slope) in _FUNCTIONS.items()
@@ -329,7 +332,7 @@ def _integration(answer: str, entry: dict) -> float:
   """
   import sympy
 
-  if answer == entry["answer"]:
+  if answer.split() == entry["answer"].split():
     return 1.0
   variable, integrand = entry["metadata"]["variable"], entry["metadata"]["integrand"]
   for point in _POINTS:
@@ -341,7 +344,7 @@ def _integration(answer: str, entry: dict) -> float:
       return 0.0
     if not abs(found - right) <= 1e-6 * (abs(right) + 1):
       return 0.0
-  algebra = _sympy((variable, "C"), tuple(_FUNCTIONS))
+  algebra = _sympy((*_CONSTANTS, variable), tuple(_FUNCTIONS))
   try:
     antiderivative = _Reader(answer, algebra).all()
   except _NO_ANSWER:

@@ -26,8 +26,9 @@ from typing import Any
 import numpy as np
 
 from fipo_jax.rewards import sandbox
-from fipo_jax.rewards.verifiers import CONFIGURED, VERIFIERS
+from fipo_jax.rewards.verifiers import CONFIGURED, VERIFIERS, Verifier, weighted
 
+_FILE = Verifier(verify=lambda *_: None, write=None)  # stands for a user's function, which only workers load
 STARTUP_S = 120.0  # imports of a worker; far beyond what they take
 
 
@@ -166,16 +167,24 @@ class Scorer:
     """
     self._submit(_Batch([]), wait_ready=True).future.result()
 
-  def submit(self, jobs: Sequence[Job]) -> concurrent.futures.Future[list[Scored]]:
+  def row(self, name: str) -> Verifier:
+    """A built-in row of the table, or "weighted" with the weights of this scorer."""
+    parts = self._settings.weights
+    if name == "weighted":
+      return weighted({part: (VERIFIERS.get(part, _FILE), weight) for part, weight in parts.items()})
+    return VERIFIERS[name]
+
+  def submit(self, jobs: Sequence[Job], *, trial: bool = False) -> concurrent.futures.Future[list[Scored]]:
     """Scores all jobs beside whatever the caller does; the result is in their order.
 
+    trial: failures are only in the result: not counted, not said, never a reason to stop.
     Raises: ValueError for an unknown verifier; and, from the future, for a broken verifier file and, with
       on_error="stop", for the first error, naming function, error and prompt.
     """
     for job in jobs:
       if job.verifier not in self.verifiers:
         raise ValueError(f"verifier={job.verifier!r} is not one of: {', '.join(self.verifiers)}.")
-    return self._submit(_Batch(list(jobs))).future
+    return self._submit(_Batch(list(jobs), trial)).future
 
   def score(self, jobs: Sequence[Job]) -> list[Scored]:
     """Scores all jobs, in their order. Raises: as `submit`."""
@@ -318,7 +327,7 @@ class Scorer:
     batch, index, job = worker.batch, worker.index, worker.job
     worker.rest()
     try:
-      batch.results[index] = self._judge(job, outcome)
+      batch.results[index] = self._judge(job, outcome, batch.trial)
     except ValueError as error:
       self._abandon(batch, error)
       return
@@ -326,7 +335,7 @@ class Scorer:
     if not batch.left and not batch.future.cancelled():
       batch.future.set_result(batch.results)
 
-  def _judge(self, job: Job, outcome: tuple) -> Scored:
+  def _judge(self, job: Job, outcome: tuple, trial: bool) -> Scored:
     match outcome:
       case ("done", score, accuracy, pred, flags, seconds):
         return Scored(score, accuracy, pred, tuple(flags), seconds=seconds)
@@ -336,9 +345,15 @@ class Scorer:
       f"{where}: {message} (answer {job.answer!r:.80}, prompt {job.prompt[-200:]!r}, "
       f"response {job.response[-200:]!r})"
     )
-    if kind in ("timeout", "limit"):
+    flag = "error" if kind == "error" else "timeout"
+    if not trial:
+      self._count_failure(flag, message)
+    return Scored(self._wrong_score, 0.0, None, (flag,), message, seconds)
+
+  def _count_failure(self, flag: str, message: str) -> None:
+    if flag == "timeout":
       self.timeouts += 1
-      return Scored(self._wrong_score, 0.0, None, ("timeout",), message, seconds)
+      return
     self.errors += 1
     if not self.first_error:
       self.first_error = message
@@ -346,7 +361,6 @@ class Scorer:
         self._say(f"the first verification that failed: {message}")
     if self._on_error == "stop":
       raise ValueError(f"{message}; reward.on_error='score_wrong' would go on.")
-    return Scored(self._wrong_score, 0.0, None, ("error",), message, seconds)
 
   def _abandon(self, batch: _Batch, error: ValueError) -> None:
     """A batch that failed: its jobs in hand end with their workers, those that wait are passed over."""
@@ -370,10 +384,10 @@ class Scorer:
 
 
 class _Batch:
-  """Jobs that were submitted together. left: how many have no verdict yet."""
+  """Jobs that were submitted together. left: how many have no verdict yet. trial: see `Scorer.submit`."""
 
-  def __init__(self, jobs: list[Job]):
-    self.jobs, self.left = jobs, len(jobs)
+  def __init__(self, jobs: list[Job], trial: bool = False):
+    self.jobs, self.left, self.trial = jobs, len(jobs), trial
     self.results: list[Scored | None] = [None] * len(jobs)
     self.future: concurrent.futures.Future[list[Scored]] = concurrent.futures.Future()
     self.wait_ready = False
