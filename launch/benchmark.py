@@ -10,6 +10,8 @@ The last line is one JSON object. Times are medians of five runs after one that 
                 devices there are, random weights and --micro_batches of full rows: what compile.py foretells
     future_kl   seconds, baseline_seconds, ratio: Future-KL by scan against the published form, a chunked matmul;
                 through the loss and its gradient: loss_seconds
+    rewards     math_dapo_s, math_symbolic_s: verdicts per second through the pool, on two processes;
+                long_ratio: seconds of 32 responses of 80,000 characters per character, over those of 800
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ from fipo_jax.algorithms import losses
 from fipo_jax.algorithms.presets import PRESETS
 from fipo_jax.models import hf, make_model
 from fipo_jax.models.transformer import ModelConfig
+from fipo_jax.rewards.score import Job, Scorer
 from fipo_jax.rollout import ENGINES, Sampling
 from fipo_jax.sharding import for_rollout, make_mesh, to_mesh
 from fipo_jax.train import state
@@ -255,7 +258,28 @@ def future_kl() -> dict:
   }  # fmt: skip
 
 
+def rewards() -> dict:
+  """Verdicts through the pool of two processes; responses of 1,600 characters, no two answers alike."""
+  thought = "Let us think step by step. " * 60
+  forms = (r"{0}", r"\frac{{{0}}}{{7}}", r"{0}.5", r"2^{{{0}}}", r"{0}\pi", r"{0}\sqrt{{3}}", r"({0}, {0}]", r"{0}\%")
+  answers = [forms[i % len(forms)].format(i % 97 + 2) for i in range(4000)]
+
+  def jobs(verifier, number, characters=1600):
+    text = (thought * (characters // len(thought) + 1))[:characters]
+    return [Job(verifier, f"{text}\nAnswer: {a}", answers[i - i % 2]) for i, a in enumerate(answers[:number])]
+
+  settings = dict(workers=2, timeout_s=10.0, verifier_file=None, on_error="score_wrong", wrong_score=-1.0)
+  with Scorer(**settings) as scorer:
+    scorer.score(jobs("math_symbolic", 8) + jobs("math_dapo", 8))  # imports
+    once = lambda jobs: timed(lambda _: scorer.score(jobs))[0]
+    found = {f"{name}_s": number / once(jobs(name, number)) for name, number in
+             (("math_dapo", 4000), ("math_symbolic", 400))}  # fmt: skip
+    short, long = (once(jobs("math_symbolic", 32, characters)) for characters in (800, 80_000))
+    return found | {"long_ratio": long / short / 100, "long_s": long, "failed": scorer.errors + scorer.timeouts}
+
+
 BENCHMARKS = {
+  "rewards": rewards,
   "sampler": sampler,
   "longtail": longtail,
   "step": step,

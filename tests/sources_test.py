@@ -264,7 +264,7 @@ def test_tfds_passes_the_split_on(monkeypatch):
   ],
 )  # fmt: skip
 def test_a_ground_truth_is_what_a_response_could_say(given, answer):
-  assert sources._gold(given, "here") == answer
+  assert sources.gold(given, "here") == answer
 
 
 def test_published_names_of_the_dapo_check(tmp_path):

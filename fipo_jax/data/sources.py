@@ -259,7 +259,7 @@ def _record(row: dict[str, Any], index: int, where: str) -> Record:
   given = row.get("answer")
   if given is None and isinstance(row.get("reward_model"), dict):
     given = row["reward_model"].get("ground_truth")
-  answer = _gold(given, where)
+  answer = gold(given, where)
   if answer is None and target is not None:
     answer = ""  # a text to imitate needs no ground truth
   if answer is None:
@@ -276,7 +276,7 @@ def _record(row: dict[str, Any], index: int, where: str) -> Record:
   return record if target is None else {**record, "target": target}
 
 
-def _gold(value: Any, where: str) -> str | tuple[str, ...] | None:
+def gold(value: Any, where: str) -> str | tuple[str, ...] | None:
   """A ground truth as text, None where there is none: null, NaN, an infinity, empty text or list.
 
   204.0 is 204: tables make whole numbers floats when one of a column is missing, and no response says ".0".
@@ -295,8 +295,8 @@ def _gold(value: Any, where: str) -> str | tuple[str, ...] | None:
         return None
       return str(int(value)) if value == int(value) else str(value)
     case list() | tuple() | np.ndarray():
-      found = dict.fromkeys(gold for one in value if (gold := _gold(one, where)) is not None)
-      if any(isinstance(gold, tuple) for gold in found):
+      found = dict.fromkeys(text for one in value if (text := gold(one, where)) is not None)
+      if any(isinstance(text, tuple) for text in found):
         raise ValueError(f"{where}: field 'answer' is a list of lists, {str(value)[:60]}; one list of them is read.")
       return (next(iter(found)) if len(found) == 1 else tuple(found)) or None
   raise ValueError(f"{where}: field 'answer' must be text, a number or a list of them, got {value!r}.")

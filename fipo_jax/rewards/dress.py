@@ -9,7 +9,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from fipo_jax.rewards.latex import (
-  CLOSE, COMMAND, NAME, NUMBER, OPEN, OTHER, RELATION, SEPARATOR, SIGN, UNIT_LETTERS, WORD, Token,
+  CLOSE,
+  COMMAND,
+  NAME,
+  NUMBER,
+  OPEN,
+  OTHER,
+  RELATION,
+  SEPARATOR,
+  SIGN,
+  UNIT_LETTERS,
+  WORD,
+  Token,
 )  # fmt: skip
 
 DEPTH = 40  # of brackets

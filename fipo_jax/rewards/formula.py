@@ -21,7 +21,18 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 from fipo_jax.rewards.dress import Unreadable
-from fipo_jax.rewards.latex import CLOSE, COMMAND, EXPONENT, FUNCTION, NAME, NUMBER, OPEN, SEPARATOR, SIGN, Token
+from fipo_jax.rewards.latex import (
+  CLOSE,
+  COMMAND,
+  EXPONENT,
+  FUNCTION,
+  NAME,
+  NUMBER,
+  OPEN,
+  SEPARATOR,
+  SIGN,
+  Token,
+)
 
 Node = tuple
 

@@ -13,11 +13,12 @@ from fipo_jax.types import Prompt
 SAMPLE = 2000  # golds that are looked at
 BUDGET_S = 60.0  # no further ones are begun after so long
 
-# What passes that check and is hardly ever met all the same, for math_dapo compares text: name -> pattern.
+# What passes that check and is hardly ever met all the same, for math_dapo compares text.
 _ODD = {
-  "have leading zeros": re.compile(r"[+-]?0\d+"),
-  "are whole numbers with a decimal point": re.compile(r"[+-]?\d+\.0*"),
-  "are prose of several words": re.compile(r"(?=[^\\$]*[A-Za-z]{2,}\s+[A-Za-z]{2,})[^\\$]+"),
+  "have leading zeros": lambda gold: re.fullmatch(r"[+-]?0\d+", gold),
+  "are whole numbers with a decimal point": lambda gold: re.fullmatch(r"[+-]?\d+\.0*", gold),
+  "are prose of several words": lambda gold: not re.search(r"[\\$]", gold) and re.search(r"[A-Za-z]{2}\S*\s", gold)
+  and len(re.findall(r"[A-Za-z]{2,}", gold)) > 1,
 }
 _TEXTUAL = ("math_dapo", "math_dapo_strict_box")
 
@@ -87,8 +88,8 @@ def _verify(scorer: Scorer, jobs: list[Job]) -> list[Scored]:
 
 def _odd(prompts: Sequence[tuple[Prompt, str]]) -> list[str]:
   said = []
-  for what, pattern in _ODD.items():
-    odd = [p for p, _ in prompts if all(pattern.fullmatch(gold.strip()) for gold in several(p.answer))]
+  for what, is_odd in _ODD.items():
+    odd = [p for p, _ in prompts if all(is_odd(gold.strip()) for gold in several(p.answer))]
     if odd:
       said.append(f"{len(odd)} {what} (the first: record {odd[0].id}, {odd[0].answer!r:.80})")
   if not said:

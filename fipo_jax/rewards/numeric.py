@@ -11,7 +11,6 @@ Nothing here can take long: sizes are bounded before anything is computed, and w
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 import random
 from collections.abc import Iterator, Mapping

@@ -15,7 +15,16 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 from fipo_jax.rewards import latex, numeric
-from fipo_jax.rewards.dress import Unreadable, bare, closing, elements, label, members, outside, says_words
+from fipo_jax.rewards.dress import (
+  Unreadable,
+  bare,
+  closing,
+  elements,
+  label,
+  members,
+  outside,
+  says_words,
+)
 from fipo_jax.rewards.formula import Node, Parser, number
 from fipo_jax.rewards.latex import COMMAND, NAME, NUMBER, SIGN, WORD, Token
 

@@ -416,7 +416,7 @@ class _Settings:
     return dict(
       memory_mb=self.memory_mb, write_mb=self.write_mb, network=self.network, processes=self.processes, folder=folder,
       # Its imports, and some jobs that run to their deadline; it is replaced at half of it.
-      cpu_s=int(20 * self.timeout_s + 120), writable=(home, folder, *shared_memory) if self.file else (),
+      cpu_s=int(20 * self.timeout_s + 120), writable=tuple(dict.fromkeys((home, folder, *shared_memory))),
     )  # fmt: skip
 
 

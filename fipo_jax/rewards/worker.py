@@ -61,7 +61,10 @@ def serve(pipe: Connection, verifiers: dict, limits: sandbox.Limits, timeout_s: 
   """One job: receive, import what it needs, run, send the outcome."""
   name, response, answer, extras = pipe.recv()
   if name not in _loaded:
-    verifiers[name].load()
+    try:
+      verifiers[name].load()
+    except Exception as error:  # noqa: BLE001 - a package may fail in any way; no job can succeed without it
+      raise ValueError(f"verifier {name!r} cannot be loaded: {describe(error)}") from error
     _loaded.add(name)
     pipe.send(("started",))
   # The parent keeps the deadline. This one needs no interpreter, and ends us should the parent have died.
