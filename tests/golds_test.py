@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from fipo_jax import assemble, config
 from fipo_jax.rewards import golds
 from fipo_jax.rewards.score import Scorer
 from fipo_jax.types import Prompt
@@ -83,3 +84,51 @@ def test_a_check_without_a_verdict_ends_soon(tmp_path, monkeypatch):
       check(scorer, *[("exact", "a\nb")] * 16)
     monkeypatch.setattr(golds, "BUDGET_S", 0.0)
     assert check(scorer, *[("exact", "a")] * 100) == [] and len(tried) == 16
+
+
+class Stream:
+  """The training prompts, as `open_scorer` asks for them."""
+
+  def __init__(self, *rows):
+    self.prompts = [Prompt(i, np.zeros(1, np.int32), f"p{i}", gold, name, {}) for i, (name, gold) in enumerate(rows)]
+    self.verifiers = {p.verifier: p.id for p in reversed(self.prompts)}
+
+  def spread(self, number):
+    return self.prompts[:number]
+
+
+def open_scorer(*rows, heldout=(), check=True, **fields):
+  cfg = config.default()
+  cfg.data.path, cfg.reward.workers = "prompts.jsonl", 1
+  cfg.update_from_flattened_dict({f"reward.{name}": value for name, value in fields.items()})
+  scorer, notes = assemble.open_scorer(cfg, Stream(*rows), list(heldout), check=check)
+  scorer.close()
+  return notes
+
+
+def test_a_verifier_that_a_record_misnames_is_refused_with_file_and_record():
+  with pytest.raises(ValueError, match="'prompts.jsonl' record 1 .* field 'verifier' is 'magic', expected one of"):
+    open_scorer(("math_dapo", "1"), ("magic", "2"))
+  with pytest.raises(ValueError, match="record 0 .* names no verifier, and reward.verifier='': set one"):
+    open_scorer(("", "1"))
+  (heldout,) = Stream(("magic", "1")).prompts
+  with pytest.raises(ValueError, match="'magic'"):
+    open_scorer(("math_dapo", "1"), heldout=[heldout])
+
+
+def test_what_records_name_in_vain_is_said():
+  rows = ("magic", "1"), ("", "2"), ("exact", "3")
+  (said,) = open_scorer(*rows, verifier="exact")
+  assert said.startswith("reward.verifier='exact' judges all prompts") and said.endswith("not used: magic")
+
+
+def test_golds_are_checked_where_a_run_begins(tmp_path):
+  rows = ("exact", "1"), ("exact", "a\nb")
+  (said,) = open_scorer(*rows)
+  assert said.startswith("1 of 2 answers")
+  assert open_scorer(*rows, check=False) == []  # a run that resumes has said it
+  with pytest.raises(ValueError, match="2 of 2 answers .* No response can be right"):
+    open_scorer(("exact", "a\nb"), ("exact", "c\nd"))
+  (tmp_path / "mine.py").write_text("def verify(response, answer, extras):\n  raise KeyError('grader table')\n")
+  with pytest.raises(ValueError, match="first call raised.*grader table"):
+    open_scorer(*rows, file=str(tmp_path / "mine.py"), check=False)

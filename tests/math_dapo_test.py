@@ -70,3 +70,10 @@ def test_rows_of_the_table():
   assert math_dapo.verify("Answer: 4", "4", {}).score == 1.0
   assert math_dapo.verify_strict_box("Answer: 4", "4", {}).score == -1.0
   assert math_dapo.verify_strict_box("\\boxed{4}", "4", {}).score == 1.0
+
+
+def test_a_missing_answer_is_none_outside_and_invalid_inside():
+  assert math_dapo.verify_dapo("nothing", "4").pred == math_dapo.NO_ANSWER
+  for verify in (math_dapo.verify, math_dapo.verify_strict_box):
+    assert verify("nothing", "4").pred is None
+  assert math_dapo.verify("nothing", math_dapo.NO_ANSWER).accuracy == 1.0  # the released check's quirk

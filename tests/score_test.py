@@ -1,9 +1,11 @@
 """The scoring pool: order, deadlines, failures; the overlong penalty."""
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 import time
 
 import numpy as np
@@ -225,6 +227,17 @@ def test_workers_die_with_their_parent(tmp_path):
   assert not any(alive(pid) for pid in pids)
 
 
+def test_folders_of_killed_runs_are_removed(tmp_path, monkeypatch):
+  monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+  gone = subprocess.Popen([sys.executable, "-c", ""])
+  gone.wait()
+  for name in (f"fipo-verify-{gone.pid}-abc", f"fipo-verify-{os.getpid()}-abc", "fipo-verify-mine-abc", "other"):
+    (tmp_path / name / "in").mkdir(parents=True)
+  with make() as scorer:
+    scorer.score([Job("math_dapo", "Answer: 4", "4")])
+  assert {p.name for p in tmp_path.iterdir()} == {f"fipo-verify-{os.getpid()}-abc", "fipo-verify-mine-abc", "other"}
+
+
 def alive(pid):
   """A zombie whose new parent has not collected it yet does not count."""
   try:
@@ -301,9 +314,9 @@ def test_several_golds(verifier_file):
 def test_weights_make_one_verdict_of_several():
   form = "<think>a</think><answer>Answer: 7</answer>"
   with make(workers=1, weights={"format": 0.5, "regex": 2.0}) as scorer:
-    found = scorer.score([Job("weighted", form, r"\d</answer>"), Job("weighted", form, "8"), Job("weighted", "7", "7")])
+    found = scorer.score([Job("weighted", form, r"\d"), Job("weighted", form, "8"), Job("weighted", "7", "7")])
   assert [(s.score, s.accuracy, s.pred) for s in found] == [
-    (2.5, 1.0, "7</answer>"), (-1.5, 0.0, "7</answer>"), (-2.0, 0.0, None)
+    (2.5, 1.0, "7"), (-1.5, 0.0, "7"), (-2.0, 0.0, None)
   ]  # fmt: skip
   with pytest.raises(ValueError, match="reward.weights: 'magic' is not one of: math_dapo"):
     make(weights={"magic": 1.0})

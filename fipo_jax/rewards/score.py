@@ -29,6 +29,7 @@ from fipo_jax.rewards import sandbox
 from fipo_jax.rewards.verifiers import CONFIGURED, VERIFIERS, Verifier, weighted
 
 _FILE = Verifier(verify=lambda *_: None, write=None)  # stands for a user's function, which only workers load
+_HOMES = "fipo-verify-"  # in the system's temporary folder, followed by the run's process id
 STARTUP_S = 120.0  # imports of a worker; far beyond what they take
 
 
@@ -209,6 +210,7 @@ class Scorer:
     batch.wait_ready = wait_ready
     with self._lock:
       if self._thread is None:
+        _remove_left_behind()
         self._thread = threading.Thread(target=self._serve, name="scorer", daemon=True)
         self._thread.start()
       self._arrived(batch)
@@ -216,7 +218,7 @@ class Scorer:
 
   def _arrived(self, batch: _Batch) -> None:
     if not batch.jobs and not batch.wait_ready:
-      batch.future.set_result([])
+      batch.settle(result=[])
       return
     self._waiting.extend((batch, i) for i in range(len(batch.jobs)))
     if batch.wait_ready:
@@ -230,11 +232,12 @@ class Scorer:
         starting += self._hand_out()
         if starting and any(w.ready for w in self._workers):
           for batch in starting:
-            batch.future.set_result([])
+            batch.settle(result=[])
           starting = []
         for worker in self._wait():
           try:
-            self._hear(worker)
+            if worker in self._workers:  # and not dropped with the batch of the one before
+              self._hear(worker)
           except ValueError as error:  # no worker can be had, or an error that stops: nobody waits in vain
             self._fail(error, starting)
             starting = []
@@ -332,8 +335,8 @@ class Scorer:
       self._abandon(batch, error)
       return
     batch.left -= 1
-    if not batch.left and not batch.future.cancelled():
-      batch.future.set_result(batch.results)
+    if not batch.left:
+      batch.settle(result=batch.results)
 
   def _judge(self, job: Job, outcome: tuple, trial: bool) -> Scored:
     match outcome:
@@ -364,8 +367,7 @@ class Scorer:
 
   def _abandon(self, batch: _Batch, error: ValueError) -> None:
     """A batch that failed: its jobs in hand end with their workers, those that wait are passed over."""
-    if not batch.future.done():
-      batch.future.set_exception(error)
+    batch.settle(error=error)
     for worker in [w for w in self._workers if w.batch is batch]:
       self._drop(worker)
 
@@ -391,6 +393,11 @@ class _Batch:
     self.results: list[Scored | None] = [None] * len(jobs)
     self.future: concurrent.futures.Future[list[Scored]] = concurrent.futures.Future()
     self.wait_ready = False
+
+  def settle(self, result: list[Scored] | None = None, error: ValueError | None = None) -> None:
+    """Ends the waiting for this batch, unless whoever waited has given up or knows already."""
+    with contextlib.suppress(concurrent.futures.InvalidStateError):
+      self.future.set_exception(error) if error else self.future.set_result(result)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -425,7 +432,7 @@ class _Worker:
 
   def __init__(self, settings: _Settings):
     self.pipe, child = multiprocessing.Pipe()
-    self._home = tempfile.mkdtemp(prefix="fipo-verify-")
+    self._home = tempfile.mkdtemp(prefix=f"{_HOMES}{os.getpid()}-")
     given = {
       "file": settings.file, "timeout_s": settings.timeout_s, "weights": settings.weights,
       "limits": settings.limits(self._home),
@@ -497,6 +504,18 @@ class _Worker:
     shutil.rmtree(self._home, ignore_errors=True)
     last = b"".join(self._last_words).decode(errors="replace").strip()
     return code, f" ({last[-200:]})" if last else ""
+
+
+def _remove_left_behind() -> None:
+  """The folders of processes whose run was killed: nobody else removes them."""
+  for folder in pathlib.Path(tempfile.gettempdir()).glob(f"{_HOMES}*-*"):
+    owner = folder.name.removeprefix(_HOMES).partition("-")[0]
+    try:
+      os.kill(int(owner), 0)
+    except ProcessLookupError:
+      shutil.rmtree(folder, ignore_errors=True)
+    except (ValueError, PermissionError):  # not ours
+      pass
 
 
 def _check_source(path: str) -> None:

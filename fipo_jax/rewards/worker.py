@@ -63,7 +63,7 @@ def serve(pipe: Connection, verifiers: dict, limits: sandbox.Limits, timeout_s: 
   if name not in _loaded:
     try:
       verifiers[name].load()
-    except Exception as error:  # noqa: BLE001 - a package may fail in any way; no job can succeed without it
+    except Exception as error:
       raise ValueError(f"verifier {name!r} cannot be loaded: {describe(error)}") from error
     _loaded.add(name)
     pipe.send(("started",))
