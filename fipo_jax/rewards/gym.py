@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import re
 from collections.abc import Callable
 
@@ -156,6 +157,7 @@ def _longest(answer: str) -> int:
 @functools.cache
 def load():
   """The library, imported when first needed; takes a second."""
+  logging.getLogger("matplotlib").setLevel(logging.ERROR)  # comes along; that it may write no cache is no news
   try:
     import reasoning_gym
   except ImportError as error:
