@@ -273,9 +273,14 @@ class Timers:
 
 
 def memory() -> dict[str, float]:
-  """host_memory_peak_gb of this process; device_memory_peak_gb of its fullest device, where devices say. 10⁹ bytes."""
+  """host_memory_gb (Linux) and host_memory_peak_gb of this process; device_memory_peak_gb of its fullest device, where
+  devices say. 10⁹ bytes.
+  """
   unit = 1 if sys.platform == "darwin" else 1024
   found = {"host_memory_peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9}
+  with contextlib.suppress(OSError):
+    pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+    found["host_memory_gb"] = pages * resource.getpagesize() / 1e9
   peaks = [(d.memory_stats() or {}).get("peak_bytes_in_use") for d in jax.local_devices()]
   if peaks and None not in peaks:
     found["device_memory_peak_gb"] = max(peaks) / 1e9
