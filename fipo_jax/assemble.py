@@ -296,7 +296,8 @@ def source_options(cfg, *, heldout: bool) -> dict[str, Any]:
 
 def verifier_of(cfg, prompt: Prompt) -> str:
   """Which verifier judges the responses to a prompt: the config's, else what its record says."""
-  return cfg.reward.verifier or ("file" if cfg.reward.file else prompt.verifier)
+  r = cfg.reward
+  return "file" if r.file and r.verifier != "weighted" else r.verifier or prompt.verifier
 
 
 def open_scorer(cfg, stream, heldout: list[Prompt], *, check: bool) -> tuple[Scorer, list[str]]:
@@ -316,12 +317,11 @@ def open_scorer(cfg, stream, heldout: list[Prompt], *, check: bool) -> tuple[Sco
   named = {**stream.verifiers, **{p.verifier: p.id for p in reversed(heldout)}}
   notes = []
   if r.verifier or r.file:
-    others = sorted(set(named) - {"", r.verifier})
-    if others:
-      notes.append(
-        f"{f'reward.file={r.file}' if r.file else f'reward.verifier={r.verifier!r}'} judges all prompts; the verifiers "
-        f"that records name are not used: {', '.join(others)}"
-      )
+    by_file = r.file and r.verifier != "weighted"
+    others = {r.verifier, *named} if by_file else {*named} - {r.verifier}
+    if unused := sorted(others - {""}):
+      judge = f"reward.file={r.file}" if by_file else f"reward.verifier={r.verifier!r}"
+      notes.append(f"{judge} judges all prompts; not used: {', '.join(unused)}")
   else:
     for name, record in named.items():
       where = f"data.path={cfg.data.path!r}" if cfg.data.path else f"data.name={cfg.data.name!r}"

@@ -128,7 +128,8 @@ def default() -> ml_collections.ConfigDict:
 
   c.reward = ml_collections.ConfigDict()
   c.reward.verifier = ""  # a row of VERIFIERS, or "weighted", for all prompts; "" = what each record says
-  c.reward.file = ""  # Python file that defines verify(response, answer, extras); wins over verifier
+  # Python file that defines verify(response, answer, extras); wins over verifier, or is a part of "weighted".
+  c.reward.file = ""
   # Parts of the verifier "weighted" and their weights, such as {"math_dapo": 1.0, "format": 0.1} (or "file").
   c.reward.weights = ml_collections.ConfigDict(type_safe=False)
   # A verification has an environment without keys, no network, starts no programs and writes to reward.file's folder
@@ -393,11 +394,6 @@ def _check_source(c) -> None:
     raise ValueError(
       f"reward.weights={c.reward.weights.to_dict()}: read by reward.verifier='weighted' alone, which is "
       f"{c.reward.verifier!r}."
-    )
-  if c.reward.file and c.reward.verifier not in ("", "weighted"):
-    raise ValueError(
-      f"reward.verifier={c.reward.verifier!r} and reward.file={c.reward.file!r}: give one; both together are "
-      "reward.verifier='weighted' with 'file' among reward.weights."
     )
   if bool(c.model.path) == bool(c.model.preset):
     raise ValueError(

@@ -119,7 +119,7 @@ def test_a_verifier_that_a_record_misnames_is_refused_with_file_and_record():
 def test_what_records_name_in_vain_is_said():
   rows = ("magic", "1"), ("", "2"), ("exact", "3")
   (said,) = open_scorer(*rows, verifier="exact")
-  assert said.startswith("reward.verifier='exact' judges all prompts") and said.endswith("not used: magic")
+  assert said.startswith("reward.verifier='exact' judges all prompts") and said.endswith("; not used: magic")
 
 
 def test_golds_are_checked_where_a_run_begins(tmp_path):

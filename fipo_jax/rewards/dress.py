@@ -123,7 +123,7 @@ def bare(tokens: Sequence[Token]) -> list[Token]:
 
   Raises: Unreadable where the words may belong to the value.
   """
-  tokens = _without_remarks(_unwrapped(tokens))
+  tokens = _without_remarks(unwrapped(tokens))
   while tokens and tokens[0].kind == WORD and tokens[0].text.lower() in _ABOUT:
     tokens = tokens[1:]
   for i, token in outside(tokens):
@@ -143,23 +143,15 @@ def bare(tokens: Sequence[Token]) -> list[Token]:
   return tokens
 
 
-def _unwrapped(tokens: Sequence[Token]) -> list[Token]:
+def unwrapped(tokens: Sequence[Token]) -> list[Token]:
+  """The tokens without braces around the whole, unless they hold a set or a binomial."""
   tokens = list(tokens)
-  while len(tokens) > 2 and tokens[0].text == "{" and not any(outside(tokens)):
+  while len(tokens) > 2 and tokens[0].text == "{" and closing(tokens, 0) == len(tokens) - 1:
     inner = tokens[1:-1]
-    if _balanced(inner):  # not "{1} {2}"
-      tokens = inner
-    else:
+    if any(token.kind == SEPARATOR or token.text == "choose" for _, token in outside(inner)):
       break
+    tokens = inner
   return tokens
-
-
-def _balanced(tokens: Sequence[Token]) -> bool:
-  try:
-    list(outside(tokens))
-  except Unreadable:
-    return False
-  return True
 
 
 def _without_remarks(tokens: list[Token]) -> list[Token]:

@@ -324,8 +324,10 @@ class Parser:
     return ("matrix", "determinant" if kind == "vmatrix" else "entries", *map(tuple, rows))
 
   def starts(self) -> bool:
-    """Whether the next token begins a factor, so that it multiplies. A number does not: "2 3" is nothing."""
+    """Whether the next token begins a factor, so that it multiplies. A number does so in "3!5!"; "2 3" is nothing."""
     kind, text = self.kind(), self.text()
+    if kind == NUMBER:
+      return self.at > 0 and self.tokens[self.at - 1].text == "!"
     return kind in _STARTS or (text == "|" and not self.bars) or (kind == COMMAND and text in ("frac", "sqrt", "binom"))
 
   def kind(self, ahead: int = 0) -> int | None:

@@ -61,7 +61,7 @@ def _solved(a: Node) -> list[Piece]:
   relations, sides = a[1], list(a[2:])
   if relations[0] in (">", ">="):
     relations, sides = [r.replace(">", "<") for r in reversed(relations)], sides[::-1]
-  places = [i for i, side in enumerate(sides) if side[0] == "name"]
+  places = [i for i, side in enumerate(sides) if side[0] in ("name", "label")]
   known = [side for i, side in enumerate(sides) if [i] != places]
   if len(places) != 1 or any(numeric.names(side) for side in known):
     raise numeric.NoValue

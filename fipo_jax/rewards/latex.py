@@ -58,7 +58,7 @@ _CHARACTERS = str.maketrans(
 _REWRITTEN = (
   (re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻]+"), lambda m: "^{" + "".join(_SUPERSCRIPTS[c] for c in m.group()) + "}"),
   (re.compile(r"(?<!\\)\\[$()\[\]]"), " "),  # currency, and the borders of formulas
-  (re.compile(r"(?<=[0-9])(?:\\[,!;: ]|\{,\}|,\\!|~)(?=[0-9]{3}(?![0-9]))"), ""),  # 1\,000 and 1{,}000
+  (re.compile(r"(?<=[0-9])(?:\\[,!;: ]|\{,\}|,\\!\s*|~)(?=[0-9]{3}(?![0-9]))"), ""),  # 1\,000 and 1{,}000
   (re.compile(r"(?<![0-9.,}])[1-9][0-9]{0,2}(?: [0-9]{3})+(?![0-9/])"), lambda m: m.group().replace(" ", "")),
   (re.compile(r"(?<=[\w)}])(?:\*\*| \*\* )(?=[\w({\\-])"), "^"),  # Python's power; the other ** are emphasis
   (re.compile(r"\*\*"), " "),
@@ -68,6 +68,8 @@ _REWRITTEN = (
   (re.compile(r"\^\s*\{?\s*(?:\\(?:text|mathrm|textrm)\s*\{\s*)?(?:th|st|nd|rd)\s*\}(?:\s*\})?"), " "),  # 5^{th}
   (re.compile(r"\\(frac|dfrac|tfrac|binom)\s*([0-9])\s*([0-9])"), r"\\\1{\2}{\3}"),
 )
+
+_DOUBLED = re.compile(r"\\\\(?=[a-zA-Z])")
 
 _FUNCTIONS = {
   *("sin", "cos", "tan", "sec", "csc", "cot", "sinh", "cosh", "tanh", "arcsin", "arccos", "arctan"),
@@ -106,7 +108,7 @@ _PROSE = {
   *("text", "textbf", "textit", "textrm", "textnormal", "textsf", "texttt", "emph", "mbox", "hbox", "mathrm"),
   *("operatorname",),
 }
-_ACCENTS = {"overline", "bar", "vec", "hat", "widehat", "tilde", "overrightarrow", "mathbb", "dot", "overleftrightarrow"}
+_ACCENTS = {"overline", "bar", "vec", "hat", "widehat", "tilde", "overrightarrow", "mathbb", "dot"}
 
 _UNITS = set(
   "cm mm km kg mg ml ft mi yd lb oz hr th st nd rd cc min sec hrs mph kph rpm rad lbs yds usd mol".split()
@@ -152,6 +154,8 @@ _TWO = {
 def clean(text: str) -> str:
   """The text in ASCII where it has a meaning there, without dollars, thousands separators and emphasis."""
   text = text.translate(_CHARACTERS)
+  if "\\begin" not in text:  # elsewhere a double backslash is one that was escaped
+    text = _DOUBLED.sub(r"\\", text)
   for pattern, rewritten in _REWRITTEN:
     text = pattern.sub(rewritten, text)
   return text

@@ -26,7 +26,7 @@ MAGNITUDE = 10**6  # of a power, in bits
 CALLS = 200  # of functions in a formula; a gamma function counts for many
 GAMMA = 40
 
-_CONSTANTS = {"pi", "e", "i"}
+CONSTANTS = {"pi", "e", "i"}
 
 
 class NoValue(ArithmeticError):
@@ -48,7 +48,7 @@ def load() -> Any:
 def names(node: Node) -> set[str]:
   """The variables of a formula: names but pi, e and i."""
   if node[0] == "name":
-    return set() if node[1] in _CONSTANTS else {node[1]}
+    return set() if node[1] in CONSTANTS else {node[1]}
   return set().union(*(names(part) for part in node if isinstance(part, tuple)))
 
 
@@ -212,7 +212,7 @@ class Evaluation:
     raise NoValue
 
   def _name(self, name: str) -> Any:
-    if name in _CONSTANTS:
+    if name in CONSTANTS:
       return {"pi": self.context.pi, "e": self.context.e, "i": self.context.j}[name] * 1
     return self.point[name]
 

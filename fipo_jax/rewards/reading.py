@@ -24,8 +24,9 @@ from fipo_jax.rewards.dress import (
   members,
   outside,
   says_words,
+  unwrapped,
 )
-from fipo_jax.rewards.formula import Node, Parser, number
+from fipo_jax.rewards.formula import MINUS_ONE, Node, Parser, number
 from fipo_jax.rewards.latex import COMMAND, NAME, NUMBER, SIGN, WORD, Token
 
 SIGNS = 3  # of \pm in one element; each doubles what it says
@@ -73,6 +74,7 @@ def compact(text: str) -> str:
 
 def answer(tokens: list[Token]) -> Node:
   """The tree of all tokens. Raises: Unreadable."""
+  tokens = unwrapped(tokens)
   chosen = choice(tokens)
   if chosen:
     return chosen
@@ -138,7 +140,7 @@ def statement(tokens: list[Token], signs: Sequence[int]) -> Node:
     return equation(relations, sides, signs)
   if any(relation in ("~", "in") for relation in relations):
     raise Unreadable
-  return ("inequality", tuple(relations), *(expression(side, signs) for side in sides))
+  return ("inequality", tuple(relations), *(named(side) or expression(side, signs) for side in sides))
 
 
 def equation(relations: list[str], sides: list[list[Token]], signs: Sequence[int]) -> Node:
@@ -159,7 +161,8 @@ def equation(relations: list[str], sides: list[list[Token]], signs: Sequence[int
     value = number_of(nodes[1:], relations[1:])
     if value[0] == "equation":
       raise Unreadable
-  return ("equation", nodes[0][1], nodes[0], value)
+  name = nodes[0][1] if nodes[0][0] in ("name", "label") else str(nodes[0])
+  return ("equation", name, nodes[0], value)
 
 
 def number_of(nodes: list[Node], relations: list[str]) -> Node:
@@ -175,7 +178,10 @@ def number_of(nodes: list[Node], relations: list[str]) -> Node:
 
 
 def is_name(node: Node) -> bool:
-  return node[0] == "label" or (node[0] == "name" and node[1] not in ("pi", "e", "i"))
+  """Whether it can only be named: x, a label, or AB over CD."""
+  if node[0] == "product" and len(node) == 3 and node[2][0] == "power":
+    return is_name(node[1]) and is_name(node[2][1]) and node[2][2] == MINUS_ONE
+  return node[0] == "label" or (node[0] == "name" and node[1] not in numeric.CONSTANTS)
 
 
 def named(tokens: list[Token]) -> Node | None:
