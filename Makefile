@@ -1,6 +1,7 @@
 # make run       sets up .venv, then trains the quickstart experiment (ARGS="--config.seed=1" adds overrides)
 # make test      sets up .venv, then lint and the tests that are not slow
 # make test-all  every test
+# make mutants   which of many small faults in the source the tests notice (ARGS="--only=future_kl" for some of them)
 # make lint      ruff alone
 # make setup     only .venv; JAX="jax[tpu]" or JAX="jax[cuda12]" picks the accelerator, and is remembered
 # make clean     removes .venv and caches; runs/ stays
@@ -9,7 +10,7 @@
 
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: setup run test test-all lint clean FORCE
+.PHONY: setup run test test-all mutants lint clean FORCE
 
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -53,6 +54,9 @@ test: lint
 
 test-all: lint
 	$(BIN)/python -m pytest -q -n $(WORKERS) $(ARGS)
+
+mutants: $(STAMP)
+	$(BIN)/python tests/mutants.py $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -56,6 +56,28 @@ ROWS = (
     "  if not _LITERAL.fullmatch(text) or", "  if",
     f"{GYM}hostile_answers_are_wrong_and_do_nothing", "a literal of any size is built",
   ),
+  # ---- symbolic ----
+  (
+    "symbolic_near_zero", "fipo_jax/rewards/symbolic/numeric.py",
+    "return abs(x - y) <= error * max(abs(x), abs(y))", "return abs(x - y) <= Fraction(1, 10**6)",
+    "math_symbolic_test.py::test_the_table_of_lines", "near zero everything is equal",
+  ),
+  (
+    "symbolic_signs", "fipo_jax/rewards/symbolic/numeric.py",
+    "  for name in listed[:4]:\n", "  for name in listed[:0]:\n",
+    "math_symbolic_test.py::test_the_table_of_lines", "|x| is x",
+  ),
+  (
+    "symbolic_ordered_lists", "fipo_jax/rewards/symbolic/equality.py",
+    "    found = next((i for i, y in enumerate(left) if equal(x, y)), None)",
+    "    found = next((i for i, y in enumerate(left[:1]) if equal(x, y)), None)",
+    "math_symbolic_test.py::test_the_table_of_lines", "solutions in another order are wrong",
+  ),
+  (
+    "first_label", "fipo_jax/rewards/answers.py",
+    "response[last.end() :]", "response[_LABEL.search(response).end() :]",
+    "answers_test.py", "the first of two answers counts",
+  ),
   # ---- the pool ----
   (
     "deadline_kills", S,

@@ -17,10 +17,10 @@ nothing here evaluates text, and sizes are bounded before anything is computed.
 
 from __future__ import annotations
 
-from fipo_jax.rewards import numeric, reading
 from fipo_jax.rewards.answers import answer_line, undress
-from fipo_jax.rewards.equality import equal, shared_text
 from fipo_jax.rewards.outcome import Score
+from fipo_jax.rewards.symbolic import numeric, reading
+from fipo_jax.rewards.symbolic.equality import equal, shared_text
 
 load = numeric.load
 SHOWN = 200  # characters of a ground truth in an error

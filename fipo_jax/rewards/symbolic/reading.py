@@ -14,8 +14,8 @@ import re
 from collections.abc import Sequence
 from fractions import Fraction
 
-from fipo_jax.rewards import latex, numeric
-from fipo_jax.rewards.dress import (
+from fipo_jax.rewards.symbolic import latex, numeric
+from fipo_jax.rewards.symbolic.dress import (
   Unreadable,
   bare,
   closing,
@@ -26,8 +26,8 @@ from fipo_jax.rewards.dress import (
   says_words,
   unwrapped,
 )
-from fipo_jax.rewards.formula import MINUS_ONE, Node, Parser, number
-from fipo_jax.rewards.latex import COMMAND, NAME, NUMBER, SIGN, WORD, Token
+from fipo_jax.rewards.symbolic.formula import MINUS_ONE, Node, Parser, number
+from fipo_jax.rewards.symbolic.latex import COMMAND, NAME, NUMBER, SIGN, WORD, Token
 
 SIGNS = 3  # of \pm in one element; each doubles what it says
 ITEMS = 100  # of a list

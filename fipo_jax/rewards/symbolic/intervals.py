@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from fipo_jax.rewards import numeric
-from fipo_jax.rewards.formula import Node
+from fipo_jax.rewards.symbolic import numeric
+from fipo_jax.rewards.symbolic.formula import Node
 
 _MINUS_INFINITY, _INFINITY = ("infinity", -1), ("infinity", 1)
 Equal = Callable[[Node, Node], bool]

@@ -17,8 +17,8 @@ from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from typing import Any
 
-from fipo_jax.rewards import formula
-from fipo_jax.rewards.formula import Node
+from fipo_jax.rewards.symbolic import formula
+from fipo_jax.rewards.symbolic.formula import Node
 
 BITS = 400  # of precision at least
 MOST_BITS = 8_000  # no more, or there is no verdict

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from fipo_jax.rewards.latex import (
+from fipo_jax.rewards.symbolic.latex import (
   CLOSE,
   COMMAND,
   NAME,

@@ -20,8 +20,8 @@ import re
 from collections.abc import Sequence
 from fractions import Fraction
 
-from fipo_jax.rewards.dress import Unreadable
-from fipo_jax.rewards.latex import (
+from fipo_jax.rewards.symbolic.dress import Unreadable
+from fipo_jax.rewards.symbolic.latex import (
   CLOSE,
   COMMAND,
   EXPONENT,

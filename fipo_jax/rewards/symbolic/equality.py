@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fractions import Fraction
 
-from fipo_jax.rewards import intervals, numeric
-from fipo_jax.rewards.formula import Node, added, multiplied, negated, number
+from fipo_jax.rewards.symbolic import intervals, numeric
+from fipo_jax.rewards.symbolic.formula import Node, added, multiplied, negated, number
 
 COMPARED = 20  # elements of a list without order; longer ones must have the same texts
 _HUNDREDTH = number(Fraction(1, 100))
