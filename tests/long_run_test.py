@@ -55,7 +55,8 @@ def test_a_thousand_steps_do_not_wear_out(tmp_path):
   rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
   rows = [r for r in rows if r["step"] > STEPS // 5]
   early, late = rows[100:300], rows[-200:]
-  middle = lambda part, name: statistics.median(r[name] for r in part)
+  # A step may sample nothing, and then has no phase of that name.
+  middle = lambda part, name: statistics.median(r[name] for r in part if name in r)
   figures = {name: (middle(early, name), middle(late, name)) for name in ("seconds/step", "seconds/reward")}
   figures |= {"checkpoint files": (seen[STEPS // 5][0], seen[STEPS][0]),
               "checkpoint bytes": (seen[STEPS // 5][1], seen[STEPS][1]),
@@ -64,7 +65,8 @@ def test_a_thousand_steps_do_not_wear_out(tmp_path):
     room = {"seconds/step": 1.5, "seconds/reward": 2.0}.get(name, 1.02)  # a shared machine is noisy
     assert after <= room * before, (name, figures)
   # A program that is compiled late takes memory once; a leak takes some at every step. So: the growth from twenty steps
-  # to the next twenty, its three largest jumps left out, over the last 700 steps.
+  # to the next twenty, its three largest jumps left out, over the last 700 steps. Saving checkpoints takes 65 MB over
+  # the first hundred saves and no more after them.
   blocks = [middle(rows[i : i + 20], "host_memory_gb") for i in range(100, len(rows) - 19, 20)]
   growth = sum(sorted(b - a for a, b in itertools.pairwise(blocks))[:-3])
   print(json.dumps({**figures, "host_memory_gb": (blocks[0], blocks[-1]), "growth but for compiling": growth}))

@@ -8,11 +8,16 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
+import jax
 import numpy as np
 import pytest
 
-from fipo_jax import config, loop
+from fipo_jax import config, loop, metrics, processes
+from fipo_jax.alarms import Limits, Watch
+from fipo_jax.train.checkpoint import Checkpointer, folder_of, steps_in
+from fipo_jax.types import Mean
 from launch import run
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -53,7 +58,7 @@ def overrides(base, workdir):
     "reward.file": str(base / "verifier.py"), "steps": 3, "data.size": 64, "rollout.max_response_tokens": 12,
     "rollout.slots": 16, "rollout.samples_per_prompt": 4, "batch.prompts": 4, "batch.minibatch_prompts": 2,
     "batch.row_tokens": 36, "batch.micro_rows": 8, "eval.prompts": 8, "eval.every": 2, "checkpoint.every": 1,
-    "log.report": False, "reward.workers": 1,
+    "log.report": False, "reward.workers": 1, "compile_cache": "",  # conftest's, if any
   }  # fmt: skip
 
 
@@ -121,7 +126,7 @@ slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 
 
 @pytest.mark.parametrize(
-  "algorithm", ["dapo", "grpo", slow("dr_grpo"), slow("gspo"), slow("cispo"), slow("rloo"), slow("reinforce_pp")]
+  "algorithm", [slow("dapo"), "grpo", slow("dr_grpo"), slow("gspo"), slow("cispo"), slow("rloo"), slow("reinforce_pp")]
 )
 def test_baselines_run_on_the_same_job(base, tmp_path, algorithm):
   result = loop.train(small(base, tmp_path / "run", **{"algorithm.name": algorithm, "steps": 1, "eval.every": 0}))
@@ -140,6 +145,7 @@ def start(values, *more):
   )  # fmt: skip
 
 
+@pytest.mark.slow  # on eight devices; resume_test has one for each moment of a kill
 def test_kill_9_in_the_middle_of_a_step_and_resume_is_the_uninterrupted_run(base, whole, tmp_path):
   workdir, values = tmp_path / "run", overrides(base, tmp_path / "run")
   process = start(values)
@@ -228,9 +234,6 @@ def test_ppo_trains_its_value_head_resumes_and_exports_the_policy_alone(base, tm
   assert second["updates"] == 4
   resumed = lines(tmp_path / "run")[-1]
   assert abs(resumed["value_mean"]) > abs(record["value_mean"])  # the head came back, and goes on towards the rewards
-  straight = loop.train(small(base, tmp_path / "straight", **more | {"steps": 2}))
-  assert straight["updates"] == 4
-  assert without_time(lines(tmp_path / "straight")) == without_time(lines(tmp_path / "run"))
   from safetensors import safe_open
 
   names = lambda folder: set(safe_open(folder / "export/model.safetensors", "numpy").keys())
@@ -296,3 +299,39 @@ def test_an_alarm_takes_the_run_back_changes_settings_and_then_stops_it(base, tm
   assert [r["step"] for r in after] == [1, 2, 3] and after[:2] == before[:2]
   assert after[2]["learning_rate"] == pytest.approx(3e-6 * 5.5 / 8) and before[2]["learning_rate"] > 1e-5
   assert after[2]["response_length"] != before[2]["response_length"]  # other random numbers
+
+
+def test_the_deviation_of_weights_by_hand():
+  weights = np.array([1.0, 1.1, 1.2, 0.9])
+  mean = lambda x: Mean(np.float32(x.sum()), np.float32(len(x)))
+  values = loop.numbers({"weight_mean": mean(weights), "weight_offset_square": mean((weights - 1) ** 2)})
+  assert values == pytest.approx({"weight_mean": weights.mean(), "weight_std": weights.std()})
+
+
+def stopped(tmp_path, step, evaluated):
+  """A run that has done so many steps, evaluated then, and is told to stop: what is in its newest checkpoint."""
+  c = config.default()
+  c.steps, c.eval.every = 9, 3
+  saver = Checkpointer(tmp_path, keep=9, best=1)
+  saver.save(1, {"x": np.zeros(2)}, {}, 0.25)
+  run = types.SimpleNamespace(
+    cfg=c, step=step, host={"seconds": 1.5, "after": {"accuracy": 0.5}, "keep_rate": 0.25}, checkpointer=saver,
+    state={"x": np.full(2, float(step))}, stream=types.SimpleNamespace(state=lambda: {"drawn": 7}), surplus=[],
+    pending=[], watch=Watch(Limits()), timers=metrics.Timers(),
+  )  # fmt: skip
+  with pytest.raises(processes.Stopped, match=f"saved after step {step} of 9; the same command goes on"):
+    loop.stop(run)
+  loader = Checkpointer(tmp_path, keep=1, best=1)
+  assert loader.latest() == step
+  state, host = loader.restore(step, {"x": jax.ShapeDtypeStruct((2,), np.float64)})
+  np.testing.assert_array_equal(state["x"], run.state["x"])
+  assert host == run.host | {"data": {"drawn": 7}, "surplus": [], "pending": [], "watch": run.watch.state()}
+  loader.save(8, {"x": np.zeros(2)}, {})  # leaves the newest, and the best
+  loader.close()
+  assert steps_in(folder_of(tmp_path)) == [step if evaluated else 1, 8]
+
+
+def test_a_run_that_is_stopped_has_saved(tmp_path):
+  """An accuracy belongs to the step that was evaluated, and not to those after it."""
+  stopped(tmp_path / "a", 3, evaluated=True)
+  stopped(tmp_path / "b", 4, evaluated=False)

@@ -29,8 +29,8 @@ def same_run(workdir, other):
 
 
 @pytest.fixture(scope="session")
-def nine_steps(model, tmp_path_factory):  # noqa: F811
-  """The workdir of an uninterrupted run, and the seconds that a step took."""
+def uninterrupted(model, tmp_path_factory):  # noqa: F811
+  """The workdir of a run of nine steps, and the seconds that a step took."""
   workdir = tmp_path_factory.mktemp("nine") / "run"
   ends([launch(settings(model, workdir, steps=9, **EVERY_STEP))], code=0)
   return workdir, float(np.median([r["seconds/step"] for r in lines(workdir)[2:]]))
@@ -72,12 +72,15 @@ def kill_again_and_again(model, workdir, uninterrupted, moments, seed):  # noqa:
       enough = min(lines_before + more, 9)
       until(lambda: steps_logged(workdir) >= enough or job.poll() is not None, [], timeout=120)  # noqa: B023
       time.sleep(draw.uniform(0, 1.5 * seconds))
-    else:
+    elif how == "save":
       until(lambda: torn(workdir) or job.poll() is not None, [], timeout=120)  # noqa: B023
     if job.poll() is not None:  # it was too fast and is at its end
       break
-    job.kill()
-    job.communicate()
+    if how == "sigterm":
+      ask_to_stop(job, workdir, lines_before + more)
+    else:
+      job.kill()
+      job.communicate()
     during_saves += torn(workdir)
     killed += 1
     check_folder(workdir)
@@ -87,13 +90,24 @@ def kill_again_and_again(model, workdir, uninterrupted, moments, seed):  # noqa:
   return killed, during_saves
 
 
-def test_killed_three_times(model, nine_steps, tmp_path):  # noqa: F811
-  killed, _ = kill_again_and_again(model, tmp_path / "run", nine_steps, ["step", "save", "step"], seed=1)
+def ask_to_stop(job, workdir, steps):
+  """SIGTERM after so many steps: the iteration is finished, saved, and exit code 75 says that there is more."""
+  until(lambda: steps_logged(workdir) >= steps, [job])
+  job.send_signal(signal.SIGTERM)
+  ((out, err),) = ends([job], code=75)
+  assert "SIGTERM: the present iteration is finished and saved" in err
+  newest = max(checkpoint.steps_in(checkpoint.folder_of(workdir)))
+  assert f"stopped as asked, saved after step {newest} of 9; the same command goes on" in out
+  assert [r["step"] for r in lines(workdir)][-1] == newest < 9
+
+
+def test_killed_in_a_step_and_in_a_save_and_asked_to_stop(model, uninterrupted, tmp_path):  # noqa: F811
+  killed, _ = kill_again_and_again(model, tmp_path / "run", uninterrupted, ["step", "save", "sigterm"], seed=1)
   assert killed == 3
 
 
 @pytest.mark.slow
-def test_killed_twenty_times(model, nine_steps, tmp_path):  # noqa: F811
+def test_killed_twenty_times(model, uninterrupted, tmp_path):  # noqa: F811
   draw = random.Random(0)
   moments = [draw.choice(["start", "step", "save", "save"]) for _ in range(20)]
   killed = saves = number = 0
@@ -101,25 +115,10 @@ def test_killed_twenty_times(model, nine_steps, tmp_path):  # noqa: F811
     number += 1
     (tmp_path / str(number)).mkdir()
     more, torn_saves = kill_again_and_again(
-      model, tmp_path / str(number) / "run", nine_steps, moments[killed:], seed=number
+      model, tmp_path / str(number) / "run", uninterrupted, moments[killed:], seed=number
     )
     killed, saves = killed + more, saves + torn_saves
   assert saves >= 3
-
-
-def test_sigterm_saves_and_the_same_command_goes_on(model, nine_steps, tmp_path):  # noqa: F811
-  workdir = tmp_path / "run"
-  values = settings(model, workdir, steps=9, **EVERY_STEP)
-  job = launch(values)
-  until(lambda: steps_logged(workdir) >= 3, [job])
-  job.send_signal(signal.SIGTERM)
-  ((out, err),) = ends([job], code=75)
-  assert "SIGTERM: the present iteration is finished and saved" in err
-  newest = max(checkpoint.steps_in(checkpoint.folder_of(workdir)))
-  assert f"stopped as asked, saved after step {newest} of 9; the same command goes on" in out
-  assert [r["step"] for r in lines(workdir)][-1] == newest < 9
-  ends([launch(values)], code=0)
-  same_run(workdir, nine_steps[0])
 
 
 @pytest.mark.parametrize("every", [1, pytest.param(2, marks=pytest.mark.slow)])

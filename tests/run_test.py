@@ -4,29 +4,58 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
+import types
 
 import pytest
+
+from fipo_jax import processes
+from launch import run
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden" / "qwen2" / "tied_mqa"
 
 
-def launch(*arguments):
-  return subprocess.run(
-    [sys.executable, "launch/run.py", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120,
+def refused(code, says, *arguments):
+  """By the program itself, in a process of its own."""
+  done = subprocess.run(
+    [sys.executable, "launch/run.py", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=600,
     env={**os.environ, "JAX_PLATFORMS": "cpu"},
   )  # fmt: skip
+  check_line(done.returncode, code, says, done.stderr)
 
 
-def refused(code, says, *arguments):
-  done = launch(*arguments)
-  assert done.returncode == code, done.stderr
-  errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-  assert len(errors) == 1 and says in errors[0], done.stderr
-  assert "Traceback" not in done.stderr
-  return errors[0]
+def check_line(got, code, says, stderr):
+  assert got == code, stderr
+  errors = [line for line in stderr.splitlines() if line.startswith("error: ")]
+  assert len(errors) == 1 and says in errors[0], stderr
+  assert "Traceback" not in stderr
+
+
+@pytest.fixture
+def refuses(monkeypatch, capsys):
+  """The same of main() in this process, which saves an interpreter and its imports: refuses(what it says, fields)."""
+
+  def exits(code):
+    raise SystemExit(code)
+
+  def refuses(says, fields):
+    cfg = run.load_experiment("experiments/quickstart.py")
+    cfg.update_from_flattened_dict(fields)
+    monkeypatch.setattr(run, "_CONFIG", types.SimpleNamespace(value=cfg))
+    with pytest.raises(SystemExit) as end:
+      run.main(["launch/run.py"])
+    check_line(end.value.code, 1, says, capsys.readouterr().err)
+
+  monkeypatch.chdir(ROOT)
+  monkeypatch.setattr(os, "_exit", exits)
+  for flag, value in (("_COORDINATOR", ""), ("_NUM_PROCESSES", 0), ("_PROCESS_ID", -1)):
+    monkeypatch.setattr(run, flag, types.SimpleNamespace(value=value))
+  before = signal.getsignal(signal.SIGTERM)
+  yield refuses
+  signal.signal(signal.SIGTERM, before)
 
 
 QUICK = "--config=experiments/quickstart.py"
@@ -57,82 +86,78 @@ def model(tmp_path):
   return folder
 
 
-def on(folder, tmp_path, *more):
-  return [
-    QUICK, f"--config.workdir={tmp_path}/run", f"--config.model.path={folder}", "--config.model.base_experiment=", *more
-  ]  # fmt: skip
+def on(folder, tmp_path, **more):
+  fields = {"workdir": f"{tmp_path}/run", "model.path": str(folder), "model.base_experiment": ""}
+  return fields | {name.replace("__", "."): value for name, value in more.items()}
 
 
 def test_missing_model(tmp_path):
-  refused(1, "config.json", *on(tmp_path / "nowhere", tmp_path))
+  flags = [f"--config.{name}={value}" for name, value in on(tmp_path / "nowhere", tmp_path).items()]
+  refused(1, "config.json", QUICK, *flags)
 
 
-def test_truncated_safetensors(tmp_path):
+def test_truncated_safetensors(tmp_path, refuses):
   folder = model(tmp_path)
   data = (folder / "model.safetensors").read_bytes()
   (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
-  refused(1, "model.safetensors", *on(folder, tmp_path))
+  refuses("model.safetensors", on(folder, tmp_path))
 
 
-def test_missing_safetensors(tmp_path):
+def test_missing_safetensors(tmp_path, refuses):
   folder = model(tmp_path)
   (folder / "model.safetensors").unlink()
-  refused(1, "safetensors", *on(folder, tmp_path))
+  refuses("safetensors", on(folder, tmp_path))
 
 
-def test_shape_mismatch_names_tensor_and_shapes(tmp_path):
+@pytest.mark.parametrize(("field", "change", "says"), [
+  ("intermediate_size", lambda n: n + 8, "mlp"),  # shapes that do not match: tensor and shapes are named
+  ("num_hidden_layers", lambda n: n + 1, "model.layers."),  # a missing tensor is named
+  ("vocab_size", lambda n: 16, "vocab"),  # the tokenizer has more
+])  # fmt: skip
+def test_weights_that_do_not_fit_their_config(tmp_path, refuses, field, change, says):
   folder = model(tmp_path)
   facts = json.loads((folder / "config.json").read_text())
-  facts["intermediate_size"] += 8
+  facts[field] = change(facts[field])
   (folder / "config.json").write_text(json.dumps(facts))
-  refused(1, "mlp", *on(folder, tmp_path))
+  refuses(says, on(folder, tmp_path))
 
 
-def test_missing_tensor_is_named(tmp_path):
-  folder = model(tmp_path)
-  facts = json.loads((folder / "config.json").read_text())
-  facts["num_hidden_layers"] += 1
-  (folder / "config.json").write_text(json.dumps(facts))
-  refused(1, "model.layers.", *on(folder, tmp_path))
-
-
-def test_tokenizer_beyond_the_vocabulary(tmp_path):
-  folder = model(tmp_path)
-  facts = json.loads((folder / "config.json").read_text())
-  facts["vocab_size"] = 16
-  (folder / "config.json").write_text(json.dumps(facts))
-  refused(1, "vocab", *on(folder, tmp_path))
-
-
-def test_broken_line_of_prompts_is_numbered(tmp_path):
+@pytest.mark.parametrize(("text", "says"), [
+  ('{"prompt": "1 + 1 =", "answer": "2"}\n{"prompt": "1 + \n', "line 2"),
+  ("", "prompts.jsonl"),
+], ids=["broken line", "empty"])  # fmt: skip
+def test_prompt_files(tmp_path, refuses, text, says):
   data = tmp_path / "prompts.jsonl"
-  data.write_text('{"prompt": "1 + 1 =", "answer": "2"}\n{"prompt": "1 + \n')
-  refused(
-    1, "line 2", *on(model(tmp_path), tmp_path, "--config.data.source=jsonl", f"--config.data.path={data}")
-  )
+  data.write_text(text)
+  refuses(says, on(model(tmp_path), tmp_path, data__source="jsonl", data__path=str(data)))
 
 
-def test_empty_prompt_file(tmp_path):
-  data = tmp_path / "prompts.jsonl"
-  data.write_text("")
-  refused(
-    1, "prompts.jsonl", *on(model(tmp_path), tmp_path, "--config.data.source=jsonl", f"--config.data.path={data}")
-  )
+def test_prompt_over_the_limit_is_refused_when_asked(tmp_path, refuses):
+  limit = {"data__max_prompt_tokens": 9, "data__on_long_prompt": "error"}
+  refuses("max_prompt_tokens", on(model(tmp_path), tmp_path, **limit))
 
 
-def test_prompt_over_the_limit_is_refused_when_asked(tmp_path):
-  flags = ["--config.data.max_prompt_tokens=9", "--config.data.on_long_prompt=error"]
-  refused(1, "max_prompt_tokens", *on(model(tmp_path), tmp_path, *flags))
-
-
-def test_unwritable_workdir(tmp_path):
+def test_unwritable_workdir(tmp_path, refuses):
   (tmp_path / "file").write_text("in the way")
-  refused(1, "workdir", QUICK, f"--config.workdir={tmp_path}/file/run")
+  refuses("workdir", {"workdir": f"{tmp_path}/file/run"})
 
 
 @pytest.mark.skipif(not pathlib.Path("/dev/full").exists(), reason="needs /dev/full")
-def test_full_disk_names_the_workdir(tmp_path):
+def test_full_disk_names_the_workdir(tmp_path, refuses):
   folder = tmp_path / "run"
   folder.mkdir()
   (folder / "config.tmp").symlink_to("/dev/full")
-  refused(1, "No space left", QUICK, f"--config.workdir={folder}")
+  refuses("No space left", {"workdir": str(folder)})
+
+
+def test_a_run_that_was_told_to_stop_has_a_code_of_its_own(monkeypatch, capsys):
+  """75: schedulers start such a job again."""
+
+  def stopped(cfg):
+    raise processes.Stopped("saved after step 3 of 9")
+
+  monkeypatch.setattr(run, "_CONFIG", types.SimpleNamespace(value=None))
+  monkeypatch.setattr(run, "run", stopped)
+  with pytest.raises(SystemExit) as end:
+    run.main(["launch/run.py"])
+  assert end.value.code == 75 and capsys.readouterr().out == "saved after step 3 of 9\n"

@@ -23,7 +23,7 @@ SMALL = {
   "data.size": 64, "rollout.max_response_tokens": 8, "rollout.slots": 16, "rollout.samples_per_prompt": 4,
   "batch.prompts": 4, "batch.minibatch_prompts": 2, "batch.row_tokens": 32, "batch.micro_rows": 8, "eval.prompts": 8,
   "eval.every": 1, "reward.workers": 1, "dynamic_sampling.enabled": False, "checkpoint.export": False,
-  "log.samples": 0, "log.report": False,
+  "log.samples": 0, "log.report": False, "compile_cache": "",  # conftest's, if any
 }  # fmt: skip
 GOOD = {
   "EXPERIMENT": "experiments/quickstart.py", "SEEDS": (0, 1), "ARMS": {"a": {}, "b": {"algorithm.name": "dapo"}},
