@@ -1,9 +1,12 @@
 """Attention over whole rows against loops in NumPy, segments, padding, and blocks of queries."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tolerances import close
 
 from fipo_jax.models import attention
 
@@ -31,24 +34,27 @@ def oracle(q, k, v, segments):
   return out
 
 
+attend = jax.jit(attention.attend)
+
+
 def test_matches_the_definition():
   q, k, v = inputs()
-  got = attention.attend(q, k, v, SEGMENTS_RT, SEGMENTS_RT)
-  np.testing.assert_allclose(got, oracle(q, k, v, SEGMENTS_RT), atol=2e-6)
+  got = attend(q, k, v, SEGMENTS_RT, SEGMENTS_RT)
+  close(got, oracle(q, k, v, SEGMENTS_RT), terms=6 + 7)  # h products, T values
 
 
 def test_first_token_of_a_segment_returns_its_own_value():
   q, k, v = inputs()
-  got = attention.attend(q, k, v, SEGMENTS_RT, SEGMENTS_RT)
-  np.testing.assert_allclose(got[0, 3], np.repeat(v[0, 3], 2, axis=0), atol=1e-6)
+  got = attend(q, k, v, SEGMENTS_RT, SEGMENTS_RT)
+  close(got[0, 3], np.repeat(v[0, 3], 2, axis=0))
 
 
 def test_other_segments_and_the_future_do_not_matter():
   q, k, v = inputs()
-  before = np.asarray(attention.attend(q, k, v, SEGMENTS_RT, SEGMENTS_RT))
+  before = np.asarray(attend(q, k, v, SEGMENTS_RT, SEGMENTS_RT))
   k[0, :3] *= 5.0  # segment 1 of row 0
   v[1, 4:] -= 3.0  # the future of tokens 0..3 in row 1
-  after = np.asarray(attention.attend(q, k, v, SEGMENTS_RT, SEGMENTS_RT))
+  after = np.asarray(attend(q, k, v, SEGMENTS_RT, SEGMENTS_RT))
   np.testing.assert_array_equal(before[0, 3:], after[0, 3:])
   np.testing.assert_array_equal(before[1, :4], after[1, :4])
   assert np.abs(before[0, 1] - after[0, 1]).max() > 1e-3
@@ -58,38 +64,32 @@ def test_other_segments_and_the_future_do_not_matter():
 def test_padding_gives_finite_values_and_gradients():
   q, k, v = inputs()
   segments = np.zeros((2, 7), np.int32)
-  value, gradients = jax.value_and_grad(
-    lambda *x: jnp.sum(attention.attend(*x, segments, segments) ** 2), argnums=(0, 1, 2)
-  )(q, k, v)
+  loss = lambda *x: jnp.sum(attention.attend(*x, segments, segments) ** 2)
+  value, gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))(q, k, v)
   assert np.isfinite(value) and all(np.isfinite(g).all() for g in gradients)
+
+
+@functools.partial(jax.jit, static_argnames="block")
+def value_and_gradients(q, k, v, segments, block):
+  loss = lambda *x: jnp.sum(jnp.sin(attention.attend_xla(*x, segments, segments, block=block)))
+  return jax.value_and_grad(loss, argnums=(0, 1, 2))(q, k, v)
 
 
 @pytest.mark.parametrize("block", [2, 3, 7])
 def test_blocks_of_queries_change_nothing(block):
-  q, k, v = inputs()
-
-  def loss(block, *x):
-    return jnp.sum(jnp.sin(attention.attend_xla(*x, SEGMENTS_RT, SEGMENTS_RT, block=block)))
-
-  whole, whole_gradients = jax.value_and_grad(loss, argnums=(1, 2, 3))(100, q, k, v)
-  blocked, gradients = jax.value_and_grad(loss, argnums=(1, 2, 3))(block, q, k, v)
-  np.testing.assert_allclose(blocked, whole, rtol=1e-6)
-  for got, expected in zip(gradients, whole_gradients, strict=True):
-    np.testing.assert_allclose(got, expected, atol=1e-6)
+  x = (*inputs(), SEGMENTS_RT)
+  whole, blocked = (value_and_gradients(*x, size) for size in (100, block))
+  close(blocked[0], whole[0], terms=x[0].size, scale=1)
+  close(blocked[1], whole[1], terms=6 + 7)
 
 
-@pytest.mark.parametrize("T", [100, 300, 512])
+@pytest.mark.parametrize("T", [300, 512])
 def test_rows_in_one_piece_look_at_no_key_after_their_block(T):
   """Values and gradients of a row in blocks of keys are those of a row whose every query meets every key."""
-  q, k, v = inputs(R=1, T=T)
-  segments = np.repeat([[1, 2]], T // 2, axis=1)
-
-  def loss(q, k, v, block):
-    return jnp.sum(jnp.sin(attention.attend_xla(q, k, v, segments, segments, block=block)))
-
-  of = lambda block: jax.value_and_grad(loss, argnums=(0, 1, 2))(q, k, v, block)
-  for got, expected in zip(jax.tree.leaves(of(1024)), jax.tree.leaves(of(T // 2)), strict=True):
-    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+  x = (*inputs(R=1, T=T), np.repeat([[1, 2]], T // 2, axis=1))
+  got, expected = (value_and_gradients(*x, block) for block in (1024, T // 2))
+  close(got[0], expected[0], terms=x[0].size, scale=1)
+  close(got[1], expected[1], terms=6 + T)
 
 
 def test_long_rows_never_hold_all_scores():

@@ -60,3 +60,16 @@ def test_no_row_has_more_segments_than_asked_for():
 def test_too_few_micro_batches_are_refused():
   with pytest.raises(ValueError, match="batch.micro_rows=1.*3 rows need 3 micro-batches, not 2"):
     batching.pack([[rollout(2, 8) for _ in range(3)]], row_tokens=10, micro_rows=1, num_micro=2)
+
+
+def test_the_age_of_a_group_is_on_all_its_tokens():
+  groups = [[rollout(2, 3), rollout(1, 5)], [rollout(3, 4)]]
+  groups[0][0].age = groups[0][1].age = 2
+  packed = batching.pack(groups, row_tokens=10, micro_rows=2, num_micro=2)
+  for r, p in zip(sum(groups, []), packed.places, strict=True):
+    assert (packed.batch.age[p.micro, p.row, p.start - len(r.prompt.tokens) : p.stop] == r.age).all()
+
+
+def test_rows_are_dealt_round_the_micro_batches():
+  packed = batching.pack([[rollout(1, 9) for _ in range(4)]], row_tokens=10, micro_rows=3, num_micro=3)
+  assert packed.used == 2 and packed.batch.mask.sum((1, 2)).tolist() == [18, 18, 0]

@@ -118,3 +118,11 @@ def test_another_shape_is_refused(tmp_path):
   wrong = jax.tree.map(lambda x: jax.ShapeDtypeStruct((3, *x.shape), x.dtype, sharding=x.sharding), abstract())
   with pytest.raises(ValueError):
     Checkpointer(tmp_path, keep=1).restore(1, wrong)
+
+
+def test_of_equally_good_steps_the_later_is_kept(tmp_path):
+  saver = Checkpointer(tmp_path, keep=1, best=1)
+  for step, accuracy in enumerate([0.5, 0.5, None, 0.25], start=1):
+    saver.save(step, {"x": np.zeros(2)}, {}, accuracy)
+  saver.close()
+  assert steps_in(folder_of(tmp_path)) == [2, 4]

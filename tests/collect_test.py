@@ -164,7 +164,7 @@ def test_what_was_sampled_and_trained_is_described():
 def test_waiting_groups_survive_as_json():
   engine = Engine(lambda i: True)
   groups = engine.generate(Stream(9).take(2), 3, key=0, sampling=0, progress=0)
-  groups[0][1].flags, groups[0][1].pred = ("timeout",), "7"
+  groups[0][1].flags, groups[0][1].pred, groups[0][1].age, groups[0][1].key = ("timeout",), "7", 3, (1, 2)
   groups[0][2].logp = np.array([-0.1, -2.0, -1e-9], np.float32)
   again = stored.decode(json.loads(json.dumps(stored.encode([(4, groups[0]), (5, groups[1])]))))
   assert [s for s, _ in again] == [4, 5]

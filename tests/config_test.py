@@ -159,3 +159,33 @@ def test_every_knob_is_read():
   # Sections are bound to short names in places (`a = cfg.algorithm`), so the last part is what can be looked for.
   unread = [f for f in fields if not re.search(rf"\.{f.rsplit('.', 1)[-1]}\b", code)]
   assert not unread, f"fields that nothing reads: {unread}"
+
+
+@pytest.mark.parametrize("field, value, may_change", [
+  ("steps", 7, True), ("reward.workers", 9, True), ("checkpoint.keep", 9, True), ("log.samples", 9, True),
+  ("alarms.hold_steps", 9, True), ("reward.wrong_score", -0.5, False), ("reward.overlong_factor", 0.5, False),
+  ("seed", 7, False), ("optimizer.learning_rate", 0.5, False), ("checkpoint.folder", "x", False),
+])  # fmt: skip
+def test_what_a_run_computes_may_not_change_when_it_is_resumed(field, value, may_change):
+  c = config.default()
+  c.update_from_flattened_dict({field: value})
+  found = config.differences(config.default().to_dict(), c.to_dict())
+  assert found == [] if may_change else [line.split(":")[0] for line in found] == [field]
+
+
+def test_the_longest_response_just_fits_into_a_row():
+  c = valid()
+  c.batch.row_tokens = c.data.max_prompt_tokens + c.rollout.max_response_tokens
+  config.validate(c)
+  c.batch.row_tokens -= 1
+  with pytest.raises(ValueError, match="batch.row_tokens=22527 is shorter .* use at least 22528"):
+    config.validate(c)
+
+
+def test_rows_and_slots_are_spread_over_slices_too():
+  mesh = EIGHT | {"data": 2, "fsdp": 4}
+  for field, value in (("batch.micro_rows", 12), ("rollout.slots", 20)):
+    c = valid()
+    c.update_from_flattened_dict({field: value})
+    with pytest.raises(ValueError, match=rf"{field}={value} must be a multiple of data\*fsdp=8"):
+      config.check_mesh(c, mesh, mesh)

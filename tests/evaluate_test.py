@@ -193,3 +193,8 @@ def test_training_and_evaluation_mean_the_same_by_no_answer():
   for seen in (evaluate_lib.summary(plain), collect.describe_sampled(plain)):
     assert "no_answer" not in seen and not any(name.startswith("cons@") for name in seen)
   assert evaluate_lib.no_answer(failed) is None
+
+
+def test_an_answer_is_worth_what_its_first_sample_is():
+  got = evaluate_lib.exact_per_prompt(["7", "7", "8"], [1.0, 0.0, 0.0])
+  assert (got["cons_first"], got["cons_tie_mean"], got["avg"]) == (1.0, 1.0, pytest.approx(1 / 3))

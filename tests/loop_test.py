@@ -1,12 +1,11 @@
 """The whole path on a model of a few thousand parameters: train, resume, survive, and refuse."""
 
+import dataclasses
 import functools
 import json
 import os
 import pathlib
-import signal
-import subprocess
-import sys
+import shutil
 import time
 import types
 
@@ -14,19 +13,23 @@ import jax
 import numpy as np
 import pytest
 
-from fipo_jax import config, loop, metrics, processes
+from fipo_jax import config, loop, metrics, processes, sharding
 from fipo_jax.alarms import Limits, Watch
+from fipo_jax.data.tokenizer import Tokenizer, characters
+from fipo_jax.models import PRESETS, hf, make_model
 from fipo_jax.train.checkpoint import Checkpointer, folder_of, steps_in
 from fipo_jax.types import Mean
 from launch import run
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+ALPHABET = "0123456789 +-=\n:AnswerChckoy"
 # Right by a coin that only the text decides: groups are mixed from the first step, without a trained model.
 VERIFIER = '''
 def verify(response, answer, extras):
   return float(sum(map(ord, response)) % 2)
 '''
 
+# The same, but all wrong for two prompts in three.
 SOME = """
 def verify(response, answer, extras):
   return float(sum(map(ord, response)) % 2) if extras['entry']['metadata']['source_index'] % 3 == 0 else 0.0
@@ -34,14 +37,12 @@ def verify(response, answer, extras):
 
 
 @pytest.fixture(scope="session")
-def base(tmp_path_factory):
-  """A base model after two supervised steps, as an exported Hugging Face directory, and the verifier file."""
-  folder = tmp_path_factory.mktemp("base")
-  c = experiment("experiments/quickstart_base.py", workdir=str(folder / "run"), steps=2)
-  c.data.size, c.eval.every, c.batch.prompts, c.batch.minibatch_prompts, c.batch.micro_rows = 64, 0, 8, 8, 8
-  config.validate(c)
-  loop.train(c)
-  (folder / "verifier.py").write_text(VERIFIER)
+def model(tmp_path_factory):
+  """A directory with a model of two layers and 48 units, and its tokenizer."""
+  folder = tmp_path_factory.mktemp("model") / "export"
+  shutil.copytree(ROOT / "tests/golden/qwen2/tied_mqa", folder)
+  characters(ALPHABET).save(folder)
+  shutil.copy(ROOT / "tests/golden/qwen2/tied_mqa/config.json", folder)
   return folder
 
 
@@ -52,19 +53,23 @@ def experiment(path, **fields):
   return c
 
 
-def overrides(base, workdir):
+def settings(model, workdir, *, verifier=VERIFIER, **more):
+  """Fields of a small quickstart. Runs of the same shapes share their compiled programs: conftest has a cache."""
+  file = pathlib.Path(workdir).parent / "verifier.py"
+  file.parent.mkdir(exist_ok=True)
+  file.write_text(verifier)
   return {
-    "workdir": str(workdir), "model.path": str(base / "run" / "export"), "model.base_experiment": "",
-    "reward.file": str(base / "verifier.py"), "steps": 3, "data.size": 64, "rollout.max_response_tokens": 12,
-    "rollout.slots": 16, "rollout.samples_per_prompt": 4, "batch.prompts": 4, "batch.minibatch_prompts": 2,
-    "batch.row_tokens": 36, "batch.micro_rows": 8, "eval.prompts": 8, "eval.every": 2, "checkpoint.every": 1,
-    "log.report": False, "reward.workers": 1, "compile_cache": "",  # conftest's, if any
-  }  # fmt: skip
+    "workdir": str(workdir), "model.path": str(model), "model.base_experiment": "", "reward.file": str(file),
+    "steps": 3, "data.size": 64, "rollout.max_response_tokens": 12, "rollout.slots": 8, "log.samples": 1,
+    "rollout.samples_per_prompt": 4, "batch.prompts": 4, "batch.minibatch_prompts": 2, "batch.row_tokens": 36,
+    "batch.micro_rows": 8, "eval.prompts": 8, "eval.every": 0, "checkpoint.every": 1, "log.report": False,
+    "reward.workers": 1, "compile_cache": "",
+  } | more  # fmt: skip
 
 
-def small(base, workdir, **more):
+def small(model, workdir, **more):
   c = experiment("experiments/quickstart.py")
-  c.update_from_flattened_dict(overrides(base, workdir) | more)
+  c.update_from_flattened_dict(settings(model, workdir, **more))
   config.validate(c)
   return c
 
@@ -78,11 +83,15 @@ def without_time(records):
   return [{k: v for k, v in r.items() if not k.startswith(measured)} for r in records]
 
 
+HANG_S = 600  # of a verifier that hangs
+WHOLE = {"eval.every": 2, "log.samples": 4}
+
+
 @pytest.fixture(scope="session")
-def whole(base, tmp_path_factory):
+def whole(model, tmp_path_factory):
   """The workdir of one uninterrupted run."""
   workdir = tmp_path_factory.mktemp("whole") / "run"
-  result = loop.train(small(base, workdir))
+  result = loop.train(small(model, workdir, **WHOLE))
   return workdir, result
 
 
@@ -112,14 +121,19 @@ def test_samples_are_told_token_by_token(whole):
     assert record["reward"] == record["accuracy"]
 
 
-def test_the_sampler_and_the_export_agree_after_training(whole, base):
-  """The exported directory starts another run, which first evaluates: the accuracy is the one this run ended with."""
-  workdir, result = whole
-  more = {"model.path": str(workdir / "export"), "model.max_position": 5000, "steps": 1}
-  again = small(base, workdir.parent / "again", **more)
-  assert loop.train(again)["before"] == result["after"]
-  exported = json.loads((workdir.parent / "again/export/config.json").read_text())
-  assert exported == json.loads((workdir / "export/config.json").read_text()) | {"max_position_embeddings": 5000}
+def test_a_supervised_run_from_a_preset_exports_a_model_with_its_tokenizer(tmp_path):
+  c = experiment("experiments/quickstart_base.py", workdir=str(tmp_path / "run"), steps=2, compile_cache="")
+  c.data.size, c.eval.every, c.batch.prompts, c.batch.minibatch_prompts, c.batch.micro_rows = 64, 0, 8, 8, 8
+  config.validate(c)
+  result = loop.train(c)
+  first, second = lines(tmp_path / "run")
+  assert result["updates"] == 2 and 0 < second["loss"] < first["loss"]
+  export = tmp_path / "run/export"
+  assert Tokenizer.load(export).encode(ALPHABET) == characters(ALPHABET).encode(ALPHABET)
+  preset = dataclasses.replace(PRESETS["tiny"], vocab_size=characters(ALPHABET).vocab_size)
+  assert hf.read_config(export) == preset
+  shapes = jax.tree.map(np.shape, hf.load(export, make_model(preset), sharding.make_mesh(c.mesh)))
+  assert shapes == jax.tree.map(np.shape, make_model(preset).abstract())
 
 
 slow = functools.partial(pytest.param, marks=pytest.mark.slow)
@@ -128,166 +142,136 @@ slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 @pytest.mark.parametrize(
   "algorithm", [slow("dapo"), "grpo", slow("dr_grpo"), slow("gspo"), slow("cispo"), slow("rloo"), slow("reinforce_pp")]
 )
-def test_baselines_run_on_the_same_job(base, tmp_path, algorithm):
-  result = loop.train(small(base, tmp_path / "run", **{"algorithm.name": algorithm, "steps": 1, "eval.every": 0}))
-  assert result["updates"] == 2 and "future_kl_abs_mean" not in lines(tmp_path / "run")[-1]
+def test_baselines_start_from_the_export(whole, tmp_path, algorithm):
+  """They evaluate it first, as the run that exported it did last: sampler and export agree."""
+  workdir, result = whole
+  more = {"algorithm.name": algorithm, "model.max_position": 5000, "steps": 1, "eval.every": 2}
+  again = loop.train(small(workdir / "export", tmp_path / "run", **more))
+  assert again["before"] == result["after"]
+  assert again["updates"] == 2 and "future_kl_abs_mean" not in lines(tmp_path / "run")[-1]
+  exported = json.loads((tmp_path / "run/export/config.json").read_text())
+  assert exported == json.loads((workdir / "export/config.json").read_text()) | {"max_position_embeddings": 5000}
 
 
 def flags_of(values):
   return [f"--config.{k}={v}" for k, v in values.items()]
 
 
-def start(values, *more):
-  return subprocess.Popen(
-    [sys.executable, "launch/run.py", "--config=experiments/quickstart.py", *flags_of(values), *more],
-    cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    env={**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8"},
-  )  # fmt: skip
-
-
-@pytest.mark.slow  # on eight devices; resume_test has one for each moment of a kill
-def test_kill_9_in_the_middle_of_a_step_and_resume_is_the_uninterrupted_run(base, whole, tmp_path):
-  workdir, values = tmp_path / "run", overrides(base, tmp_path / "run")
-  process = start(values)
-  deadline = time.monotonic() + 240
-  # As soon as step 2 is on disk step 3 is under way.
-  while not (workdir / "metrics.jsonl").exists() or len((workdir / "metrics.jsonl").read_text().splitlines()) < 3:
-    assert process.poll() is None, process.communicate()[1]
-    assert time.monotonic() < deadline
-    time.sleep(0.02)
-  os.kill(process.pid, signal.SIGKILL)
-  process.communicate()
-  assert not (workdir / "result.json").exists()
-  done = start(values)
-  out, err = done.communicate(timeout=240)
-  assert done.returncode == 0, err
-  assert without_time(lines(workdir)) == without_time(lines(whole[0]))
-  assert lines(workdir, "samples.jsonl") == lines(whole[0], "samples.jsonl")
-  # A finished run that is started again does nothing and says the same.
-  assert "accuracy" in out
-
-
-def test_a_run_of_another_config_is_refused_and_left_alone(base, whole):
+def test_a_run_of_another_config_is_refused_and_left_alone(model, whole):
   workdir = whole[0]
   before = (workdir / "metrics.jsonl").read_bytes()
   with pytest.raises(ValueError, match=r"holds a run of another config: algorithm.clip_high: 0.28 -> 0.4; use another"):
-    loop.train(small(base, workdir, **{"algorithm.clip_high": 0.4}))
+    loop.train(small(model, workdir, **WHOLE | {"algorithm.clip_high": 0.4}))
   assert (workdir / "metrics.jsonl").read_bytes() == before
 
 
-def test_more_steps_go_on_from_the_last_one(base, whole):
+def test_more_steps_go_on_from_the_last_one(model, whole):
   workdir, _ = whole
   before = lines(workdir)
-  result = loop.train(small(base, workdir, steps=4))
+  result = loop.train(small(model, workdir, **WHOLE | {"steps": 4}))
   assert result["steps"] == 4
   assert lines(workdir)[: len(before)] == before
 
 
-def test_too_few_informative_groups_train_on_what_there_is_or_stop(base, tmp_path):
+def test_too_few_informative_groups_train_on_what_there_is_or_stop(model, tmp_path):
   """Only one prompt in three has mixed answers."""
-  (tmp_path / "some.py").write_text(SOME)
-  more = {"reward.file": str(tmp_path / "some.py"), "dynamic_sampling.max_draws": 1, "steps": 1, "eval.every": 0}
-  c = small(base, tmp_path / "a", **more, **{"batch.prompts": 16, "batch.minibatch_prompts": 8})
-  loop.train(c)
+  more = {"verifier": SOME, "dynamic_sampling.max_draws": 1, "steps": 1, "batch.prompts": 16}
+  loop.train(small(model, tmp_path / "a", **more))
   record = lines(tmp_path / "a")[-1]
   assert 0 < record["groups_trained"] < 16
-  more |= {"batch.prompts": 16, "batch.minibatch_prompts": 8, "dynamic_sampling.on_exhausted": "stop"}
-  result = loop.train(small(base, tmp_path / "b", **more))
+  result = loop.train(small(model, tmp_path / "b", **more, **{"dynamic_sampling.on_exhausted": "stop"}))
   assert result["steps"] == 0 and "of 16 groups" in result["ended"]
 
 
-def test_a_verifier_that_raises_is_counted_or_stops(base, tmp_path):
-  (tmp_path / "bad.py").write_text(
-    "def verify(response, answer, extras):\n"
-    "  if len(response) % 3 == 0: raise RuntimeError('no idea')\n"
-    "  return float(sum(map(ord, response)) % 2)\n"
-  )
-  more = {"reward.file": str(tmp_path / "bad.py"), "steps": 1, "eval.every": 0}
-  loop.train(small(base, tmp_path / "a", **more))
-  assert lines(tmp_path / "a")[-1]["reward_errors"] > 0
-  with pytest.raises(ValueError, match="no idea"):
-    loop.train(small(base, tmp_path / "b", **more, **{"reward.on_error": "stop"}))
-
-
-def test_a_verifier_that_hangs_is_counted(base, tmp_path):
-  (tmp_path / "slow.py").write_text(
+def test_a_verifier_that_raises_or_hangs_is_counted_or_stops(model, tmp_path):
+  verifier = (
     "import itertools, time\n"
     "calls = itertools.count(1)\n"
     "def verify(response, answer, extras):\n"
-    "  if next(calls) % 4 == 0: time.sleep(60)\n"  # of this worker process
+    "  call = next(calls)\n"  # of this worker process
+    "  if call % 3 == 0: raise RuntimeError('no idea')\n"
+    f"  if call % 5 == 0: time.sleep({HANG_S})\n"
     "  return float(sum(map(ord, response)) % 2)\n"
   )
-  more = {"reward.file": str(tmp_path / "slow.py"), "reward.timeout_s": 0.3, "steps": 1, "eval.every": 0}
+  more = {"verifier": verifier, "reward.timeout_s": 0.3, "steps": 1}
   started = time.monotonic()
-  loop.train(small(base, tmp_path / "a", **more))
-  assert lines(tmp_path / "a")[-1]["reward_timeouts"] > 0
-  assert time.monotonic() - started < 50
+  loop.train(small(model, tmp_path / "a", **more))
+  assert lines(tmp_path / "a")[-1]["reward_errors"] > 0 and lines(tmp_path / "a")[-1]["reward_timeouts"] > 0
+  assert time.monotonic() - started < HANG_S
+  with pytest.raises(ValueError, match="no idea"):
+    loop.train(small(model, tmp_path / "b", **more, **{"reward.on_error": "stop"}))
 
 
-def test_ppo_trains_its_value_head_resumes_and_exports_the_policy_alone(base, tmp_path):
-  more = {"algorithm.name": "ppo", "eval.every": 0, "dynamic_sampling.enabled": False, "steps": 1,
+def resumed(workdir, copy, step):
+  """The same run once more in another folder, from its checkpoint of that step on."""
+  shutil.copytree(workdir, copy)
+  for later in steps_in(folder_of(copy)):
+    if later > step:
+      shutil.rmtree(folder_of(copy) / str(later))
+  return copy
+
+
+def test_ppo_trains_its_value_head_resumes_and_exports_the_policy_alone(model, tmp_path):
+  more = {"algorithm.name": "ppo", "dynamic_sampling.enabled": False, "steps": 2,
           "optimizer.value_learning_rate": 1e-2, "algorithm.value_clip": 0.0}  # fmt: skip
-  first = loop.train(small(base, tmp_path / "run", **more))
-  record = lines(tmp_path / "run")[-1]
-  assert first["updates"] == 2 and record["value_loss"] > 0 and record["value_mean"] != 0
-  second = loop.train(small(base, tmp_path / "run", **more | {"steps": 2}))
-  assert second["updates"] == 4
-  resumed = lines(tmp_path / "run")[-1]
-  assert abs(resumed["value_mean"]) > abs(record["value_mean"])  # the head came back, and goes on towards the rewards
+  straight = loop.train(small(model, tmp_path / "run", **more))
+  first, second = lines(tmp_path / "run")
+  assert straight["updates"] == 4 and first["value_loss"] > 0
+  assert abs(second["value_mean"]) > abs(first["value_mean"]) > 0  # it goes on towards the rewards
+  again = loop.train(small(model, resumed(tmp_path / "run", tmp_path / "again", 1), **more))
+  assert again["updates"] == 4
+  assert without_time(lines(tmp_path / "again")) == without_time(lines(tmp_path / "run"))
   from safetensors import safe_open
 
-  names = lambda folder: set(safe_open(folder / "export/model.safetensors", "numpy").keys())
-  assert names(tmp_path / "run") == names(base / "run")
+  names = lambda folder: set(safe_open(folder / "model.safetensors", "numpy").keys())
+  assert names(tmp_path / "run/export") == names(model)
 
 
-def test_terms_of_the_loss_in_a_run(base, tmp_path):
+def test_terms_of_the_loss_in_a_run(model, tmp_path):
   more = {"algorithm.reference_kl_coef": 0.1, "algorithm.entropy_coef": 0.01, "algorithm.sampler_ratio_cap": 2.0}
-  loop.train(small(base, tmp_path / "run", **more, **{"eval.every": 0, "steps": 2}))
+  loop.train(small(model, tmp_path / "run", **more, steps=2))
   first, second = lines(tmp_path / "run")
   assert first["sampler_weight_mean"] == pytest.approx(1, abs=1e-2)
   # The reference is where the run began: the first update starts on it.
   assert 0 < first["reference_kl"] < second["reference_kl"]
 
 
-def test_a_control_changes_weights_and_nothing_else_of_the_first_update(base, whole, tmp_path):
-  loop.train(small(base, tmp_path / "run", **{"algorithm.control": "constant", "steps": 1}))
-  control, fipo = lines(tmp_path / "run")[1], lines(whole[0])[1]
+def test_a_control_changes_weights_and_nothing_else_of_the_first_update(model, whole, tmp_path):
+  loop.train(small(model, tmp_path / "run", **{"algorithm.control": "constant", "steps": 1}))
+  control, fipo = lines(tmp_path / "run")[0], lines(whole[0])[1]
   assert control["minibatch/loss"][0] == pytest.approx(fipo["minibatch/loss"][0], rel=1e-4)
   # Before the second update the policy is the same, so is the mean of the weights; but they do not differ any more.
   assert control["minibatch/weight_mean"][1] == pytest.approx(fipo["minibatch/weight_mean"][1], rel=1e-4)
   assert control["minibatch/weight_std"][1] < 1e-3 < fipo["minibatch/weight_std"][1]
 
 
-def test_groups_that_wait_survive_in_checkpoints(base, tmp_path):
+def test_groups_that_wait_survive_in_checkpoints(model, tmp_path):
   """One prompt in three is mixed, so draws overshoot; a run resumed in between equals one that was not stopped."""
-  (tmp_path / "some.py").write_text(SOME)
-  more = {"reward.file": str(tmp_path / "some.py"), "eval.every": 0}
-  loop.train(small(base, tmp_path / "whole", **more, steps=4))
+  more = {"verifier": SOME, "steps": 4}
+  loop.train(small(model, tmp_path / "whole", **more))
   records = lines(tmp_path / "whole")
   assert records[2]["groups_waiting"] > 0 and records[3]["groups_reused"] == records[2]["groups_waiting"]
   assert records[3]["waited_fraction"] > 0 and records[3]["total/groups_trained"] == 16
   assert all(r["token_efficiency"] < 1 and r["tokens_per_second/rollout"] > 0 for r in records)
-  loop.train(small(base, tmp_path / "parts", **more, steps=3))
-  loop.train(small(base, tmp_path / "parts", **more, steps=4))
+  loop.train(small(model, resumed(tmp_path / "whole", tmp_path / "parts", 3), **more))
   assert without_time(lines(tmp_path / "parts")) == without_time(records)
 
 
-def test_data_that_cannot_supply_ends_the_run_in_good_order(base, tmp_path):
-  (tmp_path / "never.py").write_text("def verify(response, answer, extras):\n  return 0.0\n")
-  more = {"reward.file": str(tmp_path / "never.py"), "dynamic_sampling.max_draws": 2}
-  result = loop.train(small(base, tmp_path / "run", **more))
+def test_data_that_cannot_supply_ends_the_run_in_good_order(model, tmp_path):
+  never = "def verify(response, answer, extras):\n  return 0.0\n"
+  more = {"verifier": never, "dynamic_sampling.max_draws": 2, "eval.every": 2}
+  result = loop.train(small(model, tmp_path / "run", **more))
   assert result["steps"] == 0 and "0 of 4 groups" in result["ended"] and result["accuracy_after"] == 0.0
   assert (tmp_path / "run/export/model.safetensors").is_file()
 
 
-def test_an_alarm_takes_the_run_back_changes_settings_and_then_stops_it(base, tmp_path):
-  (tmp_path / "always.py").write_text("def verify(response, answer, extras):\n  return 1.0\n")
+def test_an_alarm_takes_the_run_back_changes_settings_and_then_stops_it(model, tmp_path):
   more = {
-    "reward.file": str(tmp_path / "always.py"), "dynamic_sampling.enabled": False, "eval.every": 0, "steps": 9,
+    "verifier": "def verify(response, answer, extras):\n  return 1.0\n", "dynamic_sampling.enabled": False, "steps": 9,
     "alarms.action": "rollback", "alarms.acting": ("reward_stuck",), "alarms.hold_steps": 3, "alarms.rollback_steps": 1,
     "alarms.max_rollbacks": 1, "checkpoint.keep": 4,
   }  # fmt: skip
-  cfg = small(base, tmp_path / "run", **more)
+  cfg = small(model, tmp_path / "run", **more)
   cfg.alarms.rollback_overrides = {"optimizer": {"learning_rate": 3e-6}, "algorithm": {"weight_clip": (0.9, 1.1)}}
   config.validate(cfg)
   with pytest.raises(ValueError, match="stopped after 1 rollbacks at step 3 by the alarm reward_stuck"):

@@ -8,11 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from future_kl_test import slow_future_kl
+from tolerances import close
 
 from fipo_jax.algorithms import OBJECTIVES, aggregation, diagnostics, losses, make_objective
 from fipo_jax.types import Batch, Max, Mean, Min, Quantiles
 
 LENGTHS = [(5, 9, 1), (14,), (7, 6)]  # responses of each packed row of 16 tokens
+R, T = 6, 16  # of all batches here: what runs op by op is compiled once for each shape
+TERMS = T  # that a sum over a response adds up
+SIZE = 10.0  # of the log-probs and ratios that metrics are made of
 # The norms that one row at a time can say; sequence_fixed and verl_microbatch are in aggregation_test.
 NORMS = ("global_token", "sequence_mean", "sequence_sum", "group_token")
 SETTINGS = {  # name -> hyperparameters that reach other branches of fipo
@@ -27,7 +31,7 @@ SETTINGS = {  # name -> hyperparameters that reach other branches of fipo
 
 
 def packed(seed=2, dtype=np.float32, spread=1.0):
-  """(logp, Batch) of LENGTHS: two prompt tokens before each response of two or more, NaN under the mask."""
+  """(logp, Batch) of LENGTHS: two prompt tokens before each response of two or more, NaN under the mask; empty rows."""
   rng = np.random.default_rng(seed)
   segments = np.zeros((3, 16), np.int32)
   mask = np.zeros((3, 16), dtype)
@@ -53,17 +57,21 @@ def packed(seed=2, dtype=np.float32, spread=1.0):
     segments, segments, segments, mask, np.where(mask > 0, advantages, np.nan), old,
     (old + 0.01).astype(dtype), group_tokens,
   )  # fmt: skip
-  return jnp.asarray(logp), jax.tree.map(jnp.asarray, batch)
+  return framed(logp, batch)
+
+
+def framed(logp, batch):
+  """The same with padding to [R, T]."""
+  pad = lambda x: jnp.asarray(np.pad(x, [(0, R - np.shape(x)[0]), (0, T - np.shape(x)[1])]))
+  return pad(logp), jax.tree.map(pad, batch)
 
 
 def value_and_grad(objective, logp, batch):
   def total(logp):
     out = objective(logp, batch)
-    return out.loss.total, dataclasses.replace(out, metrics=diagnostics.summarise(out.metrics))
+    return out.loss.total, out
 
-  (_, out), gradient = jax.value_and_grad(total, has_aux=True)(
-    logp
-  )  # eager: primitives compile once for all tests
+  (_, out), gradient = jax.value_and_grad(total, has_aux=True)(logp)  # op by op, see R and T
   return out, gradient
 
 
@@ -129,11 +137,11 @@ def test_fipo_equals_oracle(name, loss_norm):
     out, gradient = value_and_grad(functools.partial(losses.fipo, **settings), logp, batch)
   total, count, loss, slow_gradient = slow_fipo(logp, batch, **settings)
   assert np.abs(slow_gradient).max() > 0.01
-  np.testing.assert_allclose(out.loss.total, total, rtol=1e-12)
-  np.testing.assert_allclose(out.loss.count, count)
+  close(out.loss.total, total, terms=TERMS, dtype=np.float64)
+  assert out.loss.count == count
   valid = np.asarray(batch.mask) > 0
-  np.testing.assert_allclose(out.per_token["token_loss"][valid], loss[valid], rtol=1e-12)
-  np.testing.assert_allclose(gradient, slow_gradient, rtol=1e-12, atol=1e-14)
+  close(out.per_token["token_loss"][valid], loss[valid], terms=TERMS, dtype=np.float64)
+  close(gradient, slow_gradient, terms=TERMS, dtype=np.float64)
 
 
 def test_oracle_cases_reject_and_keep_responses():
@@ -144,31 +152,24 @@ def test_oracle_cases_reject_and_keep_responses():
   assert all(keep[r, tokens].all() or not keep[r, tokens].any() for r, tokens in responses(batch))
 
 
+def row(logp, old=None, advantages=None, segments=None):
+  """(logp, Batch) of one packed row, all of it valid."""
+  one = np.ones((1, len(logp)), np.float32)
+  given = lambda x, fallback: fallback if x is None else np.asarray([x], fallback.dtype)
+  segments = given(segments, one.astype(np.int32))
+  old = given(old, 0 * one)
+  return framed([logp], Batch(segments, segments, segments, one, given(advantages, one), old, old, 2 * one))
+
+
 def test_by_hand():
-  one = jnp.ones((1, 2), jnp.int32)
-  ratio = np.array([[1.1, 1.5]])
-  batch = Batch(
-    one,
-    one,
-    one,
-    jnp.ones((1, 2)),
-    jnp.ones((1, 2)),
-    jnp.zeros((1, 2)),
-    jnp.zeros((1, 2)),
-    2.0 * one,
-  )
-  out = losses.fipo(
-    jnp.log(jnp.asarray(ratio, jnp.float32)), batch, half_life_tokens=1.0, weight_clip=(0.5, 1.4)
-  )
   # weights: min(1.1 · 1.5^½, 1.4) = 1.347..., min(1.5, 1.4) = 1.4; ratios used: 1.1 and 1.28
-  np.testing.assert_allclose(out.per_token["weight"], [[1.1 * 1.5**0.5, 1.4]], rtol=1e-6)
-  np.testing.assert_allclose(out.loss.total, -(1.1 * 1.5**0.5 * 1.1 + 1.4 * 1.28), rtol=1e-6)
+  logp, batch = row(np.log([1.1, 1.5]))
+  out = losses.fipo(logp, batch, half_life_tokens=1.0, weight_clip=(0.5, 1.4))
+  close(out.per_token["weight"][0, :2], [1.1 * 1.5**0.5, 1.4])
+  close(out.loss.total, -(1.1 * 1.5**0.5 * 1.1 + 1.4 * 1.28))
   assert out.loss.count == 2
-  bad = dataclasses.replace(batch, advantages=-batch.advantages)
-  out = losses.dapo(jnp.log(jnp.array([[0.5, 20.0]])), bad)
-  np.testing.assert_allclose(
-    out.per_token["token_loss"], [[0.8, 10.0]], rtol=1e-6
-  )  # clipped below, dual-clipped above
+  out = losses.dapo(*row(np.log([0.5, 20.0]), advantages=[-1, -1]))
+  close(out.per_token["token_loss"][0, :2], [0.8, 10.0])  # clipped below, dual-clipped above
 
 
 @pytest.mark.parametrize(
@@ -181,10 +182,11 @@ def test_packed_equals_unpacked(name, loss_norm):
   objective = make_objective(name, loss_norm=loss_norm)
   together, gradient = value_and_grad(objective, logp, batch)
   segments = np.asarray(batch.segments)
-  places = [(r, s) for r in range(3) for s in range(1, segments[r].max() + 1)]
+  places = [(r, s) for r in range(R) for s in range(1, segments[r].max() + 1)]
+  assert len(places) == R
 
   def alone(x):  # each response moved to a row of its own, at the left
-    rows = np.zeros((len(places), 16), np.asarray(x).dtype)
+    rows = np.zeros((R, T), np.asarray(x).dtype)
     for i, (r, s) in enumerate(places):
       own = np.asarray(x)[r, segments[r] == s]
       rows[i, : len(own)] = own
@@ -193,13 +195,12 @@ def test_packed_equals_unpacked(name, loss_norm):
   rows = jax.tree.map(alone, batch)
   rows = dataclasses.replace(rows, segments=jnp.minimum(rows.segments, 1))
   apart, row_gradient = value_and_grad(objective, alone(logp), rows)
-  np.testing.assert_allclose(together.loss.total, apart.loss.total, rtol=2e-6)
-  np.testing.assert_allclose(together.loss.count, apart.loss.count, rtol=1e-6)
-  np.testing.assert_allclose(alone(gradient), row_gradient, rtol=1e-5, atol=1e-7)
-  for key, metric in together.metrics.items():
-    np.testing.assert_allclose(
-      metric.value(), apart.metrics[key].value(), rtol=1e-5, atol=1e-6, err_msg=key
-    )
+  close(together.loss.total, apart.loss.total, terms=TERMS)
+  assert together.loss.count == apart.loss.count
+  close(alone(gradient), row_gradient, terms=TERMS)
+  ours, theirs = (diagnostics.summarise(out.metrics) for out in (together, apart))
+  for key, metric in ours.items():
+    close(metric.value(), theirs[key].value(), terms=TERMS, scale=SIZE, name=key)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -207,17 +208,16 @@ def test_micro_batches_add_up(name):
   logp, batch = packed()
   objective = make_objective(name)
   whole = objective(logp, batch)
-  parts = [
-    objective(logp[r : r + 1], jax.tree.map(lambda x, r=r: x[r : r + 1], batch)) for r in range(3)
-  ]
+  only = lambda r, x: jnp.where(jnp.arange(R)[:, None] == r, x, 0)
+  parts = [objective(only(r, logp), jax.tree.map(functools.partial(only, r), batch)) for r in range(3)]
   merged = functools.reduce(Mean.merge, [part.loss for part in parts])
-  np.testing.assert_allclose(merged.total, whole.loss.total, rtol=1e-5)
-  np.testing.assert_allclose(merged.count, whole.loss.count)
+  close(merged.total, whole.loss.total, terms=TERMS)
+  assert merged.count == whole.loss.count
   for key, metric in whole.metrics.items():
     if isinstance(metric, Quantiles):  # do not add: the train step keeps their values until all are there
       continue
     total = functools.reduce(type(metric).merge, [part.metrics[key] for part in parts])
-    np.testing.assert_allclose(total.value(), metric.value(), rtol=1e-5, atol=1e-6, err_msg=key)
+    close(total.value(), metric.value(), terms=TERMS, scale=SIZE, name=key)
 
 
 def test_fipo_with_weight_one_is_dapo():
@@ -246,38 +246,42 @@ def test_sft_is_the_negative_log_likelihood():
   logp, batch = packed()
   out, gradient = value_and_grad(losses.sft, logp, batch)
   valid = np.asarray(batch.mask) > 0
-  np.testing.assert_allclose(out.loss.total, -np.asarray(logp)[valid].sum(), rtol=1e-6)
+  close(out.loss.total, -np.asarray(logp, np.float64)[valid].sum(), terms=TERMS)
   np.testing.assert_array_equal(gradient, -valid.astype(np.float32))
   assert out.loss.count == valid.sum()
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_all_masked_is_zero_and_finite(name):
-  shape = (2, 3)
-  nan, zero = jnp.full(shape, jnp.nan), jnp.zeros(shape, jnp.int32)
+  """Rows of padding, and rows that are one response of which no token counts."""
+  nan, zero = jnp.full((R, T), jnp.nan), jnp.zeros((R, T))
+  segments = (zero + jnp.arange(R)[:, None] % 2).astype(jnp.int32)
+  batch = Batch(segments, segments, segments, zero, nan, nan, nan, zero)
+  out, gradient = value_and_grad(make_objective(name), nan, batch)
+  assert out.loss.total == 0 and out.loss.count == 0
+  assert (gradient == 0).all()
+  assert all(np.isfinite(m.total) for m in out.metrics.values() if isinstance(m, Mean))
+
+
+@pytest.mark.parametrize("loss_norm", aggregation.LOSS_NORMS)
+def test_all_masked_is_zero_under_every_norm(loss_norm):
+  nan, zero = jnp.full((R, T), jnp.nan), jnp.zeros((R, T))
   for segments in (zero, zero + 1):
-    batch = Batch(zero, zero, segments, jnp.zeros(shape), nan, nan, nan, jnp.zeros(shape))
-    out, gradient = value_and_grad(make_objective(name), nan, batch)
-    assert out.loss.total == 0 and out.loss.count == 0
-    assert (gradient == 0).all()
-    assert all(np.isfinite(m.total) for m in out.metrics.values() if isinstance(m, Mean))
-    for loss_norm in aggregation.LOSS_NORMS:
-      mean = aggregation.aggregate(
-        nan, batch.mask > 0, batch.mask > 0, batch, loss_norm=loss_norm, max_response_tokens=8
-      )
-      assert mean.total == 0 and mean.count == 0
+    segments = segments.astype(jnp.int32)
+    batch = Batch(segments, segments, segments, zero, nan, nan, nan, zero)
+    mean = aggregation.aggregate(nan, zero > 0, zero > 0, batch, loss_norm=loss_norm, max_response_tokens=8)
+    assert mean.total == 0 and mean.count == 0
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_length_one_and_float64(name):
   with jax.enable_x64(True):
-    one = jnp.ones((1, 1), jnp.int32)
-    unit = jnp.ones((1, 1))
-    out, gradient = value_and_grad(
-      make_objective(name), -unit, Batch(one, one, one, unit, unit, -unit, -unit, unit)
-    )
+    one, unit = np.ones((1, 1), np.int32), np.ones((1, 1))
+    logp, batch = framed(-unit, Batch(one, one, one, unit, unit, -unit, -unit, unit))
+    out, gradient = value_and_grad(make_objective(name), logp, batch)
     assert out.loss.total.dtype == gradient.dtype == jnp.float64
-    assert out.loss.count == 1 and gradient == -1 and abs(out.loss.total) == 1
+    assert out.loss.count == 1 and abs(out.loss.total) == 1
+    assert gradient[0, 0] == -1 and (np.delete(gradient, 0) == 0).all()
 
 
 def test_nan_on_a_counted_token_is_seen():
@@ -296,7 +300,8 @@ def test_huge_shifts_stay_finite():
     out, gradient = value_and_grad(functools.partial(losses.fipo, **settings), logp, batch)
     assert np.isfinite(out.loss.total) and np.isfinite(gradient).all(), settings
     assert np.abs(out.per_token["future_kl"]).max() > 40
-    numbers = [m.value() for m in out.metrics.values() if isinstance(m, (Max, Min)) or m.count > 0]
+    metrics = diagnostics.summarise(out.metrics)
+    numbers = [float(m.value()) for m in metrics.values() if isinstance(m, (Max, Min)) or m.count > 0]
     assert not np.isinf(numbers).any(), settings
 
 
@@ -314,14 +319,9 @@ def test_gradient_reaches_only_the_loss():
 
 
 def test_gspo_by_hand():
-  one = jnp.ones((1, 2), jnp.int32)
-  unit = jnp.ones((1, 2))
-  batch = Batch(one, one, one, unit, unit, jnp.zeros((1, 2)), jnp.zeros((1, 2)), unit)
-  out, gradient = value_and_grad(
-    functools.partial(losses.gspo, gspo_clip_high=0.5), jnp.array([[0.1, 0.3]]), batch
-  )
-  np.testing.assert_allclose(out.loss.total, -np.exp(0.2), rtol=1e-6)
-  np.testing.assert_allclose(gradient, [[-np.exp(0.2) / 2] * 2], rtol=1e-6)
+  out, gradient = value_and_grad(functools.partial(losses.gspo, gspo_clip_high=0.5), *row([0.1, 0.3]))
+  close(out.loss.total, -np.exp(0.2))
+  close(gradient[0, :2], [-np.exp(0.2) / 2] * 2)
 
 
 def test_grpo_stays_itself_under_the_settings_of_dapo():

@@ -7,8 +7,10 @@ import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from tolerances import close, limit
 
 from fipo_jax.models import PRESETS, make_model
 from fipo_jax.models.logprobs import token_logprobs
@@ -31,14 +33,20 @@ MODEL = make_model(CONFIG)
 SAMPLING = Sampling(max_tokens=12, stop_ids=(7, 11, 19, 23))
 KEY = jax.random.key(5)
 SLOTS = 7
+# What is added up on the way through two layers to a log-prob, and the size of logits.
+SIZE = dict(terms=2 * (3 * 16 + 24 + 24), scale=10)
 
 
+@functools.cache
 def random_params(model=MODEL, std=0.4):
   leaves, tree = jax.tree.flatten(model.abstract())
-  keys = jax.random.split(jax.random.key(3), len(leaves))
-  return tree.unflatten(
-    [std * jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)]
-  )
+
+  @jax.jit
+  def draw(key):
+    keys = jax.random.split(key, len(leaves))
+    return [std * jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)]
+
+  return tree.unflatten(draw(jax.random.key(3)))
 
 
 def engine(slots, *, model=MODEL, mesh=None, params=None, **sizes):
@@ -75,7 +83,7 @@ def same_numbers(got, want):
   assert by_sample(got) == by_sample(want)
   logp = {(r.prompt.id, r.sample): (r.logp, r.raw_logp) for group in want for r in group}
   for r in sum(got, []):
-    np.testing.assert_allclose((r.logp, r.raw_logp), logp[r.prompt.id, r.sample], atol=2e-5)
+    close((r.logp, r.raw_logp), logp[r.prompt.id, r.sample], **SIZE)
 
 
 def as_text(ids):
@@ -102,7 +110,8 @@ def test_groups_come_back_in_prompt_order_with_all_fields():
 
 
 @pytest.mark.parametrize(("slots", "sizes"), [
-  (3, dict(page_tokens=4, cache_tokens=48)), (8, dict(page_tokens=64)), (SLOTS, dict(page_tokens=4, cache_tokens=32)),
+  (8, dict(page_tokens=64)), (SLOTS, dict(page_tokens=4, cache_tokens=32)),
+  pytest.param(3, dict(page_tokens=4, cache_tokens=48), marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_tokens_do_not_depend_on_batch_slot_page_or_order(slots, sizes):
   """In 8 pages of 4 tokens, 7 slots do not fit: samples are put back and continued, and still get the same tokens."""
@@ -230,29 +239,35 @@ def test_an_int8_cache_is_near():
   for i, [r] in enumerate(groups):
     full = np.concatenate([r.prompt.tokens, r.tokens])
     rows[i, : len(full)], segments[i, : len(full)] = full, 1
-  positions = np.broadcast_to(np.arange(24, dtype=np.int32), rows.shape)
-  hidden, params = jax.jit(MODEL.hidden)(random_params(), rows, positions, segments), random_params()
-  logp, _ = token_logprobs(hidden, MODEL.head(params), rows, segments)
-  best = jax.nn.log_softmax(MODEL.logits(params, hidden)).max(-1)
+
+  @jax.jit
+  def scored(params, rows, segments):
+    hidden = MODEL.hidden(params, rows, jnp.broadcast_to(jnp.arange(24), rows.shape), segments)
+    logp, _ = token_logprobs(hidden, MODEL.head(params), rows, segments)
+    return logp, jax.nn.log_softmax(MODEL.logits(params, hidden)).max(-1)
+
+  logp, best = map(np.asarray, scored(random_params(), rows, segments))
   error, regret = 0.0, 0.0
   for i, [r] in enumerate(groups):
     n = len(r.prompt.tokens)
     error = max(error, np.abs(r.logp - logp[i, n : n + 12]).max())
     regret = max(regret, (best[i, n - 1 : n + 11] - logp[i, n : n + 12]).max())
-  assert 1e-4 < error < 0.1 and regret < 0.1, (error, regret)
+  # Numbers of 127 steps have about the precision of bfloat16; keys and values of two layers were rounded.
+  rounding = limit(terms=4, dtype=jnp.bfloat16, scale=1)
+  assert limit(**SIZE) < error < rounding and regret < rounding, (error, regret)
   assert e.usage.token_bytes == 2 * 2 * 2 * (4 + 4) < engine(SLOTS).token_bytes
 
 
 def test_slots_from_the_free_memory(monkeypatch):
   free = 20_000
   monkeypatch.setattr(native_lib, "_free_host_memory", lambda: free)
-  e = engine("auto", page_tokens=4)
+  e = engine("auto", page_tokens=16)  # no prompt fills a page: no program for one more shared page
   assert e.slots == 0.7 * free // e.token_bytes // (40 + 12 // 2) == 2
   same_numbers(e.generate(make_prompts(6), 4, key=KEY, sampling=SAMPLING), reference())
   assert 0.2 * free < e.usage.peak_cache_bytes <= free
   monkeypatch.setattr(native_lib, "_free_host_memory", lambda: 5000)
-  with pytest.raises(ValueError, match="rollout.slots='auto'.*27 tokens of cache.*needs 56.*cache_dtype='int8'"):
-    engine("auto", page_tokens=4)
+  with pytest.raises(ValueError, match="rollout.slots='auto'.*27 tokens of cache.*needs 72.*cache_dtype='int8'"):
+    engine("auto", page_tokens=16)
 
 
 def test_the_key_matters_and_samples_of_a_group_differ():
@@ -267,8 +282,9 @@ def test_the_key_matters_and_samples_of_a_group_differ():
 
 
 @pytest.mark.parametrize("shape,slots", [
-  (dict(data=2, fsdp=2, context=1, tensor=2), 12), (dict(data=1, fsdp=8, context=1, tensor=1), 8),
-])  # fmt: skip
+  (dict(data=2, fsdp=2, context=1, tensor=2), 12),
+  pytest.param(dict(data=1, fsdp=8, context=1, tensor=1), 8, marks=pytest.mark.slow),
+])
 def test_sharded_equals_unsharded(shape, slots):
   """Slots spread over four and eight shards, each with pages of its own; five prompts are not divisible."""
   prompts = make_prompts(5)
@@ -283,11 +299,11 @@ def test_sharded_equals_unsharded(shape, slots):
 
 
 def test_parameters_of_the_trainers_mesh_sample_on_that_of_the_rollouts():
-  """Trained over fsdp 8, sampled by four groups of two devices: the same numbers, and no device with a whole copy."""
-  prompts, trained = make_prompts(5), make_mesh(dict(data=1, fsdp=8, context=1, tensor=1))
+  """Trained over fsdp 4, sampled by four groups of two devices: the same numbers, and no device with a whole copy."""
+  prompts, trained = make_prompts(5), make_mesh(dict(data=2, fsdp=4, context=1, tensor=1))
   want = engine(SLOTS).generate(prompts, 4, key=KEY, sampling=SAMPLING)
   mesh = for_rollout(trained, 2)
-  assert dict(mesh.shape) == {"data": 1, "fsdp": 4, "context": 1, "tensor": 2}
+  assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "context": 1, "tensor": 2}
   assert list(mesh.devices.flat) == list(trained.devices.flat) and for_rollout(trained, 0) is trained
   params = jax.tree.map(jax.device_put, random_params(), MODEL.shardings(trained))
   with jax.set_mesh(trained):  # as the training loop does
@@ -295,7 +311,7 @@ def test_parameters_of_the_trainers_mesh_sample_on_that_of_the_rollouts():
     same_numbers(e.generate(prompts, 4, key=KEY, sampling=SAMPLING), want)
   gate_up = e.params["layers"][1]["mlp"]["gate_up_DxF"]
   assert gate_up.sharding.shard_shape(gate_up.shape) == (16, 2, 12)
-  with pytest.raises(ValueError, match=r"rollout.tensor=3 must divide fsdp\*context\*tensor=8 of the mesh"):
+  with pytest.raises(ValueError, match=r"rollout.tensor=3 must divide fsdp\*context\*tensor=4 of the mesh"):
     for_rollout(trained, 3)
 
 
@@ -359,8 +375,8 @@ def test_no_prompts_is_no_work():
 def test_limits_are_reachable():
   """A prompt of exactly the limit, a response of exactly the limit, and neither a power of two."""
   longest = Prompt(1, np.ones(40, np.int32), "", "", "none")
-  [[rollout]] = engine(SLOTS).generate([longest], 1, key=KEY, sampling=Sampling(max_tokens=12))
-  assert len(rollout.tokens) == 12 and rollout.stop_reason == "length"
+  [group] = engine(SLOTS).generate([longest], 4, key=KEY, sampling=SAMPLING)
+  assert (12, "length") in [(len(r.tokens), r.stop_reason) for r in group]
 
 
 def test_user_errors():

@@ -1,10 +1,12 @@
 """Schedule values by hand, one AdamW step against the formula, what Muon does to matrices and what to the rest."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
 import pytest
+from tolerances import close
 
 from fipo_jax import sharding
 from fipo_jax.models import PRESETS, make_model
@@ -26,7 +28,7 @@ def optimizer(name, learning_rate=0.1, weight_decay=0.0):
 
 def test_warmup_counts_every_update():
   rate = schedule(learning_rate=1.0, warmup_updates=4, total_updates=100, kind="constant")
-  np.testing.assert_allclose([float(rate(u)) for u in (0, 1, 3, 50)], [0.25, 0.5, 1.0, 1.0])
+  np.testing.assert_array_equal([float(rate(u)) for u in (0, 1, 3, 50)], [0.25, 0.5, 1.0, 1.0])
 
 
 def test_no_warmup_starts_at_full_rate():
@@ -36,7 +38,7 @@ def test_no_warmup_starts_at_full_rate():
 
 def test_cosine_falls_to_zero_at_the_last_update():
   rate = schedule(learning_rate=1.0, warmup_updates=2, total_updates=12, kind="cosine")
-  np.testing.assert_allclose([float(rate(u)) for u in (1, 2, 7, 12)], [1.0, 1.0, 0.5, 0.0], atol=1e-6)
+  close([float(rate(u)) for u in (1, 2, 7, 12)], [1.0, 1.0, 0.5, 0.0])
 
 
 def test_unknown_schedule_is_named():
@@ -50,7 +52,7 @@ def test_one_step_is_clipped_adamw():
   update, _ = chain.update(g, chain.init(p), p)
   clipped = g / 50.0
   m, v = 0.1 * clipped / (1 - 0.9), 0.01 * clipped**2 / (1 - 0.99)
-  np.testing.assert_allclose(update, -0.1 * (m / (np.sqrt(v) + 1e-8) + 0.5 * p), rtol=1e-5, atol=1e-6)
+  close(update, -0.1 * (m / (np.sqrt(v) + 1e-8) + 0.5 * p), terms=10)  # one after another
 
 
 def test_unknown_optimizer_is_named():
@@ -58,12 +60,19 @@ def test_unknown_optimizer_is_named():
     optimizer("sgd")
 
 
+@functools.cache
+def start():
+  return jax.device_get(jax.jit(MODEL.init)(jax.random.key(0)))
+
+
+def first_update(chain, grads, params):
+  return jax.jit(lambda grads, params: chain.update(grads, chain.init(params), params)[0])(grads, params)
+
+
 def test_muon_makes_every_matrix_update_orthogonal_and_leaves_the_rest_to_adam():
-  params = MODEL.init(jax.random.key(0))
-  keys = iter(jax.random.split(jax.random.key(1), 100))
-  grads = jax.tree.map(lambda p: jax.random.normal(next(keys), p.shape), params)
-  step = lambda chain: chain.update(grads, chain.init(params), params)[0]
-  muon, adamw = step(optimizer("muon")), step(optimizer("adamw"))
+  params, rng = start(), np.random.default_rng(1)
+  grads = jax.tree.map(lambda p: rng.normal(size=p.shape).astype(np.float32), params)
+  muon, adamw = (first_update(optimizer(name), grads, params) for name in ("muon", "adamw"))
   c = MODEL.config
   for path, inner in (("attention/q_DHh", c.d_model), ("attention/o_DHh", c.d_model), ("mlp/down_DF", c.d_mlp)):
     part, name = path.split("/")
@@ -97,14 +106,13 @@ def test_moments_are_sharded_as_their_parameters(name, moments):
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_a_part_of_the_parameters_may_have_its_own_rate(name):
-  params = MODEL.init(jax.random.key(0))
-  grads = jax.tree.map(lambda p: 0.01 * jax.numpy.cos(7 * p), params)
+  params = start()
+  grads = jax.tree.map(lambda p: 0.01 * np.cos(7 * p), params)
   rate = schedule(learning_rate=0.1, warmup_updates=0, total_updates=1, kind="constant")
   how = dict(name=name, b1=0.9, b2=0.99, eps=1e-8, weight_decay=0.1, clip_norm=1.0, matrix_axes=MODEL.matrix_axes())
   plain, scaled = make_optimizer(rate, **how), make_optimizer(rate, **how, scales={"final_norm": 10.0})
-  ours = scaled.update(grads, scaled.init(params), params)[0]
-  same = plain.update(grads, plain.init(params), params)[0]
-  np.testing.assert_allclose(ours["final_norm"]["scale_D"], 10 * same["final_norm"]["scale_D"], rtol=1e-6)
+  ours, same = (first_update(chain, grads, params) for chain in (scaled, plain))
+  close(ours["final_norm"]["scale_D"], 10 * same["final_norm"]["scale_D"])
   np.testing.assert_array_equal(ours["embed_VD"], same["embed_VD"])
 
 
@@ -124,3 +132,13 @@ def test_moments_keep_their_dtypes_under_float32_gradients(name, dtype, momentum
   kinds = lambda tree: [x.dtype for x in jax.tree.leaves(tree)]
   assert kinds(after) == kinds(before)
   assert momentum_dtype in map(str, kinds(before))
+
+
+def test_the_second_step_remembers_the_clipped_first_by_b1_and_b2():
+  chain = optimizer("adamw")
+  p, first, second = (np.array(x, np.float32) for x in ([1.0, -2.0], [0.6, 0.8], [-0.6, 0.1]))
+  _, state_1 = chain.update(50 * first, chain.init(p), p)
+  update, _ = chain.update(second, state_1, p)
+  m, v = 0.9 * 0.1 * first + 0.1 * second, 0.99 * 0.01 * first**2 + 0.01 * second**2
+  # The bias corrections lose digits: 1 - 0.99² is a hundredth of what is subtracted.
+  close(update, -0.1 * m / (1 - 0.9**2) / np.sqrt(v / (1 - 0.99**2)), room=8 * 100)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tolerances import close, limit
 
 from fipo_jax.models import make_model, tiles
 from fipo_jax.models.transformer import ModelConfig
@@ -17,15 +18,16 @@ WHOLE = ModelConfig(
   norm_eps=1e-6, tie_embeddings=False, max_position=1024, init_std=0.2,
 )  # fmt: skip
 KEY = jax.random.key(0)
-TOKENS_RT = jax.random.randint(KEY, (4, 512), 0, 64)
-POSITIONS_RT = jnp.tile(jnp.arange(256), (4, 2))
-SEGMENTS_RT = jnp.repeat(jnp.array([[1, 2]]), 256, axis=1).repeat(4, axis=0)
+TOKENS_RT = np.random.default_rng(0).integers(0, 64, (4, 512))
+POSITIONS_RT = np.tile(np.arange(256), (4, 2))
+SEGMENTS_RT = np.repeat([[1, 2]], 256, axis=1).repeat(4, axis=0)
+TERMS = 4 * 512  # tokens that a gradient adds up
 
 
 @functools.lru_cache
 def value_and_gradient(config, mesh_shape=()):
   model = make_model(config)
-  params = model.init(KEY)
+  params = jax.jit(make_model(WHOLE).init)(KEY)
 
   def loss(params):
     hidden = model.hidden(model.cast(params), TOKENS_RT, POSITIONS_RT, SEGMENTS_RT)
@@ -45,14 +47,16 @@ def distance(a, b):
   return size(jax.tree.map(lambda x, y: np.float32(x) - y, a, b)) / size(b)
 
 
-@pytest.mark.parametrize("mesh_shape", [(), (1, 4, 1, 2), (2, 2, 2, 1)], ids=str)
-@pytest.mark.parametrize("tile_tokens", [128, 4096])
-def test_tiles_are_whole_rows(mesh_shape, tile_tokens):
+@pytest.mark.parametrize(("tile_tokens", "mesh_shape"), [
+  (128, ()), (128, (1, 4, 1, 2)), (128, (2, 2, 2, 1)), (4096, ()),
+  *(pytest.param(4096, shape, marks=pytest.mark.slow) for shape in ((1, 4, 1, 2), (2, 2, 2, 1))),
+], ids=str)  # fmt: skip
+def test_tiles_are_whole_rows(tile_tokens, mesh_shape):
   expected, gradient = value_and_gradient(WHOLE)
   tiled = dataclasses.replace(WHOLE, remat="full", tile_tokens=tile_tokens)
   value, got = value_and_gradient(tiled, mesh_shape)
-  np.testing.assert_allclose(value, expected, rtol=1e-6)
-  assert distance(got, gradient) < 1e-5
+  close(value, expected, terms=TERMS)
+  assert distance(got, gradient) < limit(terms=TERMS)
 
 
 def test_a_tile_suits_the_platform(monkeypatch):
@@ -86,10 +90,11 @@ def test_gradients_add_up_over_devices_in_the_chosen_dtype(dtype):
 
 
 def test_bfloat16_follows_float32():
-  """The gradient in bfloat16 with float32 sums over tiles stays within 3% of float32's, and is not float32's."""
+  """The gradient in bfloat16 with float32 sums over tiles stays near float32's, and is not float32's."""
   _, exact = value_and_gradient(WHOLE)
   _, half = value_and_gradient(dataclasses.replace(WHOLE, dtype="bfloat16", remat="full", tile_tokens=128))
-  assert 1e-4 < distance(half, exact) < 0.03
+  # On the way forth and back 8 borders a layer round to bfloat16.
+  assert limit(terms=TERMS) < distance(half, exact) < limit(terms=2 * 8, dtype=jnp.bfloat16, room=1)
 
 
 @pytest.mark.parametrize(("rows", "tokens", "most", "tile"), [

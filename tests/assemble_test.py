@@ -1,0 +1,90 @@
+"""What a run is assembled from: data that share nothing, random streams, the schedule, how responses are drawn."""
+
+import json
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from fipo_jax import assemble, config
+from fipo_jax.data.tokenizer import characters
+from fipo_jax.models import PRESETS, make_model
+
+
+def make(**fields):
+  c = config.default()
+  c.update_from_flattened_dict(fields)
+  return c
+
+
+def test_held_out_and_training_prompts_share_no_text(tmp_path):
+  """The first records of a file are held out; a later one that reads like one of them is not trained on."""
+  prompts = ["a", "b", "c", [{"role": "user", "content": "a"}], "d"]
+  lines = [json.dumps({"prompt": prompt, "answer": "1", "verifier": "math_dapo"}) + "\n" for prompt in prompts]
+  (tmp_path / "data.jsonl").write_text("".join(lines))
+  c = make(**{"data.source": "jsonl", "data.path": str(tmp_path / "data.jsonl"), "eval.prompts": 2})
+  stream, heldout = assemble.open_data(c, characters("abcd"))
+  assert [p.text for p in heldout] == ["a", "b"]
+  assert sorted(p.text for p in stream.take(2)) == ["c", "d"] and stream.len_epoch == 2
+
+
+def test_generated_problems_have_a_seed_of_their_own():
+  c = make(**{"data.seed": 4, "eval.data_seed": 7, "data.size": 100, "eval.prompts": 30})
+  train, held = (assemble.source_options(c, heldout=heldout) for heldout in (False, True))
+  assert (train["seed"], train["size"], held["seed"], held["size"]) == (4, 100, 7, 30)
+
+
+def test_no_two_uses_share_random_numbers():
+  def key(step, stream, rollbacks):
+    run = types.SimpleNamespace(cfg=make(), rollbacks=rollbacks)
+    return tuple(np.asarray(jax.random.key_data(assemble.Run.key(run, step, stream))))
+
+  streams = (assemble.STREAM_ROLLOUT, assemble.STREAM_EVAL, assemble.STREAM_INIT, assemble.STREAM_CONTROL)
+  assert len({key(step, stream, 0) for step in range(4) for stream in streams}) == 16
+  of = lambda stream: len({key(1, stream, rollbacks) for rollbacks in range(3)})
+  # Each attempt after a rollback samples anew; evaluations stay comparable.
+  assert of(assemble.STREAM_ROLLOUT) == of(assemble.STREAM_CONTROL) == 3 and of(assemble.STREAM_EVAL) == 1
+
+
+def test_responses_are_drawn_as_the_section_says():
+  c = make(**{
+    "rollout.temperature": 0.9, "rollout.min_tokens": 2, "rollout.top_k": 3, "rollout.max_response_tokens": 9,
+    "rollout.stop_strings": ("end",), "eval.temperature": 0.5, "eval.top_p": 0.75, "eval.repetition_penalty": 1.25,
+  })  # fmt: skip
+  run = types.SimpleNamespace(cfg=c, tokenizer=characters("ab"))
+  train, held = (assemble.Run.sampling(run, evaluation=evaluation) for evaluation in (False, True))
+  how = lambda s: (s.temperature, s.top_k, s.top_p, s.min_tokens, s.repetition_penalty)
+  assert how(train) == (0.9, 3, 1.0, 2, 1.0) and how(held) == (0.5, 0, 0.75, 0, 1.25)
+  for sampling in (train, held):
+    assert (sampling.max_tokens, sampling.stop_ids, sampling.stop_strings) == (9, (2,), ("end",))
+
+
+def test_the_schedule_ends_with_the_last_update():
+  c = make(**{
+    "steps": 5, "batch.prompts": 8, "batch.minibatch_prompts": 2, "optimizer.warmup_updates": 4,
+    "optimizer.schedule": "cosine", "optimizer.learning_rate": 1.0,
+  })  # fmt: skip
+  rate = assemble.open_optimizer(c, make_model(PRESETS["tiny"]))[1]
+  np.testing.assert_allclose([float(rate(u)) for u in (0, 3, 12, 20)], [0.25, 1.0, 0.5, 0.0], atol=1e-6)
+
+
+def test_a_workdir_belongs_to_one_config(tmp_path):
+  c = make(workdir=str(tmp_path), steps=5)
+  assemble.claim_workdir(c)
+  c.steps = 9  # may change
+  assemble.claim_workdir(c)
+  before = (tmp_path / "config.json").read_bytes()
+  c.optimizer.learning_rate = 1e-5
+  with pytest.raises(ValueError, match="another config: optimizer.learning_rate: 1e-06 -> 1e-05; use another workdir"):
+    assemble.claim_workdir(c)
+  assert (tmp_path / "config.json").read_bytes() == before
+
+
+def test_nothing_is_said_by_zero_minus_one_or_an_empty_pair():
+  off = {"dual_clip": 0.0, "delta_clamp": 0.0, "participation_ratio": 0.0, "weight_clip": ()}
+  off["sequence_reject_count"] = -1
+  h = assemble.hyperparameters(make(**{f"algorithm.{name}": value for name, value in off.items()}))
+  assert [h[name] for name in off] == [None] * 5
+  h = assemble.hyperparameters(make(**{"algorithm.sequence_reject_count": 0, "algorithm.dual_clip": 3.0}))
+  assert (h["sequence_reject_count"], h["dual_clip"], h["delta_clamp"], h["weight_clip"]) == (0, 3.0, 20.0, (1.0, 1.2))

@@ -1,0 +1,222 @@
+"""The rows of `mutants` for models and samplers: (name, file, old text, new text, tests that should notice, why)."""
+
+ROWS = (
+  # ---- the sampler ----
+  (
+    "top_k_border", "fipo_jax/rollout/sampling.py",
+    "weight_SV, 0.0), axis=-1) >= goal", "weight_SV, 0.0), axis=-1) > goal",
+    "sampling_test.py::test_restrict_by_hand", "one token too many can be drawn",
+  ),
+  (
+    "top_p_before_top_k", "fipo_jax/rollout/sampling.py",
+    "jax.nn.softmax(logits_SV, axis=-1), jnp.float32(top_p)", "jnp.exp(logits_SV), jnp.float32(top_p)",
+    "sampling_test.py::test_restrict_by_hand", "top-p is measured on what was cut",
+  ),
+  (
+    "min_p_border", "fipo_jax/rollout/sampling.py",
+    "jnp.where(logits_SV >= cutoff_S[:, None]", "jnp.where(logits_SV > cutoff_S[:, None]",
+    "sampling_test.py::test_min_p_by_hand", "min_p=1 leaves no token",
+  ),
+  (
+    "penalty_of_negative_logits", "fipo_jax/rollout/sampling.py",
+    "jnp.where(logits_SV > 0, logits_SV / penalty, logits_SV * penalty)", "logits_SV / penalty",
+    "sampling_test.py::test_repetition_penalty_by_hand", "unlikely tokens are repeated more",
+  ),
+  (
+    "min_tokens_border", "fipo_jax/rollout/sampling.py",
+    "early_S = count_S < sampling.min_tokens", "early_S = count_S <= sampling.min_tokens",
+    "sampling_test.py::test_min_tokens_by_hand", "responses are a token longer than asked for",
+  ),
+  (
+    "sampler_temperature", "fipo_jax/rollout/sampling.py",
+    "logits_SV = logits_SV / sampling.temperature", "logits_SV = logits_SV * sampling.temperature",
+    "sampling_test.py::test_both_logp_match_an_oracle", "hot is cold",
+  ),
+  (
+    "raw_logp_of_the_draw", "fipo_jax/rollout/sampling.py",
+    "_log_softmax_at(token_S, raw_SV, *blocks(raw_SV))", "_log_softmax_at(token_S, logits_SV, *blocks(logits_SV))",
+    "sampling_test.py::test_both_logp_match_an_oracle", "raw_logp is that of the restricted distribution",
+  ),
+  (
+    "last_stop_id_alone", "fipo_jax/rollout/decode.py",
+    "stop_S |= token_S == stop_id", "stop_S = token_S == stop_id",
+    "decode_test.py::test_stopping_limits_and_samples", "of several end tokens one ends a response",
+  ),
+  (
+    "limit_border", "fipo_jax/rollout/decode.py",
+    "(count_S >= work.limit)", "(count_S > work.limit)",
+    "native_test.py::test_limits_of_single_prompts", "responses are a token longer than allowed",
+  ),
+  (
+    "penalty_forgets_what_was_sampled", "fipo_jax/rollout/decode.py",
+    "work.seen.at[jnp.arange(S), token_S].set(True)", "work.seen",
+    "decode_test.py::test_min_tokens_and_repetition_penalty_by_hand", "only the prompt's tokens are penalised",
+  ),
+  (
+    "page_border", "fipo_jax/rollout/decode.py",
+    "own_S[taker_P] // page, slots.index_P)", "own_S[taker_P] // page + 1, slots.index_P)",
+    "decode_test.py::test_sampler_logp_equals_trainer_logp", "a page is read in another's place",
+  ),
+  (
+    "own_token_not_seen", "fipo_jax/rollout/decode.py",
+    "here(work.length + 1, 0)", "here(work.length, 0)",
+    "decode_test.py::test_sampler_logp_equals_trainer_logp", "a token does not look at itself while sampling",
+  ),
+  (
+    "key_of_the_prompt_alone", "fipo_jax/rollout/serving.py",
+    "jax.random.fold_in(jax.random.fold_in(key, i), g))", "jax.random.fold_in(key, i))",
+    "native_test.py::test_the_key_matters_and_samples_of_a_group_differ", "all samples of a group are one",
+  ),
+  (
+    "stop_string_a_token_late", "fipo_jax/rollout/serving.py",
+    "surplus = len(tokens) - high", "surplus = len(tokens) - high - 1 if high < len(tokens) else 0",
+    "native_test.py::test_stop_strings_end_a_response_at_the_token_that_completes_one",
+    "a token follows the stop string",
+  ),
+  (
+    "continued_from_its_prompt", "fipo_jax/rollout/serving.py",
+    "self.entries += [_Entry(_so_far(s), [s]) for s in begun]",
+    "self.entries += [_Entry(np.asarray(s.rollout.prompt.tokens, np.int32), [s]) for s in begun]",
+    "native_test.py::test_an_early_end_loses_nothing", "a continued response does not see what it has said",
+  ),
+  (
+    "cache_sees_beyond", "fipo_jax/models/cache.py",
+    "jnp.clip(own_S[pages.owner_P] - pages.index_P * t, 0, t)",
+    "jnp.clip(own_S[pages.owner_P] - pages.index_P * t + 1, 0, t)",
+    "cache_test.py::test_equals_attention_over_whole_sequences", "decoding looks at an unwritten token",
+  ),
+  (
+    "int8_scale", "fipo_jax/models/cache.py",
+    "jnp.maximum(jnp.max(jnp.abs(x), axis=-1), 1e-30) / 127", "jnp.maximum(jnp.max(jnp.abs(x), axis=-1), 1e-30) / 64",
+    "cache_test.py::test_int8_costs_less_than_a_percent", "the int8 cache wastes a bit",
+  ),
+  # ---- servers ----
+  (
+    "busy_server_not_asked_again", "fipo_jax/rollout/http.py",
+    "if status == 429 or status >= 500:", "if status >= 500:",
+    "http_test.py::test_passing_faults_are_tried_again", "a busy server ends the run",
+  ),
+  (
+    "one_try_less", "fipo_jax/rollout/http.py",
+    "timeout_s, retries + 1, concurrency", "timeout_s, max(retries, 1), concurrency",
+    "http_test.py::test_passing_faults_are_tried_again", "retries=3 are two",
+  ),
+  (
+    "end_token_called_length", "fipo_jax/rollout/http.py",
+    "if tokens[-1] in sampling.stop_ids or answer.reason",
+    'if answer.reason == "stop" and tokens[-1] in sampling.stop_ids or answer.reason',
+    "http_test.py::test_an_end_token_as_the_last_one_allowed", "an ended response counts as truncated",
+  ),
+  (
+    "continued_with_the_same_seed", "fipo_jax/rollout/http.py",
+    "return np.where(have_S == 0, fresh, begun).tolist()", "return fresh.tolist()",
+    "http_test.py::test_a_continued_response_has_its_own_seed_and_the_rest_of_min_tokens",
+    "a continued response repeats its random numbers",
+  ),
+  (
+    "old_keys_and_values", "fipo_jax/rollout/http.py",
+    '    ("/reset_prefix_cache?reset_running_requests=true", {}),  # keys and values of the old weights\n', "",
+    "http_test.py::test_vllm_forgets_the_keys_and_values_of_old_weights", "prompts are read with the old weights",
+  ),
+  (
+    "short_answer_accepted", "fipo_jax/rollout/http.py",
+    "if len(tokens) < sampling.max_tokens:", "if len(tokens) < 1:",
+    "http_test.py::test_a_server_without_room_for_the_response", "a server's own limit passes for ours",
+  ),
+  # ---- the model ----
+  (
+    "attention_over_segments", "fipo_jax/models/attention.py",
+    "(segments[:, :, None] == segments_RU[:, None, :end]) & (index", "(segments[:, :, None] >= 0) & (index",
+    "attention_test.py::test_matches_the_definition", "a response sees the one before it in the row",
+  ),
+  (
+    "attention_to_the_future", "fipo_jax/models/attention.py",
+    "(index[:, None] >= index_T[:end])", "(index[:, None] + 1 >= index_T[:end])",
+    "attention_test.py::test_matches_the_definition", "a token sees the next one",
+  ),
+  (
+    "rope_sign", "fipo_jax/models/layers.py",
+    "first * cos - second * sin, second * cos + first * sin", "first * cos + second * sin, second * cos - first * sin",
+    "transformer_test.py::test_rotation_by_hand", "positions run backwards",
+  ),
+  (
+    "rope_frequency", "fipo_jax/models/layers.py",
+    "jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim",
+    "jnp.arange(0, head_dim, 2, dtype=jnp.float32) / (head_dim - 2)",
+    "transformer_test.py::test_rotation_by_hand", "published weights meet other angles",
+  ),
+  (
+    "norm_epsilon", "fipo_jax/models/layers.py",
+    "keepdims=True) + self.epsilon)", "keepdims=True) + 0.1 * self.epsilon)",
+    "transformer_test.py::test_golden_logits_logprobs_entropy", "published weights meet another norm",
+  ),
+  (
+    "heads_ungrouped", "fipo_jax/models/layers.py",
+    "grouped = lambda q: q.reshape(*q.shape[:-2], K, -1, q.shape[-1])",
+    "grouped = lambda q: jnp.swapaxes(q.reshape(*q.shape[:-2], -1, K, q.shape[-1]), -3, -2)",
+    "transformer_test.py::test_unstacked_layers_change_no_number", "the sampler's queries meet other keys",
+  ),
+  (
+    "logp_of_the_same_token", "fipo_jax/models/logprobs.py",
+    "targets_RT = jnp.roll(tokens_RT, -1, axis=1)", "targets_RT = tokens_RT",
+    "logprobs_test.py::test_by_hand", "each token is judged by the logits it led to",
+  ),
+  (
+    "logp_over_segments", "fipo_jax/models/logprobs.py",
+    "follows_RT = (segments_RT != 0) & (segments_RT == jnp.roll(segments_RT, 1, axis=1))",
+    "follows_RT = segments_RT != 0",
+    "logprobs_test.py::test_zero_at_starts_and_padding", "a first token is judged by another response",
+  ),
+  (
+    "temperature_in_the_gradient", "fipo_jax/models/logprobs.py",
+    "(is_target_1NC - p_1NC) * (d_logp / temperature)", "(is_target_1NC - p_1NC) * d_logp",
+    "logprobs_test.py::test_gradients_equal_autodiff_of_the_whole", "the gradient is of another temperature",
+  ),
+  (
+    "head_gradient_of_a_slice", "fipo_jax/models/logprobs.py",
+    'sum_over(d_head_VD.astype(how.sum_dtype), "slices", "tokens")',
+    'sum_over(d_head_VD.astype(how.sum_dtype), "tokens")',
+    "logprobs_test.py::test_sharded_equals_unsharded", "with mesh.data the head learns from one slice",
+  ),
+  (
+    "layer_gradient_of_a_slice", "fipo_jax/models/tiles.py",
+    'sum_over(scatter_sum(d, names.index("embed"), "embed"), "slices", "tokens")',
+    'sum_over(scatter_sum(d, names.index("embed"), "embed"), "tokens")',
+    "tiles_test.py::test_tiles_are_whole_rows", "with mesh.data matrices learn from one slice",
+  ),
+  (
+    "gate_and_up_swapped", "fipo_jax/models/hf.py",
+    '("layers", "mlp", "gate_DF"): ("model.layers.{}.mlp.gate_proj.weight", "flip"),\n'
+    '  ("layers", "mlp", "up_DF"): ("model.layers.{}.mlp.up_proj.weight", "flip"),',
+    '("layers", "mlp", "gate_DF"): ("model.layers.{}.mlp.up_proj.weight", "flip"),\n'
+    '  ("layers", "mlp", "up_DF"): ("model.layers.{}.mlp.gate_proj.weight", "flip"),',
+    "transformer_test.py::test_golden_logits_logprobs_entropy", "published weights are read into the wrong matrices",
+  ),
+  (
+    "export_dtype", "fipo_jax/models/hf.py",
+    "dtype = known if dtype is None else dtype", 'dtype = "float32" if dtype is None else dtype',
+    "hf_test.py::test_bfloat16_round_trip_is_bit_exact", "exports are twice as large as their model",
+  ),
+  (
+    "export_over_the_old_one", "fipo_jax/models/hf.py",
+    'partial = directory.with_name(f".{directory.name}.partial")', "partial = directory",
+    "hf_test.py::test_failed_save_keeps_the_old_model", "a full disk costs the last export",
+  ),
+  # ---- meshes ----
+  (
+    "rule_of_rows", "fipo_jax/sharding.py",
+    '"rows": ("data", "fsdp"),', '"rows": ("fsdp", "data"),',
+    "sharding_test.py::test_spec_reads_the_rules", "rows cross the network between slices",
+  ),
+  (
+    "rule_of_heads", "fipo_jax/sharding.py",
+    '"heads": ("tensor",),\n  "kv_heads"', '"heads": ("context",),\n  "kv_heads"',
+    "sharding_test.py::test_spec_reads_the_rules", "heads and tokens want the same devices",
+  ),
+  (
+    "gradient_of_one_device", "fipo_jax/sharding.py",
+    "enter.defvjp(lambda x, logical: (x, None), lambda logical, _, d: (sum_over(d, logical),))",
+    "enter.defvjp(lambda x, logical: (x, None), lambda logical, _, d: (d,))",
+    "tiles_test.py::test_tiles_are_whole_rows", "with mesh.tensor each device learns from its own heads",
+  ),
+)  # fmt: skip
