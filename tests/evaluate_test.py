@@ -184,7 +184,8 @@ def test_training_and_evaluation_mean_the_same_by_no_answer():
               flags=flags) for i, p in enumerate(preds)
     ]  # fmt: skip
 
-  verified, failed = group("5", None, None, "[INVALID]"), group(None, flags=("timeout",)) + group(None, flags=("error",))
+  verified = group("5", None, None, "[INVALID]")
+  failed = group(None, flags=("timeout",)) + group(None, flags=("error",))
   groups = [verified, [*failed, *group("1", "2")]]
   assert evaluate_lib.summary(groups)["no_answer"] == collect.describe_sampled(groups)["no_answer"] == 2 / 6
   for seen in (evaluate_lib.summary(groups), collect.describe_sampled(groups)):

@@ -1,4 +1,4 @@
-"""What the kernel holds a verification process to, tried from within; where a system cannot, the tests say so and skip."""
+"""What the kernel holds a verification process to, tried from within; where a system cannot, tests say so and skip."""
 
 import os
 import pathlib
