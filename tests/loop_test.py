@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import math
 import os
 import pathlib
 import shutil
@@ -20,8 +21,10 @@ from fipo_jax.models import PRESETS, hf, make_model
 from fipo_jax.train.checkpoint import Checkpointer, folder_of, steps_in
 from fipo_jax.types import Mean
 from launch import run
+from tests.tolerances import close, limit
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+GOLDEN = ROOT / "tests/golden/qwen2/tied_mqa"
 ALPHABET = "0123456789 +-=\n:AnswerChckoy"
 # Right by a coin that only the text decides: groups are mixed from the first step, without a trained model.
 VERIFIER = '''
@@ -40,9 +43,8 @@ def verify(response, answer, extras):
 def model(tmp_path_factory):
   """A directory with a model of two layers and 48 units, and its tokenizer."""
   folder = tmp_path_factory.mktemp("model") / "export"
-  shutil.copytree(ROOT / "tests/golden/qwen2/tied_mqa", folder)
+  shutil.copytree(GOLDEN, folder)
   characters(ALPHABET).save(folder)
-  shutil.copy(ROOT / "tests/golden/qwen2/tied_mqa/config.json", folder)
   return folder
 
 
@@ -72,6 +74,13 @@ def small(model, workdir, **more):
   c.update_from_flattened_dict(settings(model, workdir, **more))
   config.validate(c)
   return c
+
+
+def rounding(tokens=1):
+  """How far apart two programs may find a sum of that many log-probabilities, which are of size 10 at most."""
+  c = hf.read_config(GOLDEN)
+  products = c.num_layers * (2 * c.d_model + c.num_heads * c.head_dim + c.d_mlp) + c.d_model
+  return limit(terms=products * tokens, scale=10)
 
 
 def lines(workdir, name="metrics.jsonl"):
@@ -109,8 +118,8 @@ def test_a_run_writes_what_it_promises(whole):
 def test_future_kl_acts_from_the_second_mini_batch_on(whole):
   for record in lines(whole[0])[1:]:
     first, second = record["minibatch/future_kl_abs_mean"]
-    assert first < 1e-5 < 1e-4 < second
-    assert np.isfinite(record["loss"]) and record["sampler_gap_max"] < 1e-3
+    assert first <= rounding(tokens=12) < second
+    assert np.isfinite(record["loss"]) and record["sampler_gap_max"] <= rounding()
 
 
 def test_samples_are_told_token_by_token(whole):
@@ -231,18 +240,23 @@ def test_terms_of_the_loss_in_a_run(model, tmp_path):
   more = {"algorithm.reference_kl_coef": 0.1, "algorithm.entropy_coef": 0.01, "algorithm.sampler_ratio_cap": 2.0}
   loop.train(small(model, tmp_path / "run", **more, steps=2))
   first, second = lines(tmp_path / "run")
-  assert first["sampler_weight_mean"] == pytest.approx(1, abs=1e-2)
+  assert abs(first["sampler_weight_mean"] - 1) <= rounding()
   # The reference is where the run began: the first update starts on it.
   assert 0 < first["reference_kl"] < second["reference_kl"]
 
 
 def test_a_control_changes_weights_and_nothing_else_of_the_first_update(model, whole, tmp_path):
-  loop.train(small(model, tmp_path / "run", **{"algorithm.control": "constant", "steps": 1}))
-  control, fipo = lines(tmp_path / "run")[0], lines(whole[0])[1]
-  assert control["minibatch/loss"][0] == pytest.approx(fipo["minibatch/loss"][0], rel=1e-4)
+  loop.train(small(model, tmp_path / "run", **WHOLE | {"algorithm.control": "constant", "steps": 1}))
+  control, fipo = lines(tmp_path / "run")[1], lines(whole[0])[1]
+  for name in ("loss", "grad_norm"):
+    (ours, _), (theirs, _) = (r[f"minibatch/{name}"] for r in (control, fipo))
+    assert abs(ours - theirs) <= rounding(tokens=96)
   # Before the second update the policy is the same, so is the mean of the weights; but they do not differ any more.
-  assert control["minibatch/weight_mean"][1] == pytest.approx(fipo["minibatch/weight_mean"][1], rel=1e-4)
-  assert control["minibatch/weight_std"][1] < 1e-3 < fipo["minibatch/weight_std"][1]
+  mean, expected = control["minibatch/weight_mean"][1], fipo["minibatch/weight_mean"][1]
+  assert abs(mean - expected) <= rounding() < expected - 1
+  # The deviation is taken from (mean - 1)²; the mean is a sum of numbers of size 1.
+  assert control["minibatch/weight_std"][1] <= math.sqrt(limit(terms=96, scale=2 * (mean - 1)))
+  assert fipo["minibatch/weight_std"][1] > rounding()
 
 
 def test_groups_that_wait_survive_in_checkpoints(model, tmp_path):
@@ -281,15 +295,16 @@ def test_an_alarm_takes_the_run_back_changes_settings_and_then_stops_it(model, t
   before, after = lines(workdir, "metrics.rollback1.jsonl"), lines(workdir)
   assert [r["step"] for r in before] == [1, 2, 3] and "reward_stuck" in before[-1]["alarms"]
   assert [r["step"] for r in after] == [1, 2, 3] and after[:2] == before[:2]
-  assert after[2]["learning_rate"] == pytest.approx(3e-6 * 5.5 / 8) and before[2]["learning_rate"] > 1e-5
-  assert after[2]["response_length"] != before[2]["response_length"]  # other random numbers
+  close(after[2]["learning_rate"], 3e-6 * 5.5 / 8)
+  assert before[2]["learning_rate"] > 1e-5
+  assert after[2]["minibatch/entropy"][0] != before[2]["minibatch/entropy"][0]  # other random numbers
 
 
 def test_the_deviation_of_weights_by_hand():
   weights = np.array([1.0, 1.1, 1.2, 0.9])
   mean = lambda x: Mean(np.float32(x.sum()), np.float32(len(x)))
   values = loop.numbers({"weight_mean": mean(weights), "weight_offset_square": mean((weights - 1) ** 2)})
-  assert values == pytest.approx({"weight_mean": weights.mean(), "weight_std": weights.std()})
+  close(values, {"weight_mean": weights.mean(), "weight_std": weights.std()}, terms=len(weights), scale=1)
 
 
 def stopped(tmp_path, step, evaluated):

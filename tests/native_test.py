@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tolerances import close, limit
+import tolerances
+from tolerances import close
 
 from fipo_jax.models import PRESETS, make_model
 from fipo_jax.models.logprobs import token_logprobs
@@ -253,8 +254,8 @@ def test_an_int8_cache_is_near():
     error = max(error, np.abs(r.logp - logp[i, n : n + 12]).max())
     regret = max(regret, (best[i, n - 1 : n + 11] - logp[i, n : n + 12]).max())
   # Numbers of 127 steps have about the precision of bfloat16; keys and values of two layers were rounded.
-  rounding = limit(terms=4, dtype=jnp.bfloat16, scale=1)
-  assert limit(**SIZE) < error < rounding and regret < rounding, (error, regret)
+  rounding = tolerances.limit(terms=4, dtype=jnp.bfloat16)
+  assert tolerances.limit(**SIZE) < error < rounding and regret < rounding, (error, regret)
   assert e.usage.token_bytes == 2 * 2 * 2 * (4 + 4) < engine(SLOTS).token_bytes
 
 

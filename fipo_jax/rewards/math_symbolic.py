@@ -19,8 +19,8 @@ from __future__ import annotations
 
 from fipo_jax.rewards.answers import answer_line, undress
 from fipo_jax.rewards.outcome import Score
-from fipo_jax.rewards.symbolic import numeric, reading
-from fipo_jax.rewards.symbolic.equality import equal, shared_text
+from fipo_jax.rewards.symbolic import canonical, numeric, reading
+from fipo_jax.rewards.symbolic.equality import equal
 
 load = numeric.load
 SHOWN = 200  # characters of a ground truth in an error
@@ -45,4 +45,4 @@ def verify(response: str, answer: str, extras: dict | None = None) -> Score:
   if found is None:
     return Score(score=-1.0, accuracy=0.0, pred=text)
   right = equal(gold, found) or reading.compact(gold_text) == reading.compact(text)
-  return Score(score=1.0 if right else -1.0, accuracy=float(right), pred=shared_text(found))
+  return Score(score=1.0 if right else -1.0, accuracy=float(right), pred=canonical.text(found))

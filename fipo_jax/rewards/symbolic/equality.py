@@ -1,4 +1,4 @@
-"""Whether two answers as `reading.read` gives them are the same, and a text that equal ones share.
+"""Whether two answers as `reading.read` gives them are the same.
 
 One rule for each kind of answer; for two kinds the one that stands first in `_RULES`. Neither side is the ground truth.
 """
@@ -6,14 +6,12 @@ One rule for each kind of answer; for two kinds the one that stands first in `_R
 from __future__ import annotations
 
 from collections.abc import Sequence
-from fractions import Fraction
 
 from fipo_jax.rewards.symbolic import intervals, numeric
-from fipo_jax.rewards.symbolic.formula import Node, added, multiplied, negated, number
+from fipo_jax.rewards.symbolic.canonical import difference, text
+from fipo_jax.rewards.symbolic.formula import Node, multiplied
 
 COMPARED = 20  # elements of a list without order; longer ones must have the same texts
-_HUNDREDTH = number(Fraction(1, 100))
-_REVERSED = {"<": ">", "<=": ">=", ">": "<", ">=": "<=", "!=": "!="}
 _SETS = ("set", "pair", "union", "without", "domain")
 
 
@@ -35,7 +33,7 @@ def any_order(a: Sequence[Node], b: Sequence[Node]) -> bool:
   if len(a) != len(b):
     return False
   if len(a) > COMPARED:
-    return sorted(map(shared_text, a)) == sorted(map(shared_text, b))
+    return sorted(map(text, a)) == sorted(map(text, b))
   left = list(b)
   for x in a:
     found = next((i for i, y in enumerate(left) if equal(x, y)), None)
@@ -71,38 +69,25 @@ def _equation(a: Node, b: Node) -> bool:
     return equal(a[3], b[3])
   if "label" in (a[2][0], b[2][0]):
     return False
-  return numeric.proportional(_difference(a[2], a[3]), _difference(b[2], b[3]), positive=False)
+  return numeric.proportional(difference(a[2], a[3]), difference(b[2], b[3]), positive=False)
 
 
 def _prose(node: Node) -> bool:
   return node[0] == "label" and node[2]
 
 
-def _difference(a: Node, b: Node) -> Node:
-  return added([a, negated(b)])
-
-
 def _inequality(a: Node, b: Node) -> bool:
   if b[0] != "inequality":
     return b[0] in _SETS and intervals.same(a, b, equal)
-  relations, left = ascending(a)
-  others, right = ascending(b)
+  relations, left = intervals.ascending(a)
+  others, right = intervals.ascending(b)
   if relations != others:
     return False
   if all_equal(left, right):
     return True
   if len(left) > 2:
     return False
-  differences = _difference(*left), _difference(*right)
-  return numeric.proportional(*differences, positive=relations != ("!=",))
-
-
-def ascending(a: Node) -> tuple[tuple[str, ...], Sequence[Node]]:
-  """(relations, sides) of an inequality, from the smaller side where it has one."""
-  relations, sides = a[1], a[2:]
-  if relations[0] in (">", ">="):
-    return tuple(_REVERSED[relation] for relation in reversed(relations)), sides[::-1]
-  return relations, sides
+  return numeric.proportional(difference(*left), difference(*right), positive=relations != ("!=",))
 
 
 def _list(a: Node, b: Node) -> bool:
@@ -132,7 +117,7 @@ def coordinates(a: Node) -> Sequence[Node]:
 def distinct(items: Sequence[Node]) -> list[Node]:
   """The elements of a set; in a long one the same texts count as the same."""
   if len(items) > COMPARED:
-    return list({shared_text(item): item for item in items}.values())
+    return list({text(item): item for item in items}.values())
   kept: list[Node] = []
   for item in items:
     if not any(equal(item, other) for other in kept):
@@ -187,44 +172,3 @@ _RULES = {
   "union": _region, "without": _region, "domain": _region, "matrix": _matrix, "infinity": _never,
 }  # fmt: skip
 _RANK = {kind: rank for rank, kind in enumerate(_RULES)}
-
-
-def shared_text(a: Node) -> str:
-  """A text that equal answers share, as far as that can be had: values in numbers, terms and elements sorted."""
-  kind = a[0]
-  if kind in ("word", "text", "choice", "domain", "name", "label"):
-    return a[1]
-  if kind == "equation" and a[1]:
-    return shared_text(a[3])
-  if kind in ("number", "sum", "product", "power", "call"):
-    return numeric.canonical(a) or _formula(a)
-  if kind == "infinity":
-    return "infinity" if a[1] > 0 else "-infinity"
-  if kind in ("percent", "degree"):
-    return shared_text(a[1]) + ("%" if kind == "percent" else "°")
-  if kind == "inequality":
-    relations, sides = ascending(a)
-    texts = [shared_text(side) for side in sides]
-    return texts[0] + "".join(f" {r} {t}" for r, t in zip(relations, texts[1:], strict=True))
-  if kind == "equation":
-    return " = ".join(sorted(map(shared_text, a[2:])))
-  if kind in ("list", "set"):
-    return ", ".join(sorted({shared_text(x) for x in a[1:]} if kind == "set" else map(shared_text, a[2:]))) or "{}"
-  if kind == "pair":
-    return f"{a[1]}{shared_text(a[2])}, {shared_text(a[3])}{a[4]}"
-  if kind == "matrix":
-    return "[" + ", ".join("[" + ", ".join(map(shared_text, row)) + "]" for row in a[2:]) + "]"
-  joint = {"tuple": ", ", "ratio": ":", "union": " U ", "without": " without "}[kind]
-  joined = joint.join(sorted(map(shared_text, a[1:])) if kind == "union" else map(shared_text, a[1:]))
-  return f"({joined})" if kind == "tuple" else joined
-
-
-def _formula(a: Node) -> str:
-  """A formula with its terms and factors sorted."""
-  parts = [shared_text(part) for part in a[1:] if isinstance(part, tuple)]
-  if a[0] == "sum":
-    return " + ".join(sorted(parts))
-  parts = [f"({part})" if " " in part else part for part in parts]
-  if a[0] == "product":
-    return "*".join(sorted(parts))
-  return "^".join(parts) if a[0] == "power" else f"{a[1]}({', '.join(parts)})"

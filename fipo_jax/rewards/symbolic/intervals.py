@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from fipo_jax.rewards.symbolic import numeric
 from fipo_jax.rewards.symbolic.formula import Node
 
+_REVERSED = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}
 _MINUS_INFINITY, _INFINITY = ("infinity", -1), ("infinity", 1)
 Equal = Callable[[Node, Node], bool]
 
@@ -56,14 +57,20 @@ def pieces(a: Node, equal: Equal) -> list[Piece]:
   raise numeric.NoValue
 
 
+def ascending(a: Node) -> tuple[tuple[str, ...], Sequence[Node]]:
+  """(relations, sides) of an inequality, from the smaller side where it has one."""
+  relations, sides = a[1], a[2:]
+  if relations[0] in (">", ">="):
+    return tuple(_REVERSED.get(relation, relation) for relation in reversed(relations)), sides[::-1]
+  return relations, sides
+
+
 def _solved(a: Node) -> list[Piece]:
   """x < 2, 1 < x <= 2, x != 2, from either end."""
-  relations, sides = a[1], list(a[2:])
-  if relations[0] in (">", ">="):
-    relations, sides = [r.replace(">", "<") for r in reversed(relations)], sides[::-1]
+  relations, sides = ascending(a)
   places = [i for i, side in enumerate(sides) if side[0] in ("name", "label")]
   known = [side for i, side in enumerate(sides) if [i] != places]
-  if len(places) != 1 or any(numeric.names(side) for side in known):
+  if len(places) != 1 or not set(relations) <= {"<", "<=", "!="} or any(numeric.names(side) for side in known):
     raise numeric.NoValue
   place, closed = places[0], [relation == "<=" for relation in relations]
   if relations == ("!=",):

@@ -78,7 +78,7 @@ def proportional(a: Node, b: Node, *, positive: bool) -> bool:
     return False
 
 
-def canonical(node: Node) -> str | None:
+def text(node: Node) -> str | None:
   """A constant's value as text, the same for equal values: "5/2", "1.4142135623731"; None for others."""
   if names(node):
     return None
@@ -228,7 +228,7 @@ class Evaluation:
     if not isinstance(exponent, Fraction):
       return self.context.power(lifted(base), lifted(exponent))
     if exponent.denominator == 1:
-      if isinstance(base, Fraction) and _bits(base) * abs(exponent) > 2 * formula.BITS:
+      if isinstance(base, Fraction) and bits(base) * abs(exponent) > 2 * formula.BITS:
         base = lifted(base)
       return base ** int(exponent)
     return self._root(base, exponent.denominator) ** exponent.numerator
@@ -259,7 +259,7 @@ def _times(a: Any, b: Any) -> Any:
   return a * b if isinstance(a, Fraction) == isinstance(b, Fraction) else lifted(a) * lifted(b)
 
 
-def _bits(value: Fraction) -> int:
+def bits(value: Fraction) -> int:
   return max(value.numerator.bit_length(), value.denominator.bit_length())
 
 

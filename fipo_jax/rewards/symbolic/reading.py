@@ -40,6 +40,7 @@ _NUMBER_WORDS = {
   )
 }
 _SPACE = re.compile(r"\s+|\\[,;:! ]")
+_SIZE = re.compile(r"\\(?:left|right)(?![a-zA-Z])")
 _KEPT_SPACE = re.compile(r"(?<=[0-9a-zA-Z]) (?=[0-9a-zA-Z])")
 
 
@@ -69,7 +70,7 @@ def compact(text: str) -> str:
   """The text without spaces, but for one between letters or figures: "2 1/2" is not "21/2"."""
   spaced = _SPACE.sub(" ", text).strip()
   kept = _KEPT_SPACE.sub("\0", spaced).replace(" ", "").replace("\0", " ")
-  return kept.replace("\\left", "").replace("\\right", "").replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
+  return _SIZE.sub("", kept).replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
 
 
 def answer(tokens: list[Token]) -> Node:
@@ -128,10 +129,13 @@ def statement(tokens: list[Token], signs: Sequence[int]) -> Node:
   """One side alone, or sides joined by relations."""
   relations, sides = [], []
   for relation, part in members(tokens):
-    if part or relations:  # "= 5" says 5
-      if sides:
-        relations.append(relation)
+    if sides:
+      relations.append(relation)
       sides.append(part)
+    elif part and relation in ("", "=", "~"):  # "= 5" says 5
+      sides.append(part)
+    elif part:
+      raise Unreadable
   if not sides:
     raise Unreadable
   if not relations:
