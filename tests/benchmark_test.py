@@ -19,6 +19,7 @@ def tiny():
   return c
 
 
+@pytest.mark.slow
 def test_a_step_with_a_reference_policy_is_timed(monkeypatch):
   monkeypatch.setattr(benchmark, "RUNS", 1)
   c = tiny()

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from golden_other_kinds import load, setting
+from tolerances import limit
 
 from fipo_jax.algorithms import aggregation, diagnostics, future_kl, losses
 from fipo_jax.types import Batch
@@ -57,24 +58,41 @@ METRICS = {  # reference name -> ours
 
 
 def run(objective, z, dtype):
-  """(TokenLoss, d total / d log_prob) of one padded case in this dtype, as NumPy."""
+  """(TokenLoss, d total / d log_prob) of one padded case in this dtype, as NumPy.
+
+  Padded to few shapes and run operation by operation: operations compile once for many cases, whole programs do not.
+  """
   with jax.enable_x64(np.dtype(dtype) == np.float64):
-    mask_RT = np.asarray(z["response_mask"])
-    logp_RT = jnp.asarray(z["log_prob"], dtype)
-    one_RT = jnp.ones(mask_RT.shape, jnp.int32)
-    old_RT = jnp.asarray(z["old_log_prob"], dtype)
-    batch = Batch(
-      one_RT, one_RT, one_RT, jnp.asarray(mask_RT, dtype), jnp.asarray(z["advantages"], dtype),
-      old_RT, old_RT, jnp.ones(mask_RT.shape, dtype),
-    )  # fmt: skip
+    R, T = z["response_mask"].shape
+    logp_RT, old_RT, mask_RT, advantages_RT = (
+      framed(z[name], dtype) for name in ("log_prob", "old_log_prob", "response_mask", "advantages")
+    )
+    one_RT = framed(np.ones((R, T)), jnp.int32)
+    batch = Batch(one_RT, one_RT, one_RT, mask_RT, advantages_RT, old_RT, old_RT, one_RT.astype(dtype))
 
     def total(logp_RT):
       out = objective(logp_RT, batch)
       return out.loss.total, out
 
-    (_, out), gradient_RT = jax.jit(jax.value_and_grad(total, has_aux=True))(logp_RT)
+    (_, out), gradient_RT = jax.value_and_grad(total, has_aux=True)(logp_RT)
     values = {name: metric.value() for name, metric in diagnostics.summarise(out.metrics).items()}
-    return jax.tree.map(np.asarray, (out.loss, out.per_token, values, gradient_RT))
+    per_token, gradient_RT = jax.tree.map(lambda x: np.asarray(x)[:R, :T], (out.per_token, gradient_RT))
+    return *jax.tree.map(np.asarray, (out.loss, per_token, values)), gradient_RT
+
+
+def framed(x_RT, dtype):
+  """Zeros to the right and below, to the next multiples of 8 rows and 128 tokens."""
+  R, T = x_RT.shape
+  return jnp.asarray(np.pad(x_RT, [(0, -R % 8), (0, -T % 128)]), dtype)
+
+
+def rounding(tokens: int, dtype) -> float:
+  """Tolerance of what sums over a row are made of."""
+  return float(limit(terms=tokens, dtype=dtype))
+
+
+# The reference's metrics are rounded to float32, or divided by a count and 1e-8.
+METRIC = float(limit(dtype=np.float32, room=1))
 
 
 def clip_settings(config: dict) -> dict:
@@ -191,7 +209,7 @@ def compare_future_kl(report, z, mode, result, dtype):
   loss, token, values, _ = result
   single = dtype == np.float32
   group = "float32" if single else "float64"
-  tolerance = 2e-5 if single else 1e-10
+  tolerance = rounding(z["log_prob"].shape[1], dtype)
   valid_RT = z["response_mask"].astype(bool)
   kept_RT = z["final_mask"].astype(bool) if "final_mask" in z else token["keep"].astype(bool)
   why = excuse(z, mode, kept_RT, INPUTS)
@@ -219,10 +237,10 @@ def compare_future_kl(report, z, mode, result, dtype):
   if "influence_raw" in z and "future_kl" in z:
     replaced, loosened = check_raw(report, z, token, valid_RT, tolerance, group, why)
   value = check_loss(
-    report, z, mode, result, kept_RT, tolerance=1e-5 if single else 1e-10, epsilon=0.0 if single else 1e-8,
+    report, z, mode, result, kept_RT, tolerance=rounding(valid_RT.size, dtype), epsilon=0.0 if single else 1e-8,
     group=group,
   )  # fmt: skip
-  tolerance = 2e-5 if single else 1e-7
+  tolerance = max(METRIC, tolerance)
   if tiny_RT.any():
     share = tolerance + tiny_RT.sum() / valid_RT.sum()
     loosened |= {"pg_clipfrac": share, "pg_clipfrac_lower": share}
@@ -278,7 +296,7 @@ def check_raw(report, z, token, valid_RT, tolerance, group, why):
     report.departure(
       f"influence_raw: inf at {infinite_RT.sum()} places, ours held at the largest finite number"
     )
-  loose = tolerance * float(size_RT[valid_RT].max(initial=1.0)) + 1e-7
+  loose = tolerance * float(size_RT[valid_RT].max(initial=1.0)) + METRIC
   names = ("influence_weights_mean_raw", "raw_influence_weights_min", "raw_influence_weights_max")
   limit = future_kl.summable_limit(token["raw_weight"].dtype)
   valid_raw = raw_RT[valid_RT].astype(np.float64)
@@ -299,10 +317,12 @@ def check_raw(report, z, token, valid_RT, tolerance, group, why):
 
 def check_against_float64(report, z, mode, double, single):
   """A float32 file against the reference's float64 run: our float64 closely, our float32 loosely."""
-  for (_, token, _, _), tolerance, group in (
-    (double, 1e-10, "float64 of float32"),
-    (single, 2e-5, "float32"),
+  tokens = z["log_prob"].shape[1]
+  for (_, token, _, _), dtype, group in (
+    (double, np.float64, "float64 of float32"),
+    (single, np.float32, "float32"),
   ):
+    tolerance = rounding(tokens, dtype)
     for name, ours in (("future_kl_f64", "future_kl"), ("influence_weights_f64", "weight")):
       if name in z:
         where = z["response_mask"].astype(bool) if ours == "weight" else None
@@ -315,7 +335,7 @@ def check_against_float64(report, z, mode, double, single):
       mode,
       double,
       kept_RT,
-      tolerance=1e-10,
+      tolerance=rounding(kept_RT.size, np.float64),
       epsilon=1e-8,
       group="float64 of float32",
       suffix="_f64",
@@ -331,12 +351,13 @@ def check_paper(report, z, common, c, dtype):
   )  # fmt: skip
   loss, token, _, _ = run(objective, z, dtype)
   valid_RT = z["response_mask"].astype(bool)
-  tolerance = 2e-5 if dtype == np.float32 else 1e-9
+  tolerance = rounding(valid_RT.shape[1], dtype)
   for name, ours in (("paper_future_kl", "future_kl"), ("paper_f", "weight")):
     if name in z:
       report.close(name, token[ours], z[name], tolerance, group="paper equations", where=valid_RT)
   if "paper_pg_loss" in z:
     value = loss.total / max(loss.count, 1e-8)
+    tolerance = rounding(valid_RT.size, dtype)
     report.close("paper_pg_loss", value, z["paper_pg_loss"], tolerance, group="paper equations")
 
 
@@ -359,8 +380,7 @@ def check_gspo(report, folder, entry):
 
 def compare_plain(report, z, mode, objective):
   dtype = z["log_prob"].dtype
-  single = dtype == np.float32
-  group, tolerance = ("float32", 1e-5) if single else ("float64", 1e-9)
+  group, tolerance = np.dtype(dtype).name, rounding(z["log_prob"].size, dtype)
   valid_RT = z["response_mask"].astype(bool)
   why = excuse(z, mode, valid_RT, INPUTS)
   result = run(objective, z, dtype)
@@ -372,13 +392,13 @@ def compare_plain(report, z, mode, objective):
   value = check_loss(
     report, z, mode, result, valid_RT, tolerance=tolerance, epsilon=0.0, group=group
   )
-  check_metrics(report, z, result[2], value, 2e-5 if single else 1e-7, group, why)
+  check_metrics(report, z, result[2], value, max(METRIC, tolerance), group, why)
 
 
 def check_agg(report, folder, entry):
   z = load(folder, entry["file"])
   dtype, mask_RT = z["loss_mat"].dtype, z["loss_mask"].astype(bool)
-  group, tolerance = ("float32", 1e-5) if dtype == np.float32 else ("float64", 1e-9)
+  (R, T), group, tolerance = mask_RT.shape, np.dtype(dtype).name, rounding(mask_RT.size, dtype)
   mask_dtype = setting(setting(entry, "config", {}), "mask_dtype", "int64")
   epsilon = 1e-8 if mask_dtype == "float64" else 0.0
   for mode, norm in NORMS.items():
@@ -386,16 +406,16 @@ def check_agg(report, folder, entry):
     if "loss_" + key not in z:
       continue
     with jax.enable_x64(dtype == np.float64):
-      one_RT = jnp.ones(mask_RT.shape, jnp.int32)
-      batch = Batch(one_RT, one_RT, one_RT, *(jnp.ones(mask_RT.shape, dtype),) * 5)
+      one_RT = framed(np.ones((R, T)), jnp.int32)
+      batch = Batch(one_RT, one_RT, one_RT, *(one_RT.astype(dtype),) * 5)
+      inside_RT = framed(mask_RT, bool)
 
-      def total(loss_RT, batch=batch, norm=norm):
-        mean = aggregation.aggregate(loss_RT, mask_RT, jnp.asarray(mask_RT), batch, loss_norm=norm)
+      def total(loss_RT, batch=batch, inside_RT=inside_RT, norm=norm):
+        mean = aggregation.aggregate(loss_RT, inside_RT, inside_RT, batch, loss_norm=norm)
         return mean.total, mean.count
 
-      (sum_, count), gradient_RT = jax.value_and_grad(total, has_aux=True)(
-        jnp.asarray(z["loss_mat"])
-      )
+      (sum_, count), gradient_RT = jax.value_and_grad(total, has_aux=True)(framed(z["loss_mat"], dtype))
+      gradient_RT = gradient_RT[:R, :T]
     by = divisor(mode, mask_RT.sum(), mask_RT.shape, epsilon)
     why = excuse(z, mode, mask_RT, ("loss_mat",))
     report.equal("count", float(count), expected_count(mode, mask_RT, mask_RT))
@@ -421,7 +441,6 @@ def check_msswift(report, folder, entry):
     weight_clip=weight_clip(config.get("fipo_clip_range"), setting(config, "fipo_clip_high_only", True)),
     safety_threshold=setting(config, "fipo_safety_threshold", 4.0),
   )  # fmt: skip
-  single = z["log_prob"].dtype == np.float32
   _, token, _, _ = run(objective, z, z["log_prob"].dtype)
   valid_RT = z["response_mask"].astype(bool)
   why = excuse(z, "", valid_RT, INPUTS)
@@ -429,7 +448,7 @@ def check_msswift(report, folder, entry):
     "influence_weights",
     token["weight"],
     reference,
-    2e-5 if single else 1e-10,
+    rounding(valid_RT.shape[1], z["log_prob"].dtype),
     where=valid_RT,
     excuse=why,
   )

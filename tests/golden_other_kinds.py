@@ -12,6 +12,7 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+from tolerances import limit
 
 from fipo_jax.algorithms import advantages
 
@@ -43,10 +44,10 @@ def check_grpo(report, folder, entry):
   fragile = bool(entry.get("fragile"))
   rows = {"single rows": size_B == 1, "groups": (size_B > 1) & ~(fragile & equal_B)}
   dtype = z["token_level_rewards"].dtype
-  tight = 1e-5 if dtype == np.float32 else 1e-10
+  tight = float(limit(terms=len(keys), dtype=dtype))
   for group, chosen_B in rows.items():
     tolerance = (
-      max(tight, 1e-6) if group == "single rows" else tight
+      max(tight, float(limit(dtype=np.float32))) if group == "single rows" else tight
     )  # the reference divides those in float32
     chosen_BT = np.broadcast_to(chosen_B[:, None], mask_BT.shape)
     report.close(
@@ -80,9 +81,10 @@ def check_overlong(report, folder, entry):
         f"{name}: reference {reference} at n={n}, buffer 0 (division by zero); ours {ours}"
       )
       continue
-    report.close(name, ours, reference, 1e-6)
+    tolerance = float(limit(dtype=np.float32))
+    report.close(name, ours, reference, tolerance)
     report.equal(f"{name} overlong", bool(ours < 0), case["overlong"])
-    report.close(f"{name} total", case["score"] + ours, float(case["total_reward"]), 1e-6)
+    report.close(f"{name} total", case["score"] + ours, float(case["total_reward"]), tolerance)
 
 
 def check_verifier(report, folder, entry):
@@ -120,6 +122,7 @@ def check_validation(report, folder, entry):
   from fipo_jax import evaluate
 
   case = json.loads((folder / entry["file"]).read_text(encoding="utf-8"))
+  tolerance = float(limit(terms=1000, dtype=np.float64))  # draws of the bootstrap
   lists = [case[k] for k in ("data_sources", "sample_inputs", "pred", "acc")]
   ours = evaluate.validation_metrics(*lists, case["reward"])
   for source, variables in case.get("official", {}).items():
@@ -128,7 +131,7 @@ def check_validation(report, folder, entry):
       report.equal(f"{source} {variable} names", sorted(found), sorted(metrics))
       for name, number in metrics.items():
         report.close(
-          f"{source} {variable} {name}", found.get(name, np.nan), number, 1e-12, group="bootstrap"
+          f"{source} {variable} {name}", found.get(name, np.nan), number, tolerance, group="bootstrap"
         )
   exact = evaluate.exact_metrics(*lists)
   for source, metrics in case.get("exact_mean_over_prompts", {}).items():
@@ -137,7 +140,7 @@ def check_validation(report, folder, entry):
         f"{source} {name}",
         exact.get(source, {}).get(name, np.nan),
         number,
-        1e-12,
+        tolerance,
         group="exact definitions",
       )
   for row in case.get("exact_per_prompt", []):
@@ -151,7 +154,7 @@ def check_validation(report, folder, entry):
     )
     for name, number in found.items():
       report.close(
-        f"{row['prompt']} {name}", number, row.get(name, number), 1e-12, group="exact definitions"
+        f"{row['prompt']} {name}", number, row.get(name, number), tolerance, group="exact definitions"
       )
 
 
@@ -168,29 +171,37 @@ def check_qwen2(report, folder, entry):
   mask_RT = np.asarray(z["mask"]).astype(bool) if "mask" in z else np.ones(tokens_RT.shape, bool)
   segments_RT = jnp.asarray(mask_RT, jnp.int32)
   positions_RT = jnp.broadcast_to(jnp.arange(tokens_RT.shape[1], dtype=jnp.int32), tokens_RT.shape)
-  hidden_RTD = jax.jit(model.hidden)(params, tokens_RT, positions_RT, segments_RT)
+
+  @jax.jit
+  def scored(params):
+    hidden_RTD = model.hidden(params, tokens_RT, positions_RT, segments_RT)
+    return model.logits(params, hidden_RTD), *token_logprobs(hidden_RTD, model.head(params), tokens_RT, segments_RT)
+
+  logits_RTV, logp_RT, entropy_RT = map(np.asarray, scored(params))
+  # A layer's inner sizes, one after another, in units of the largest logit.
+  terms = model.config.num_layers * (3 * model.config.d_model + model.config.d_mlp + tokens_RT.shape[1])
+  tolerance = float(limit(terms=terms, scale=np.abs(logits_RTV[mask_RT]).max()))
   if "logits" in z:
-    report.close("logits", model.logits(params, hidden_RTD), z["logits"], 2e-4, where=np.broadcast_to(
+    report.close("logits", logits_RTV, z["logits"], tolerance, where=np.broadcast_to(
       mask_RT[..., None], z["logits"].shape), group="logits")  # fmt: skip
-  logp_RT, entropy_RT = token_logprobs(hidden_RTD, model.head(params), tokens_RT, segments_RT)
   follows_RT = mask_RT & (np.arange(mask_RT.shape[1]) > 0)
   if "token_logprob" in z:
     report.close(
       "token_logprob",
       logp_RT,
       z["token_logprob"],
-      1e-4,
+      tolerance,
       where=follows_RT,
       group="log-probs, entropy",
     )
   if "entropy" in z:  # theirs is of the next token, ours of the token itself
-    report.close("entropy", entropy_RT[:, 1:], z["entropy"][:, :-1], 1e-4, where=follows_RT[:, 1:],
+    report.close("entropy", entropy_RT[:, 1:], z["entropy"][:, :-1], tolerance, where=follows_RT[:, 1:],
                  group="log-probs, entropy")  # fmt: skip
   if "greedy" in z:
-    check_greedy(report, model, params, z["greedy"], z["token_ids"])
+    check_greedy(report, model, params, z["greedy"], z["token_ids"], tolerance)
 
 
-def check_greedy(report, model, params, greedy_SM, token_ids):
+def check_greedy(report, model, params, greedy_SM, token_ids, tolerance):
   """Prefill of the common beginning, then cached steps fed the reference's tokens: each the argmax."""
   slots, longest = greedy_SM.shape
   shared = min(longest, token_ids.shape[1])
@@ -223,7 +234,7 @@ def check_greedy(report, model, params, greedy_SM, token_ids):
       f"greedy token {t}",
       logits_SV.max(1) - chosen_S,
       np.zeros(slots),
-      1e-4,
+      tolerance,
       group="greedy, cached decode",
     )
 

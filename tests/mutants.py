@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import compileall
+import contextlib
 import importlib
 import itertools
 import json
@@ -110,6 +111,7 @@ class Workshop:
     self.folder, self.scratch, self.kept = (folder / name for name in ("project", "scratch", "kept"))
     shutil.copytree(ROOT, self.folder, ignore=LEFT_OUT)
     compileall.compile_dir(self.folder, quiet=1)
+    self.pid = None
 
   def start(self, row: Mutant | None, tests: list[str]) -> None:
     """Mutates, and starts the tests, until the first failure; without a mutant all of them, however long it takes."""
@@ -136,6 +138,7 @@ class Workshop:
     code = 70
     try:
       os.setsid()
+      signal.signal(signal.SIGTERM, signal.SIG_DFL)
       log = os.open(self.scratch / "log", os.O_CREAT | os.O_WRONLY)
       os.dup2(log, 1), os.dup2(log, 2)
       os.chdir(self.folder)
@@ -155,18 +158,27 @@ class Workshop:
     late = time.monotonic() - self.began > self.limit_s
     if not pid and not late:
       return None
-    try:
-      os.killpg(self.pid, signal.SIGKILL)  # and what they have left running
-    except ProcessLookupError:
-      pass
+    self._kill()
     if not pid:
       _, _, used = os.wait4(self.pid, 0)
+    self.pid = None
     if self.row:
       shutil.copy2(self.kept, self.folder / self.row.file)
     found = self.scratch / "result"
     code, failed, broken = json.loads(found.read_text()) if found.exists() else (None, [], [])
     said = f"not done in {LIMIT_S:g} s" if late else "the process died"
     return Result(code, failed, broken, used.ru_utime + used.ru_stime, said)
+
+
+  def _kill(self) -> None:
+    """Ends the tests, and what they have left running."""
+    with contextlib.suppress(ProcessLookupError):
+      os.killpg(self.pid, signal.SIGKILL)
+
+  def close(self) -> None:
+    """To be called at the end, whatever it is: the tests are in a session of their own."""
+    if self.pid:
+      self._kill()
 
 
 class _Record:
@@ -192,7 +204,12 @@ def union(mutants) -> list[str]:
 
 def run_all(mutants, jobs: int, folder: pathlib.Path) -> tuple[Result, list[tuple[Mutant, Result]]]:
   """The result of the tests without a mutant, and if they pass those of all mutants."""
-  shops = [Workshop(folder / str(i)) for i in range(jobs)]
+  with contextlib.ExitStack() as stack:
+    shops = [stack.enter_context(contextlib.closing(Workshop(folder / str(i)))) for i in range(jobs)]
+    return _run_in(shops, mutants)
+
+
+def _run_in(shops: list[Workshop], mutants) -> tuple[Result, list[tuple[Mutant, Result]]]:
   shops[0].start(None, union(mutants))
   while (green := shops[0].done()) is None:
     time.sleep(0.1)
@@ -244,10 +261,14 @@ def main(arguments=None) -> int:
   if options.list:
     print(*(f"{m.name}  {m.file}  {m.tests}" for m in mutants), sep="\n")
     return 0
+  if not mutants:
+    print(f"--only={options.only}: no row has this in its name or file")
+    return 1
   if bad := [f"{m.name}: {reason}" for m in mutants if (reason := rotten(m))]:
     print(*bad, sep="\n")
     return 1
-  with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
+  signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # tidies up, as Ctrl-C does
+  with tempfile.TemporaryDirectory(prefix="mutants-", ignore_cleanup_errors=True) as folder:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # JAX reads these when it is imported
     os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{folder}/programs"
     os.environ |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}

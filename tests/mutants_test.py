@@ -57,6 +57,13 @@ def test_each_test_runs_once_without_a_mutant():
   assert mutants.union(rows) == ["a.py::x", "b.py", "a.py::z"]
 
 
+def test_rows_can_be_listed_and_no_row_is_a_mistake(capsys):
+  assert mutants.main(["--list", "--only=future_kl_d"]) == 0
+  said = capsys.readouterr().out.splitlines()
+  assert [line.split()[0] for line in said] == ["future_kl_decay", "future_kl_direction"]
+  assert mutants.main(["--only=no such row"]) == 1 and "no row has this" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_a_mutant_is_noticed_and_put_back(tmp_path):
   """Two rows of one file, one after the other: the second is met by the file as it was."""

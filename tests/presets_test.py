@@ -6,6 +6,7 @@ import golden_kinds
 import numpy as np
 import pytest
 from golden_other_kinds import load
+from tolerances import close
 
 from fipo_jax import assemble, config
 from fipo_jax.algorithms import make_objective
@@ -22,6 +23,11 @@ def objective(preset, **changes):
   return make_objective(cfg.algorithm.name, **assemble.hyperparameters(cfg))
 
 
+def equal(ours, reference):
+  """Within float64's rounding of sums over 100 tokens, of numbers of size 1 at least."""
+  close(ours, reference, terms=100, dtype=np.float64, scale=np.maximum(1, np.abs(reference)))
+
+
 def evaluate(preset, file, **changes):
   z = load(GOLDEN, file)
   loss, token, values, gradient_RT = golden_kinds.run(objective(preset, **changes), z, z["log_prob"].dtype)
@@ -34,21 +40,21 @@ def evaluate(preset, file, **changes):
 ])  # fmt: skip
 def test_official_presets_are_the_published_code(preset, file):
   z, valid_RT, loss, token, values, gradient_RT = evaluate(preset, file)
-  np.testing.assert_allclose(token["future_kl"][valid_RT], z["future_kl"][valid_RT], rtol=0, atol=1e-12)
-  np.testing.assert_allclose(token["weight"][valid_RT], z["influence_weights"][valid_RT], rtol=1e-12)
+  equal(token["future_kl"][valid_RT], z["future_kl"][valid_RT])
+  equal(token["weight"][valid_RT], z["influence_weights"][valid_RT])
   np.testing.assert_array_equal(token["keep"].astype(bool), z["final_mask"].astype(bool) & valid_RT)
-  np.testing.assert_allclose(loss.total / (loss.count + 1e-8), z["pg_loss"], rtol=1e-12)
-  np.testing.assert_allclose(gradient_RT / (loss.count + 1e-8), z["grad_log_prob"], rtol=0, atol=1e-13)
+  equal(loss.total / (loss.count + 1e-8), z["pg_loss"])
+  equal(gradient_RT / (loss.count + 1e-8), z["grad_log_prob"])
   named = dict(zip(z["metric_names"].tolist(), z["metric_values"], strict=True))
   for theirs in ("pg_clipfrac", "ppo_kl", "influence_weights_mean", "influence_weights_max"):
-    np.testing.assert_allclose(values[golden_kinds.METRICS[theirs]], named[theirs], rtol=1e-6, atol=1e-8)
+    assert abs(values[golden_kinds.METRICS[theirs]] - named[theirs]) < golden_kinds.METRIC * max(1, abs(named[theirs]))
 
 
 def test_paper_preset_is_the_papers_equations():
   z, valid_RT, loss, token, *_ = evaluate("paper", "fkl_p03_sequence_drop.npz")
-  np.testing.assert_allclose(token["future_kl"][valid_RT], z["paper_future_kl"][valid_RT], rtol=0, atol=1e-12)
-  np.testing.assert_allclose(token["weight"][valid_RT], z["paper_f"][valid_RT], rtol=1e-12)
-  np.testing.assert_allclose(loss.total / loss.count, z["paper_pg_loss"], rtol=1e-12)
+  equal(token["future_kl"][valid_RT], z["paper_future_kl"][valid_RT])
+  equal(token["weight"][valid_RT], z["paper_f"][valid_RT])
+  equal(loss.total / loss.count, z["paper_pg_loss"])
   # The case tells the two apart.
   assert abs(z["paper_pg_loss"] - z["pg_loss"]) > 1e-3
 
@@ -59,13 +65,13 @@ def test_msswift_preset_has_its_weights():
   changes = {"half_life_tokens": 8.0, "weight_clip": (0.8, 1.2)}  # of the case; the rest is the preset
   _, token, _, _ = golden_kinds.run(objective("msswift", **changes), z, z["log_prob"].dtype)
   valid_RT = z["response_mask"].astype(bool)
-  np.testing.assert_allclose(token["weight"][valid_RT], want[valid_RT], rtol=1e-10)
+  equal(token["weight"][valid_RT], want[valid_RT])
 
 
 def test_dapo_preset_is_the_published_loss():
   z, _, loss, _, _, gradient_RT = evaluate("dapo", "ppo_p01_dapo.npz")
-  np.testing.assert_allclose(loss.total / loss.count, z["pg_loss"], rtol=1e-12)
-  np.testing.assert_allclose(gradient_RT / loss.count, z["grad_log_prob"], rtol=0, atol=1e-13)
+  equal(loss.total / loss.count, z["pg_loss"])
+  equal(gradient_RT / loss.count, z["grad_log_prob"])
 
 
 def test_grpo_preset_weighs_responses_alike():
@@ -73,7 +79,7 @@ def test_grpo_preset_weighs_responses_alike():
   ratio = np.exp(np.clip(z["log_prob"] - z["old_log_prob"], -20, 20))
   each = np.maximum(-z["advantages"] * ratio, -z["advantages"] * np.clip(ratio, 0.8, 1.2))
   means = [row[on].mean() for row, on in zip(each, valid_RT, strict=True) if on.any()]
-  np.testing.assert_allclose(loss.total / loss.count, np.mean(means), rtol=1e-10)
+  equal(loss.total / loss.count, np.mean(means))
 
 
 @pytest.mark.parametrize("name", PRESETS)

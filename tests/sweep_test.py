@@ -210,6 +210,7 @@ def start(folder, *arguments):
   )  # fmt: skip
 
 
+@pytest.mark.slow  # test_a_stopped_sweep_stops_its_runs starts real runs, too
 def test_runs_every_arm_reports_the_one_that_fails_and_goes_on_where_it_stopped(tmp_path):
   arms = {"a": {}, "bad": {"data.options.max_terms": 1}}  # fewer than min_terms: found when the data is made
   tiny(tmp_path, ARMS=arms, SEEDS=(0,))

@@ -123,7 +123,7 @@ def bare(tokens: Sequence[Token]) -> list[Token]:
 
   Raises: Unreadable where the words may belong to the value.
   """
-  tokens = _without_remarks(unwrapped(tokens))
+  tokens = without_remarks(unwrapped(tokens))
   while tokens and tokens[0].kind == WORD and tokens[0].text.lower() in _ABOUT:
     tokens = tokens[1:]
   for i, token in outside(tokens):
@@ -154,7 +154,7 @@ def unwrapped(tokens: Sequence[Token]) -> list[Token]:
   return tokens
 
 
-def _without_remarks(tokens: list[Token]) -> list[Token]:
+def without_remarks(tokens: Sequence[Token]) -> list[Token]:
   """Without each group "(... words ...)" that follows a value. One that begins with "or", "if", "mod" stays."""
   kept, i = [], 0
   while i < len(tokens):

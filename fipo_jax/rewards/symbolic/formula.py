@@ -262,7 +262,10 @@ class Parser:
         of = self.marked(negated(of) if sign == -1 else of)
       if exponent == MINUS_ONE and name in _INVERSE:
         name, exponent = _INVERSE[name], None
-      node = called("log", of, base) if base else called(name, of)
+      if name == "exp":
+        node = raised(("name", "e"), of)
+      else:
+        node = called("log", of, base) if base else called(name, of)
     return raised(node, exponent) if exponent else node
 
   def group(self) -> Node:

@@ -10,6 +10,7 @@ from fipo_jax.rewards.symbolic.formula import Node
 
 _REVERSED = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}
 _MINUS_INFINITY, _INFINITY = ("infinity", -1), ("infinity", 1)
+PIECES = 40  # intervals and points of a set
 Equal = Callable[[Node, Node], bool]
 
 
@@ -37,8 +38,10 @@ def same(a: Node, b: Node, equal: Equal) -> bool:
 
 
 def pieces(a: Node, equal: Equal) -> list[Piece]:
-  """The intervals that make up a set, in any order. Raises: numeric.NoValue for other sets."""
+  """The intervals that make up a set, in any order. Raises: numeric.NoValue for other sets, and for too many."""
   kind = a[0]
+  if max(len(a), len(a[2]) if kind == "without" else 0) > PIECES:
+    raise numeric.NoValue
   if kind == "pair":
     return [Piece(a[2], a[1] == "[", a[3], a[4] == "]")]
   if kind == "set":

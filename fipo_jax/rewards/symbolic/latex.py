@@ -62,6 +62,9 @@ _REWRITTEN = (
   (re.compile(r"(?<![0-9.,}])[1-9][0-9]{0,2}(?: [0-9]{3})+(?![0-9/])"), lambda m: m.group().replace(" ", "")),
   (re.compile(r"(?<=[\w)}])(?:\*\*| \*\* )(?=[\w({\\-])"), "^"),  # Python's power; the other ** are emphasis
   (re.compile(r"\*\*"), " "),
+  (re.compile(r"^\s*\]([^\[\]]*[\[\]]\s*)$"), r"(\1"),  # ]0, 1] and [0, 1[
+  (re.compile(r"^(\s*[\[(][^\[\]]*)\[\s*$"), r"\1)"),
+  (re.compile(r"(?<![a-zA-Z])([aApP])\.\s?[mM]\.?(?![a-zA-Z])"), r"\1m"),
   (re.compile(r"(?<=[)\]])\s*U\s*(?=[(\[])"), r"\\cup "),
   (re.compile(r"\\(?:left|right)\s*\."), " "),
   (re.compile(r"\^\s*(?:\\(?:circ|degree)(?![a-zA-Z])|\{\s*\\(?:circ|degree)\s*\})"), r"\\degree "),
@@ -73,7 +76,7 @@ _DOUBLED = re.compile(r"\\\\(?=[a-zA-Z])")
 
 _FUNCTIONS = {
   *("sin", "cos", "tan", "sec", "csc", "cot", "sinh", "cosh", "tanh", "arcsin", "arccos", "arctan"),
-  *("log", "ln", "lg", "exp", "gcd", "lcm", "max", "min"),
+  *("log", "ln", "lg", "exp", "gcd", "lcm"),
 }
 _COMMANDS = {
   **dict.fromkeys(("cdot", "times", "ast"), (SIGN, "*")),
@@ -93,7 +96,7 @@ _COMMANDS = {
   **{name: (CLOSE, f"\\{name}") for name in ("rfloor", "rceil", "rangle")},
   **{name: (SIGN, name) for name in ("pm", "mp", "cup")},
   **{name: (NAME, name) for name in _NAMES},
-  **{name: (FUNCTION, name) for name in _FUNCTIONS},
+  **{name: (FUNCTION, name) for name in (*_FUNCTIONS, "max", "min")},
   "lt": (RELATION, "<"), "gt": (RELATION, ">"), "in": (RELATION, "in"), "infty": (COMMAND, "infty"),
   "sqrt": (COMMAND, "sqrt"), "choose": (COMMAND, "choose"), "lbrace": (OPEN, "\\{"), "rbrace": (CLOSE, "\\}"),
   "imath": (NAME, "i"), "prime": (SIGN, "'"), "angle": (WORD, "angle"), "triangle": (WORD, "triangle"),
@@ -122,7 +125,10 @@ _MEANT = {
   **dict.fromkeys(("and", "or"), None),
   **dict.fromkeys(("infinity", "inf"), (COMMAND, "infty")),
   "mod": (SIGN, "mod"), "sqrt": (COMMAND, "sqrt"),
-}  # fmt: skip
+}
+_CALLED = {name: name for name in ("abs", "floor", "ceil", "min", "max")} | {
+  name: f"arc{name[1:]}" for name in ("asin", "acos", "atan")
+}  # functions where a parenthesis follows  # fmt: skip
 
 _NUMBER = re.compile(r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
 _GROUPED = re.compile(r"[1-9][0-9]{0,2}(?:,[0-9]{3})+(?!,?[0-9])(?:\.[0-9]+)?")
@@ -220,7 +226,7 @@ class Tokenizer:
       for place, letter in enumerate(run, self.at + 1):
         self._add(NAME, letter, place)
       return True
-    if kind == FUNCTION and text != run:  # sinx
+    if kind == FUNCTION and not text:  # sinx
       function, of = _FUNCTION_OF.fullmatch(run).groups()
       self._add(FUNCTION, function, end)
       self.spaced = True
@@ -232,7 +238,9 @@ class Tokenizer:
     lower = run.lower()
     if len(run) > 1 and lower in _MEANT:
       return _MEANT[lower] or (SEPARATOR, lower)
-    if run in _FUNCTIONS and (run not in ("min", "max") or following in ("(", "{", "\\")):
+    if lower in _CALLED and following in ("(", "{"):
+      return FUNCTION, _CALLED[lower]
+    if run in _FUNCTIONS:
       return FUNCTION, run
     if prose:
       return WORD, run

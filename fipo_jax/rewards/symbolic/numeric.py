@@ -330,7 +330,7 @@ def _extreme(pick: Any) -> Any:
 
 
 _CALLS = {
-  **{name: _elementary(name) for name in ("sin", "cos", "tan", "sec", "csc", "cot", "sinh", "cosh", "tanh", "exp")},
+  **{name: _elementary(name) for name in ("sin", "cos", "tan", "sec", "csc", "cot", "sinh", "cosh", "tanh")},
   **{f"arc{name}": _elementary(f"a{name}") for name in ("sin", "cos", "tan")},
   "ln": _logarithm, "log": _logarithm, "root": _rooted, "factorial": _factorial, "binomial": _binomial,
   "abs": lambda self, x: abs(x),

@@ -25,6 +25,7 @@ from fipo_jax.rewards.symbolic.dress import (
   outside,
   says_words,
   unwrapped,
+  without_remarks,
 )
 from fipo_jax.rewards.symbolic.formula import MINUS_ONE, Node, Parser, number
 from fipo_jax.rewards.symbolic.latex import COMMAND, NAME, NUMBER, SIGN, WORD, Token
@@ -44,26 +45,28 @@ _SIZE = re.compile(r"\\(?:left|right)(?![a-zA-Z])")
 _KEPT_SPACE = re.compile(r"(?<=[0-9a-zA-Z]) (?=[0-9a-zA-Z])")
 
 
-@functools.lru_cache(maxsize=4096)
 def read(text: str) -> Node | None:
   """The tree of an answer; None where it cannot be one: empty, too long, or with brackets that do not close."""
-  if len(text) > latex.CHARACTERS:
-    return None
-  text = latex.clean(text).strip(" \t\n,;:")
-  tokens = latex.Tokenizer(text).tokens()
+  return _read(text) if len(text) <= latex.CHARACTERS else None
+
+
+@functools.lru_cache(maxsize=4096)
+def _read(text: str) -> Node | None:
+  tokens = latex.Tokenizer(latex.clean(text).strip(" \t\n,;:")).tokens()
   try:
     return answer(tokens)
   except Unreadable:
-    return opaque(text, tokens)
+    return opaque(tokens)
 
 
-def opaque(text: str, tokens: Sequence[Token]) -> Node | None:
-  """The text without spaces where they mean nothing; None without a sign in it or with brackets that do not close."""
+def opaque(tokens: Sequence[Token]) -> Node | None:
+  """The tokens as one text; None without any, and with brackets that do not close."""
   try:
     list(outside(tokens))
   except Unreadable:
     return None
-  return ("text", compact(text)) if tokens else None
+  texts = [token.text.lower() if token.kind == WORD else token.text for token in tokens]
+  return ("text", compact(" ".join(texts))) if tokens else None
 
 
 def compact(text: str) -> str:
@@ -212,7 +215,7 @@ def named(tokens: list[Token]) -> Node | None:
 
 def expression(tokens: list[Token], signs: Sequence[int]) -> Node:
   """A formula without its dress, or a text in words."""
-  said = says_words(tokens)
+  said = says_words(without_remarks(tokens))
   if said in _NUMBER_WORDS:
     return number(Fraction(_NUMBER_WORDS[said]))
   if said:
