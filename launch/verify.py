@@ -12,6 +12,7 @@ and a summary on standard error. Where a line has "right" (true or false) and th
 
 from __future__ import annotations
 
+import itertools
 import json
 import pathlib
 import sys
@@ -89,7 +90,7 @@ def verify(path: str, out) -> int:
     workers=given.workers, timeout_s=given.timeout_s, verifier_file=given.file or None, on_error="score_wrong",
     wrong_score=-1.0, env=given.env, network=given.network, processes=given.processes, memory_mb=given.memory_mb,
   ) as scorer:  # fmt: skip
-    while batch := [row for row, _ in zip(rows, range(BATCH), strict=False)]:
+    while batch := list(itertools.islice(rows, BATCH)):
       found = scorer.score([job for _, job, _ in batch])
       for (number, _, right), scored in zip(batch, found, strict=True):
         line = said(number, scored, right)

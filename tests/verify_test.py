@@ -70,3 +70,10 @@ def test_a_file_of_ones_own(tmp_path):
 def test_mistakes_are_one_line(arguments, lines, code, message):
   found, _, said = run(*arguments, lines=lines)
   assert found == code and message in said and "Traceback" not in said and said.strip().count("\n") == 0
+
+
+def test_every_line_has_a_verdict_whatever_their_number():
+  """More than two batches: none is lost where one ends and the next begins."""
+  code, out, said = run("--verifier=exact", "-", lines=[{"response": f"Answer: {i}", "answer": i} for i in range(1100)])
+  assert code == 0 and [row["line"] for row in out] == list(range(1, 1101)) and "1100 lines" in said
+  assert [row["pred"] for row in out] == [str(i) for i in range(1100)]

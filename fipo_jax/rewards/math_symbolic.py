@@ -2,7 +2,9 @@ r"""Symbolic answer check: 1/2, 0.5 and \frac{1}{2} are the same number, 2\pi an
 
 A verdict is about the whole answer. The answer and the ground truth are read by one function, `reading.read`, and their
 trees compared:
-  numbers and formulas   by value (`numeric`): rational ones exactly, decimals by relative error
+  numbers and formulas   by value (`numeric`): rational ones exactly; a decimal of six figures or more is what rounds to
+                         it (0.333333 is 1/3), a shorter one is exact. Units, currency and prose are dress (`dress`):
+                         5 cm is 5, and 5 m. \log is to base 10. 1/2x is half of x, a/2x is a over 2x; 1011_2 is 11
   percentages, degrees   50% is 50 and 1/2, as graders of MATH have it; 90° is 90 and pi/2. 50% is not 5000%
   lists "1, 2", "1 or 2" in any order, and equal to the set {1, 2}; in this order equal to the tuple (1, 2)
   tuples, matrices       entry by entry; sets in any order, each element once

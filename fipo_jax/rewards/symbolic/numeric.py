@@ -21,7 +21,7 @@ from fipo_jax.rewards.symbolic import formula
 from fipo_jax.rewards.symbolic.formula import Node
 
 BITS = 400  # of precision at least
-MOST_BITS = 8_000  # no more, or there is no verdict
+MOST_BITS = 4_000  # no more, or there is no verdict
 MAGNITUDE = 10**6  # of a power, in bits
 CALLS = 200  # of functions in a formula; a gamma function counts for many
 GAMMA = 40
@@ -226,6 +226,7 @@ class Evaluation:
     if abs(_magnitude(base)) * abs(exponent) > MAGNITUDE or abs(exponent) > MAGNITUDE:
       raise NoValue
     if not isinstance(exponent, Fraction):
+      self._count(1)
       return self.context.power(lifted(base), lifted(exponent))
     if exponent.denominator == 1:
       if isinstance(base, Fraction) and bits(base) * abs(exponent) > 2 * formula.BITS:
@@ -245,10 +246,13 @@ class Evaluation:
     return self.context.root(base, degree)
 
   def _call(self, name: str, of: list[Any]) -> Any:
-    self.calls += GAMMA if name in ("factorial", "binomial") else 1
+    self._count(GAMMA if name in ("factorial", "binomial") else 1)
+    return _CALLS[name](self, *of)
+
+  def _count(self, calls: int) -> None:
+    self.calls += calls
     if self.calls > CALLS:
       raise NoValue
-    return _CALLS[name](self, *of)
 
 
 def _plus(a: Any, b: Any) -> Any:
