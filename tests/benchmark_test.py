@@ -2,11 +2,13 @@
 
 import math
 
+import numpy as np
 import pytest
 
 from fipo_jax import config
 from fipo_jax.algorithms.presets import PRESETS
 from launch import benchmark
+from tests.tolerances import close
 
 
 def tiny():
@@ -26,9 +28,10 @@ def test_a_step_with_a_reference_policy_is_timed(monkeypatch):
   c.algorithm.reference_kl_coef = 0.1
   result = benchmark.train(c, 2)
   assert (result["rows"], result["tokens"], result["devices"]) == (16, 16 * 64, 8)
-  assert result["tok_s"] == pytest.approx(result["tokens"] / result["seconds"])
+  close(result["tok_s"], result["tokens"] / result["seconds"], dtype=np.float64)
   assert math.isfinite(result["loss"]) and result["loss"] != 0 and result["mfu"] is None
-  useful = 6 * (3 * 160 * (480 * 3 + 160 * 2 + 80 * 2) + 256 * 160) * 1024  # and biases, norms, attention
+  # And biases, norms, attention: a tenth at most.
+  useful = 6 * (3 * 160 * (480 * 3 + 160 * 2 + 80 * 2) + 256 * 160) * 1024
   assert result["tflop_s_per_device"] * 1e12 * 8 * result["seconds"] == pytest.approx(useful, rel=0.1)
 
 

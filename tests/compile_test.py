@@ -6,12 +6,14 @@ import types
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from fipo_jax import config as config_lib
 from fipo_jax.sharding import make_mesh
 from launch import chips, hlo
 from launch import compile as report
+from tests.tolerances import close
 
 HLO = """HloModule jit_run, is_scheduled=true
 
@@ -82,9 +84,9 @@ def test_bytes_sent_by_kind_and_size_of_the_group(groups, chips):
     assert found.group == chips
     return found.wire_bytes
 
-  assert of("all-gather") == pytest.approx(400 * (chips - 1) / chips)
-  assert of("all-reduce") == pytest.approx(2 * 400 * (chips - 1) / chips)
-  assert of("reduce-scatter") == pytest.approx(400 * (chips - 1))
+  close(of("all-gather"), 400 * (chips - 1) / chips, dtype=np.float64)
+  close(of("all-reduce"), 2 * 400 * (chips - 1) / chips, dtype=np.float64)
+  close(of("reduce-scatter"), 400 * (chips - 1), dtype=np.float64)
 
 
 @pytest.mark.parametrize(("line", "operands", "flops"), [
@@ -177,10 +179,9 @@ def test_bound_is_of_memory_or_of_arithmetic():
   c, context = plan.model.config, cfg.rollout.max_response_tokens // 2
   numbers = sum(math.prod(x.shape) for x in jax.tree.leaves(plan.model.abstract()))  # tied: every one is read
   seconds = (2 * numbers + 4 * context * plan.engine.token_bytes) / 0.82e12
-  assert facts["tokens_per_second_bound"] == pytest.approx(4 / seconds)
-  assert facts["compute_ms"] == pytest.approx(
-    4 * (2 * numbers + 4 * c.num_layers * c.num_heads * c.head_dim * context) / 197e12 * 1e3
-  )
+  close(facts["tokens_per_second_bound"], 4 / seconds, dtype=np.float64)
+  flops = 4 * (2 * numbers + 4 * c.num_layers * c.num_heads * c.head_dim * context)
+  close(facts["compute_ms"], flops / 197e12 * 1e3, dtype=np.float64)
   assert 0 <= plan.state_bytes - 12 * numbers < 100  # and counters
   assert plan.params_bytes == 4 * numbers and plan.weight_bytes == 2 * numbers
 
@@ -233,7 +234,7 @@ def test_tiny_programs_compile_for_a_tpu(capsys, monkeypatch):
   assert 0.5 * train["host_bytes"] < train["host_bytes_beside_work"] <= train["host_bytes"]
   assert train["host_gib"] > 0 and train["kernel_flops"] > 0
   assert train["kinds_gib"]["optimizer"] < 0.05 * train["kinds_gib"]["parameters"]  # moments of norms and biases
-  assert sum(train["kinds_gib"].values()) == pytest.approx(train["peak_gib"])
+  close(sum(train["kinds_gib"].values()), train["peak_gib"], terms=len(train["kinds_gib"]), dtype=np.float64)
   assert {"slots", "cache_gib", "tokens_per_second_bound"} <= set(programs["decode"])
   sums = sum(c["times"] for c in programs["decode"]["collectives"] if c["kind"] == "all-reduce")
   assert sums >= 2 * 3  # two products of each layer

@@ -4,6 +4,7 @@ JAX_PLATFORMS=cuda or tpu in the environment runs the same tests on an accelerat
 keeps its value: XLA_FLAGS=--xla_backend_optimization_level=3 runs the tests on programs optimised as in use.
 """
 
+import gc
 import os
 import shutil
 import tempfile
@@ -33,6 +34,12 @@ def pytest_configure():
   import jax  # reads the environment
 
   jax.config.update("jax_num_cpu_devices", 8)
+
+
+def pytest_collection_finish():
+  # Programs are traced as many small objects, few of them in cycles: rarer searches for those save a fifteenth.
+  gc.freeze()
+  gc.set_threshold(50_000)
 
 
 def pytest_unconfigure():

@@ -1,7 +1,6 @@
 """Nothing is lost: kill -9 at any moment, SIGTERM, an engine that fails. What is resumed ends like what was not."""
 
 import json
-import os
 import random
 import signal
 import time
@@ -9,13 +8,12 @@ import time
 import numpy as np
 import pytest
 
-from fipo_jax import config, loop
+from fipo_jax import loop
 from fipo_jax.rollout.http import EngineError
 from fipo_jax.rollout.native import NativeEngine
 from fipo_jax.train import checkpoint
-from launch import run
-from tests.loop_test import ROOT, lines, without_time
-from tests.processes_test import ends, launch, model, settings, steps_logged, until  # noqa: F401
+from tests.loop_test import lines, model, settings, small, without_time  # noqa: F401
+from tests.processes_test import ends, launch, steps_logged, until
 
 EVERY_STEP = {"checkpoint.every": 1, "checkpoint.keep": 2, "eval.every": 3, "checkpoint.keep_best": 1}
 
@@ -32,7 +30,7 @@ def same_run(workdir, other):
 def uninterrupted(model, tmp_path_factory):  # noqa: F811
   """The workdir of a run of nine steps, and the seconds that a step took."""
   workdir = tmp_path_factory.mktemp("nine") / "run"
-  ends([launch(settings(model, workdir, steps=9, **EVERY_STEP))], code=0)
+  loop.train(small(model, workdir, steps=9, **EVERY_STEP | {"checkpoint.every": 9}))
   return workdir, float(np.median([r["seconds/step"] for r in lines(workdir)[2:]]))
 
 
@@ -65,15 +63,15 @@ def kill_again_and_again(model, workdir, uninterrupted, moments, seed):  # noqa:
   during_saves = killed = 0
   for how in moments:
     lines_before, more = steps_logged(workdir), draw.randint(1, 3)
-    job = launch(values)
+    job = launch(values, devices=8)  # as in this process: compiled programs are shared
     if how == "start":
       time.sleep(draw.uniform(0, 8))
     elif how == "step":
       enough = min(lines_before + more, 9)
-      until(lambda: steps_logged(workdir) >= enough or job.poll() is not None, [], timeout=120)  # noqa: B023
+      until(lambda: steps_logged(workdir) >= enough or job.poll() is not None, [], timeout=600)  # noqa: B023
       time.sleep(draw.uniform(0, 1.5 * seconds))
     elif how == "save":
-      until(lambda: torn(workdir) or job.poll() is not None, [], timeout=120)  # noqa: B023
+      until(lambda: torn(workdir) or job.poll() is not None, [], timeout=600)  # noqa: B023
     if job.poll() is not None:  # it was too fast and is at its end
       break
     if how == "sigterm":
@@ -84,7 +82,7 @@ def kill_again_and_again(model, workdir, uninterrupted, moments, seed):  # noqa:
     during_saves += torn(workdir)
     killed += 1
     check_folder(workdir)
-  ends([launch(values)], code=0)
+  ends([launch(values, devices=8)], code=0)
   same_run(workdir, other)
   assert len(checkpoint.steps_in(checkpoint.folder_of(workdir))) <= 3
   return killed, during_saves
@@ -125,18 +123,10 @@ def test_killed_twenty_times(model, uninterrupted, tmp_path):  # noqa: F811
 def test_what_a_failing_engine_had_sampled_waits_in_the_run(model, tmp_path, monkeypatch, every):  # noqa: F811
   """It fails in the second step, with one group complete and one begun, and is mended: nothing was sampled twice."""
 
-  def cfg(workdir):
-    c = run.load_experiment(str(ROOT / "experiments/quickstart.py"))
-    more = {"checkpoint.every": every, "steps": 2, "dynamic_sampling.enabled": False, "rollout.slots": 8,
-            "log.samples": 0}  # fmt: skip
-    c.update_from_flattened_dict(settings(model, workdir, **more))
-    config.validate(c)
-    return c
-
-  os.chdir(ROOT)
+  more = {"checkpoint.every": every, "steps": 2, "dynamic_sampling.enabled": False}
   (tmp_path / "a").mkdir()
   (tmp_path / "b").mkdir()
-  loop.train(cfg(tmp_path / "a/run"))
+  loop.train(small(model, tmp_path / "a/run", **more))
   generate, calls = NativeEngine.generate, []
 
   def fails(self, prompts, *args, **kwargs):
@@ -152,9 +142,9 @@ def test_what_a_failing_engine_had_sampled_waits_in_the_run(model, tmp_path, mon
 
   monkeypatch.setattr(NativeEngine, "generate", fails)
   with pytest.raises(EngineError, match="the servers are gone"):
-    loop.train(cfg(tmp_path / "b/run"))
+    loop.train(small(model, tmp_path / "b/run", **more))
   assert calls == [4, 4]
-  loop.train(cfg(tmp_path / "b/run"))
+  loop.train(small(model, tmp_path / "b/run", **more))
   assert calls == [4, 4, 0]  # only the rest of what was begun
   straight, mended = (lines(tmp_path / f"{name}/run")[-1] for name in "ab")
   assert mended["groups_continued"] == 4 and straight["groups_continued"] == 0
