@@ -175,8 +175,8 @@ def resumed(workdir, copy, step):
   return copy
 
 
-def test_more_steps_go_on_from_the_last_one(model, whole, tmp_path):
-  workdir = resumed(whole[0], tmp_path / "run", 3)  # a copy: others look at the original
+def test_more_steps_go_on_from_the_last_one(model, whole):
+  workdir = resumed(whole[0], whole[0].parent / "longer", 3)  # a copy: others look at the original
   before = lines(workdir)
   result = loop.train(small(model, workdir, **WHOLE | {"steps": 4}))
   assert result["steps"] == 4
