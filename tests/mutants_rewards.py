@@ -1,6 +1,6 @@
 """The rows of `mutants` for verdicts: (name, file, old text, new text, tests that should notice, why)."""
 
-G, P, S, X = (f"fipo_jax/rewards/{name}.py" for name in ("gym", "gym_parse", "score", "sandbox"))
+G, P, S, X, W = (f"fipo_jax/rewards/{name}.py" for name in ("gym", "gym_parse", "score", "sandbox", "process"))
 GYM = "gym_test.py::test_"
 
 ROWS = (
@@ -111,14 +111,14 @@ ROWS = (
     "score_test.py::test_closing_ends_what_waits", "who waits, waits for ever",
   ),
   (
-    "sees_the_end_alone", S,
+    "sees_the_end_alone", W,
     "job.response[-characters:]", "job.response[-20_000:]",
     "score_test.py::test_a_verifier_sees_the_whole_response_or_as_much_of_its_end_as_the_config_says",
     "a response is cut in silence",
   ),
   (
     "folders_stay", S,
-    "        _remove_left_behind()\n", "        pass\n",
+    "        process.remove_left_behind()\n", "        pass\n",
     "score_test.py::test_folders_of_killed_runs_are_removed", "each killed run leaves folders",
   ),
   (
@@ -175,7 +175,7 @@ ROWS = (
     "sandbox_test.py::test_a_file_is_bounded_and_the_log_is_not_one", "a verdict fills the disk",
   ),
   (
-    "group_stays", S,
+    "group_stays", W,
     "      os.killpg(self.process.pid, signal.SIGKILL)\n", "      self.process.kill()\n",
     "sandbox_test.py::test_what_it_starts_ends_with_it", "what a verdict starts outlives it",
   ),

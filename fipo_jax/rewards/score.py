@@ -6,18 +6,13 @@ import collections
 import concurrent.futures
 import contextlib
 import dataclasses
-import json
 import math
 import multiprocessing
 import multiprocessing.connection
 import os
 import pathlib
-import pickle
-import shutil
 import signal
-import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,12 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from fipo_jax.rewards import sandbox
+from fipo_jax.rewards import process
+from fipo_jax.rewards.process import STARTUP_S, Settings, Worker
 from fipo_jax.rewards.verifiers import CONFIGURED, VERIFIERS, Verifier, weighted
 
 _FILE = Verifier(verify=lambda *_: None, write=None)  # stands for a user's function, which only workers load
-_HOMES = "fipo-verify-"  # in the system's temporary folder, followed by the run's process id
-STARTUP_S = 120.0  # imports of a worker; far beyond what they take
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +129,7 @@ class Scorer:
       _check_source(verifier_file)
     self._count = workers or min(os.cpu_count() or 1, 32)
     self._on_error, self._wrong_score, self._characters = on_error, wrong_score, response_characters
-    self._settings = _Settings(
+    self._settings = Settings(
       file=os.path.abspath(verifier_file) if verifier_file else None, timeout_s=timeout_s,
       weights=dict(weights or {}), env=tuple(env) if verifier_file else (), memory_mb=memory_mb,
       write_mb=write_mb if verifier_file else 0, network=network and bool(verifier_file),
@@ -147,7 +141,7 @@ class Scorer:
       if name not in self.verifiers or name == "weighted":
         raise ValueError(f"reward.weights: {name!r} is not one of: {', '.join(self.verifiers[: -1])}.")
     self._say, self._said_missing = say, False
-    self._workers: list[_Worker] = []
+    self._workers: list[Worker] = []
     self._waiting: collections.deque[tuple[_Batch, int]] = collections.deque()
     self._starting: list[_Batch] = []  # who only waits for a worker to be ready
     self._lock, self._thread = threading.Lock(), None
@@ -210,7 +204,7 @@ class Scorer:
     batch.wait_ready = wait_ready
     with self._lock:
       if self._thread is None:
-        _remove_left_behind()
+        process.remove_left_behind()
         self._thread = threading.Thread(target=self._serve, name="scorer", daemon=True)
         self._thread.start()
       self._arrived(batch)
@@ -255,7 +249,7 @@ class Scorer:
     busy = sum(w.job is not None for w in self._workers)
     wanted = self._count if starting else len(self._waiting) + busy
     while len(self._workers) < min(self._count, wanted):
-      self._workers.append(_Worker(self._settings))
+      self._workers.append(Worker(self._settings))
     for worker in self._workers:
       while worker.ready and worker.job is None and self._waiting:
         batch, i = self._waiting.popleft()
@@ -266,7 +260,7 @@ class Scorer:
             self._abandon(batch, error)
     return starting
 
-  def _wait(self) -> list[_Worker]:
+  def _wait(self) -> list[Worker]:
     """Workers with something to say, or over their deadline; sleeps until there is one, or a new batch."""
     busy = [w for w in self._workers if w.job is not None or not w.ready]
     patience = max(0.0, min(w.deadline for w in busy) - time.monotonic()) if busy else None
@@ -276,7 +270,7 @@ class Scorer:
     now = time.monotonic()
     return [w for w in busy if w.pipe in heard or w.deadline <= now]
 
-  def _hear(self, worker: _Worker) -> None:
+  def _hear(self, worker: Worker) -> None:
     """Reads one message, or buries a worker that died or is over its deadline.
 
     Raises: ValueError when no worker can be started, or for an error that stops the run.
@@ -313,7 +307,7 @@ class Scorer:
         if spent:
           self._drop(worker)
 
-  def _bury(self, worker: _Worker) -> None:
+  def _bury(self, worker: Worker) -> None:
     """A worker died: with a job in hand that job has no verdict; before it was ready the verifier file is to blame."""
     code, last = worker.kill(patience_s=1.0)  # a closed pipe comes a moment before the exit code
     self._workers.remove(worker)
@@ -326,7 +320,7 @@ class Scorer:
       kind = "error" if self._settings.file and code not in (-signal.SIGXCPU, -signal.SIGKILL) else "timeout"
       self._conclude(worker, (kind, f"the verification process ended with exit code {code}{last}", 0.0))
 
-  def _conclude(self, worker: _Worker, outcome: tuple) -> None:
+  def _conclude(self, worker: Worker, outcome: tuple) -> None:
     batch, index, job = worker.batch, worker.index, worker.job
     worker.rest()
     try:
@@ -379,7 +373,7 @@ class Scorer:
     for batch in [*batches.values(), *starting]:
       self._abandon(batch, error)
 
-  def _drop(self, worker: _Worker) -> None:
+  def _drop(self, worker: Worker) -> None:
     worker.kill()
     if worker in self._workers:
       self._workers.remove(worker)
@@ -398,124 +392,6 @@ class _Batch:
     """Ends the waiting for this batch, unless whoever waited has given up or knows already."""
     with contextlib.suppress(concurrent.futures.InvalidStateError):
       self.future.set_exception(error) if error else self.future.set_result(result)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Settings:
-  """What a worker is started with; see `Scorer`."""
-
-  file: str | None
-  timeout_s: float
-  weights: dict[str, float]
-  env: tuple[str, ...]
-  memory_mb: int
-  write_mb: int
-  network: bool
-  processes: bool
-
-  def look_at_file(self) -> str:
-    return f"; look at reward.file={self.file}." if self.file else "."
-
-  def limits(self, home: str) -> dict[str, Any]:
-    """The fields of `sandbox.Limits`: an empty folder of its own, and for a user's file the folder it lies in."""
-    folder = os.path.dirname(self.file) if self.file else home
-    shared_memory = ("/dev/shm",) if self.processes else ()
-    return dict(
-      memory_mb=self.memory_mb, write_mb=self.write_mb, network=self.network, processes=self.processes, folder=folder,
-      # Its imports, and some jobs that run to their deadline; it is replaced at half of it.
-      cpu_s=int(20 * self.timeout_s + 120), writable=tuple(dict.fromkeys((home, folder, *shared_memory))),
-    )  # fmt: skip
-
-
-class _Worker:
-  """One process and the job it has in hand."""
-
-  def __init__(self, settings: _Settings):
-    self.pipe, child = multiprocessing.Pipe()
-    self._home = tempfile.mkdtemp(prefix=f"{_HOMES}{os.getpid()}-")
-    given = {
-      "file": settings.file, "timeout_s": settings.timeout_s, "weights": settings.weights,
-      "limits": settings.limits(self._home),
-    }  # fmt: skip
-    # Not multiprocessing.Process: its spawn runs the parent's main file again in every child, JAX and all.
-    code = (
-      "import json, sys; sys.path[:] = json.loads(sys.argv[3]); "
-      "from fipo_jax.rewards import worker; worker.main(int(sys.argv[1]), sys.argv[2])"
-    )
-    paths = json.dumps([os.path.abspath(path) for path in sys.path])
-    self.process = subprocess.Popen(
-      [sys.executable, "-c", code, str(child.fileno()), json.dumps(given), paths],
-      pass_fds=[child.fileno()],
-      stdin=subprocess.DEVNULL,
-      # What a user's verifier prints belongs to the log, not to our output; by a pipe, for its files are bounded.
-      stdout=subprocess.PIPE,
-      stderr=subprocess.STDOUT,
-      env=sandbox.environment(settings.env, self._home),
-      start_new_session=True,  # Ctrl-C is the parent's business; workers end when their pipe closes
-    )
-    child.close()
-    self._last_words: collections.deque[bytes] = collections.deque(maxlen=1)
-    self._listener = threading.Thread(target=self._listen, daemon=True)
-    self._listener.start()
-    self._loaded: set[str] = set()
-    self._timeout_s = settings.timeout_s
-    self.ready, self.started = False, False
-    self.batch, self.index, self.job = None, 0, None
-    self.deadline = time.monotonic() + STARTUP_S
-
-  def _listen(self) -> None:
-    with self.process.stdout as lines:
-      for line in lines:
-        self._last_words.append(line)
-        with contextlib.suppress(OSError):
-          os.write(2, line)
-
-  def give(self, batch: _Batch, index: int, characters: int) -> None:
-    """Sends a job. The job's own clock starts when the worker says so, after its imports.
-
-    Raises: ValueError for extras that cannot be sent.
-    """
-    job = batch.jobs[index]
-    try:
-      data = pickle.dumps((job.verifier, job.response[-characters:], job.answer, job.extras))
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
-      raise ValueError(
-        f"prompt {job.prompt[-200:]!r}: its extras cannot be sent to a verification process ({error})."
-      ) from error
-    self.batch, self.index, self.job = batch, index, job
-    self.started = job.verifier in self._loaded
-    self._loaded.add(job.verifier)
-    self.deadline = time.monotonic() + (self._timeout_s if self.started else STARTUP_S)
-    with contextlib.suppress(OSError):  # it died while idle; reading from it will say so
-      self.pipe.send_bytes(data)
-
-  def rest(self) -> None:
-    self.batch, self.job, self.started, self.deadline = None, None, False, math.inf
-
-  def kill(self, patience_s: float = 0.0) -> tuple[int, str]:
-    """Ends the process and what it started, by SIGKILL unless it ends by itself; (exit code, its last line if any)."""
-    self.pipe.close()
-    with contextlib.suppress(subprocess.TimeoutExpired):
-      self.process.wait(patience_s)
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-      os.killpg(self.process.pid, signal.SIGKILL)
-    code = self.process.wait()
-    self._listener.join(1.0)
-    shutil.rmtree(self._home, ignore_errors=True)
-    last = b"".join(self._last_words).decode(errors="replace").strip()
-    return code, f" ({last[-200:]})" if last else ""
-
-
-def _remove_left_behind() -> None:
-  """The folders of processes whose run was killed: nobody else removes them."""
-  for folder in pathlib.Path(tempfile.gettempdir()).glob(f"{_HOMES}*-*"):
-    owner = folder.name.removeprefix(_HOMES).partition("-")[0]
-    try:
-      os.kill(int(owner), 0)
-    except ProcessLookupError:
-      shutil.rmtree(folder, ignore_errors=True)
-    except (ValueError, PermissionError):  # not ours
-      pass
 
 
 def _check_source(path: str) -> None:
