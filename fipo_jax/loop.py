@@ -10,7 +10,6 @@ import time
 from typing import Any
 
 import jax
-import numpy as np
 
 from fipo_jax import evaluate as evaluate_lib
 from fipo_jax import metrics, processes, report
@@ -96,10 +95,7 @@ def train_until_alarm(cfg) -> dict[str, Any]:
 def learn(run: Run, groups: list[list[Rollout]], step: int, log, progress) -> dict[str, Any]:
   """One optimizer step per mini-batch; old log-probs of all of them are taken first, by the trainer's own program."""
   c = run.cfg.batch
-  # In an order of the step's own: groups that waited come first, and only the first mini-batch has f = 1.
-  order = np.random.default_rng([run.cfg.seed, step]).permutation(len(groups))
-  parts = np.array_split(order, c.prompts // c.minibatch_prompts)
-  minibatches = [[groups[i] for i in part] for part in parts if len(part)]
+  minibatches = batching.minibatches(groups, c.prompts // c.minibatch_prompts, seed=run.cfg.seed, step=step)
   num_micro = math.ceil(c.minibatch_prompts * len(groups[0]) / c.micro_rows)
   segments = run.model.most_segments(c.row_tokens)
   packed, batches, tokens = [], [], 0

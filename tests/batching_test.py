@@ -14,6 +14,18 @@ def rollout(prompt_length, response_length, seed=0, advantage=1.0, group=0):
   return Rollout(prompt, seed, tokens, -rng.random(response_length).astype(np.float32), "stop", advantage=advantage)
 
 
+def test_mini_batches_hold_each_group_once_in_an_order_of_the_step():
+  groups = [[rollout(2, 1, group=g)] for g in range(32)]
+  ids = lambda **at: [[group[0].prompt.id for group in part] for part in batching.minibatches(groups, 4, **at)]
+  parts = ids(seed=0, step=1)
+  assert [len(part) for part in parts] == [8] * 4 and sorted(sum(parts, [])) == list(range(32))
+  assert parts == ids(seed=0, step=1) and parts != ids(seed=0, step=2) and parts != ids(seed=1, step=1)
+  waited = set(range(8))  # they come first: by chance a quarter of them is in the first part
+  share = np.mean([len(waited.intersection(ids(seed=0, step=step)[0])) / 8 for step in range(100)])
+  assert abs(share - 0.25) < 5 * np.sqrt(0.25 * 0.75 * 24 / 31 / 800)  # standard deviations of a hypergeometric mean
+  assert [len(part) for part in batching.minibatches(groups[:3], 4, seed=0, step=1)] == [1] * 3
+
+
 def test_first_fit_by_hand():
   assert batching.first_fit([3, 9, 4, 6, 1], 10) == [[1, 4], [3, 2], [0]]
 

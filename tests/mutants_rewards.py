@@ -78,6 +78,161 @@ ROWS = (
     "response[last.end() :]", "response[_LABEL.search(response).end() :]",
     "answers_test.py", "the first of two answers counts",
   ),
+  (
+    "symbolic_prose_numbers", "fipo_jax/rewards/symbolic/dress.py",
+    'said = powered and len(token.text) == 1', 'said = True',
+    "math_symbolic_test.py::test_the_table_of_lines", "numbers in the words after an answer do not count",
+  ),
+  (
+    "symbolic_denying", "fipo_jax/rewards/symbolic/dress.py",
+    'said = token.text.lower() not in _DENYING', 'said = True',
+    "math_symbolic_test.py::test_the_table_of_lines", "'5 or more' is 5",
+  ),
+  (
+    "symbolic_remarks", "fipo_jax/rewards/symbolic/dress.py",
+    '      if words and not called and not turned:\n', '      if False:\n',
+    "math_symbolic_test.py::test_the_table_of_lines", "'73 (there are 12 of them)' is no number",
+  ),
+  (
+    "symbolic_remark_turned", "fipo_jax/rewards/symbolic/dress.py",
+    '      if words and not called and not turned:\n', '      if words and not called:\n',
+    "math_symbolic_test.py::test_the_table_of_lines", "'5 (or 6)' is 5",
+  ),
+  (
+    "symbolic_times", "fipo_jax/rewards/symbolic/dress.py",
+    'str(_TIMES[word])', '"1"',
+    "math_symbolic_test.py::test_the_table_of_lines", "'5 million' is 5",
+  ),
+  (
+    "symbolic_labels", "fipo_jax/rewards/symbolic/dress.py",
+    '    if i and token.kind == WORD and token.text.lower() in _IS:\n', '    if False:\n',
+    "math_symbolic_test.py::test_the_table_of_lines", "'the area is 5' is no answer",
+  ),
+  (
+    "symbolic_mixed", "fipo_jax/rewards/symbolic/formula.py",
+    '      node = self.mixed(node)\n', '      pass\n',
+    "math_symbolic_test.py::test_the_table_of_lines", "2 1/2 is 1",
+  ),
+  (
+    "symbolic_half_of_x", "fipo_jax/rewards/symbolic/formula.py",
+    'self.power() if numbers else self.factor()', 'self.factor()',
+    "math_symbolic_test.py::test_the_table_of_lines", "1/2x is 1 over 2x",
+  ),
+  (
+    "symbolic_union_of_pieces", "fipo_jax/rewards/symbolic/intervals.py",
+    '    if not touching:\n', '    if True:\n',
+    "math_symbolic_test.py::test_the_table_of_lines", "[1,2] U [2,3] is not [1,3]",
+  ),
+  (
+    "symbolic_border", "fipo_jax/rewards/symbolic/intervals.py",
+    '(piece.low_in or last.high_in)', 'True',
+    "math_symbolic_test.py::test_the_table_of_lines", "[1,2) U (2,3] is [1,3]",
+  ),
+  (
+    "symbolic_thousands", "fipo_jax/rewards/symbolic/latex.py",
+    '(not self.depth and _GROUPED.match(self.text, self.at)) or', '',
+    "math_symbolic_test.py::test_the_table_of_lines", "12,345 is two numbers",
+  ),
+  (
+    "symbolic_tuple_thousands", "fipo_jax/rewards/symbolic/latex.py",
+    'not self.depth and _GROUPED', '_GROUPED',
+    "math_symbolic_test.py::test_the_table_of_lines", "(1,234) is one number",
+  ),
+  (
+    "symbolic_sizes", "fipo_jax/rewards/symbolic/numeric.py",
+    '      if abs(size) > MAGNITUDE:\n        raise NoValue\n', '',
+    "math_symbolic_test.py", "a number of any size is made",
+  ),
+  (
+    "symbolic_powers", "fipo_jax/rewards/symbolic/numeric.py",
+    '    if abs(_magnitude(base)) * abs(exponent) > MAGNITUDE or abs(exponent) > MAGNITUDE:\n      raise NoValue\n', '',
+    "math_symbolic_test.py", "9^9^9^9 is computed",
+  ),
+  (
+    "symbolic_calls", "fipo_jax/rewards/symbolic/numeric.py",
+    '    if self.calls > CALLS:\n', '    if False:\n',
+    "math_symbolic_test.py", "a formula of a thousand functions takes seconds",
+  ),
+  (
+    "symbolic_terms", "fipo_jax/rewards/symbolic/canonical.py",
+    'len(terms) > TERMS or', '',
+    "math_symbolic_test.py", "(a+b+c+d)^12 is multiplied out",
+  ),
+  (
+    "symbolic_votes", "fipo_jax/rewards/symbolic/canonical.py",
+    '    return numeric.text(a) or _formula(a)\n', '    return _formula(a)\n',
+    "math_symbolic_test.py::test_equal_answers_vote_together", "equal answers vote apart",
+  ),
+  (
+    "symbolic_degree", "fipo_jax/rewards/symbolic/numeric.py",
+    'self.value(node[1]) * self.context.pi / 180', 'self.value(node[1])',
+    "math_symbolic_test.py::test_the_table_of_lines", "90 degrees is 90",
+  ),
+  (
+    "symbolic_percent", "fipo_jax/rewards/symbolic/numeric.py",
+    '_times(self.value(node[1]), Fraction(1, 100))', 'self.value(node[1])',
+    "math_symbolic_test.py::test_the_table_of_lines", "5% is 5 per cent of nothing",
+  ),
+  (
+    "symbolic_root_sign", "fipo_jax/rewards/symbolic/numeric.py",
+    'above and below and (base > 0 or degree % 2)', 'above and below',
+    "math_symbolic_test.py::test_the_table_of_lines", "the square root of -4 is 2 or -2",
+  ),
+  (
+    "after_the_answer_tag", "fipo_jax/rewards/answers.py",
+    '.split("</answer>", 1)[0]', '',
+    "answers_test.py", "a closing tag is part of the answer",
+  ),
+  (
+    "box_near_the_end", "fipo_jax/rewards/answers.py",
+    'last_box(text) == text[box.end() : -1]', 'True',
+    "answers_test.py", "two boxes on a line are one",
+  ),
+  (
+    "block_of_lines", "fipo_jax/rewards/answers.py",
+    '      if end > len(line):\n', '      if False:\n',
+    "answers_test.py", "a matrix over several lines is cut",
+  ),
+  (
+    "one_pair_around", "fipo_jax/rewards/answers.py",
+    'if opening not in inner and closing not in inner:', 'if True:',
+    "answers_test.py", "$1$ and $2$ loses its signs",
+  ),
+  (
+    "lines_lost_between_batches", "launch/verify.py",
+    'list(itertools.islice(rows, BATCH))', 'list(itertools.islice(rows, BATCH))[: BATCH - 1]',
+    "verify_test.py::test_every_line_has_a_verdict_whatever_their_number", "a line of each batch has no verdict",
+  ),
+  (
+    "gym_numbers", P,
+    'used == sorted(entry["metadata"]["numbers"]) and value', 'value',
+    f"{GYM}arithmetic_scores_as_in_the_library", "the target itself is a solution",
+  ),
+  (
+    "gym_sorted", P,
+    ' or found != sorted(found, reverse=down)', '',
+    f"{GYM}numbers_near_the_right_ones_must_be_sorted", "an unsorted list is sorted",
+  ),
+  (
+    "gym_part", P,
+    'return part if join(_literal(answer)) in texts else 0.0', 'return 1.0 if join(_literal(answer)) in texts else 0.0',
+    f"{GYM}lists_score_as_in_the_library", "a list in another form is paid in full",
+  ),
+  (
+    "gym_size", P,
+    '  if bits > _BITS:\n', '  if False:\n',
+    f"{GYM}numbers_that_cost_minutes_are_refused", "a tower of powers is computed",
+  ),
+  (
+    "gym_slope", P,
+    '    if not abs(found - right) <= 1e-6 * (abs(right) + 1):\n      return 0.0\n', '',
+    f"{GYM}integrals_score_as_in_the_library", "SymPy sees what is wrong, and takes its time",
+  ),
+  (
+    "gym_integral_back", P,
+    '  if answer.split() == entry["answer"].split():\n    return 1.0\n  variable', '  variable',
+    f"{GYM}an_integral_that_was_not_found_is_right_as_text_alone", "what the library cannot integrate is never right",
+  ),
   # ---- the pool ----
   (
     "deadline_kills", S,

@@ -34,6 +34,17 @@ class Packed:
   places: list[Place]
 
 
+def minibatches(
+  groups: Sequence[Sequence[Rollout]], count: int, *, seed: int, step: int
+) -> list[list[Sequence[Rollout]]]:
+  """The groups of an iteration in `count` parts of equal size, or one apart; fewer where there are fewer groups.
+
+  In an order of the step's own: groups that waited come first, and only the first mini-batch has f = 1.
+  """
+  order = np.random.default_rng([seed, step]).permutation(len(groups))
+  return [[groups[i] for i in part] for part in np.array_split(order, count) if len(part)]
+
+
 def first_fit(lengths: Sequence[int], capacity: int, most: int | None = None) -> list[list[int]]:
   """First-fit decreasing bin packing: lists of at most `most` indices whose lengths add up to at most capacity.
 
