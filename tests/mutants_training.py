@@ -200,21 +200,25 @@ ROWS = (
   (
     "old_logp_of_another", "fipo_jax/loop.py",
     'old_logp=scored["logp"],', 'old_logp=batch.sampler_logp - 0.1,',
-    "loop_test.py::test_future_kl_acts_from_the_second_mini_batch_on", "ratios are taken against what the sampler thought",
+    "loop_test.py::test_future_kl_acts_from_the_second_mini_batch_on",
+    "ratios are taken against what the sampler thought",
   ),
   (
     "minibatches_in_order", "fipo_jax/train/batching.py",
     'np.random.default_rng([seed, step]).permutation(len(groups))', 'np.arange(len(groups))',
-    "batching_test.py::test_mini_batches_hold_each_group_once_in_an_order_of_the_step", "groups that waited are always in the first mini-batch, whose f is 1",
+    "batching_test.py::test_mini_batches_hold_each_group_once_in_an_order_of_the_step",
+    "groups that waited are always in the first mini-batch, whose f is 1",
   ),
   (
     "same_order_every_step", "fipo_jax/train/batching.py",
     'default_rng([seed, step])', 'default_rng([seed])',
-    "batching_test.py::test_mini_batches_hold_each_group_once_in_an_order_of_the_step", "the same places make the first mini-batch of every step",
+    "batching_test.py::test_mini_batches_hold_each_group_once_in_an_order_of_the_step",
+    "the same places make the first mini-batch of every step",
   ),
   (
     "begins_again", "fipo_jax/assemble.py",
     'step = checkpointer.latest() or 0', 'step = 0',
-    "loop_test.py::test_more_steps_go_on_from_the_last_one", "a second start trains from the beginning, over the old checkpoints",
+    "loop_test.py::test_more_steps_go_on_from_the_last_one",
+    "a second start trains from the beginning, over the old checkpoints",
   ),
 )  # fmt: skip
