@@ -25,7 +25,7 @@ def get_config():
   c.model.path = "Qwen2.5-1.5B-Instruct"  # override: --config.model.path=DIR
   c.data.source = "tfds"
   c.data.name = "gsm8k"
-  c.data.answer_field = "short_answer"  # the number alone; "answer" is the worked solution that ends in it
+  c.data.columns.answer = "short_answer"  # the number alone; "answer" is the worked solution that ends in it
   c.data.instruction = (
     "{question}\nThink step by step, then end with a line 'Answer: N', where N is the number alone."
   )

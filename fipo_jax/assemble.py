@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
@@ -16,10 +16,10 @@ import jax.numpy as jnp
 import ml_collections
 from jax.sharding import Mesh
 
-from fipo_jax import alarms, metrics, processes, rollback, sharding
+from fipo_jax import alarms, metrics, processes, prompts, rollback, sharding
 from fipo_jax import config as config_lib
 from fipo_jax.algorithms import OBJECTIVES, Terms, control, credit, make_advantages, make_objective
-from fipo_jax.data import SOURCES, pipeline
+from fipo_jax.data import pipeline
 from fipo_jax.data.tokenizer import Tokenizer, characters
 from fipo_jax.models import PRESETS, hf, make_model
 from fipo_jax.models.transformer import NUMERICS, Model
@@ -116,7 +116,7 @@ def build(cfg: ml_collections.ConfigDict) -> Run:
   mesh = sharding.make_mesh(cfg.mesh)
   config_lib.check_mesh(cfg, mesh.shape, sharding.for_rollout(mesh, cfg.rollout.tensor).shape)
   tokenizer, model = open_model(cfg)
-  stream, heldout = open_data(cfg, tokenizer)
+  stream, heldout, notes = prompts.open_data(cfg, tokenizer)
   if cfg.algorithm.name != "sft" and cfg.batch.prompts > stream.len_epoch:
     raise ValueError(
       f"batch.prompts={cfg.batch.prompts} is more than the {stream.len_epoch} prompts there are; use at most that many."
@@ -137,7 +137,7 @@ def build(cfg: ml_collections.ConfigDict) -> Run:
     stream.restore(host["data"])
   surplus, pending = (stored.decode(host.pop(name, [])) for name in ("surplus", "pending"))
   engine = open_engine(cfg, model, mesh, tokenizer)
-  scorer, notes = open_scorer(cfg, stream, heldout, check=not step)
+  scorer, about_golds = open_scorer(cfg, stream, heldout, check=not step)
   watch = alarms.Watch(alarms.Limits(**{f.name: cfg.alarms[f.name] for f in dataclasses.fields(alarms.Limits)}))
   if "watch" in host:
     watch.restore(host["watch"])
@@ -148,20 +148,21 @@ def build(cfg: ml_collections.ConfigDict) -> Run:
     credit=open_credit(cfg), control=open_control(cfg), reference=open_reference(cfg, model, mesh), engine=engine,
     stream=stream, heldout=heldout, scorer=scorer, checkpointer=checkpointer, step=step, host=host,
     timers=metrics.Timers(), surplus=surplus, pending=stored.with_prompts(pending, stream.find), watch=watch,
-    rollbacks=rollbacks, notes=notes,
+    rollbacks=rollbacks, notes=notes + about_golds,
   )  # fmt: skip
 
 
-def check_tables(cfg) -> None:
-  """Names that must be rows of a table of variants."""
+def check_tables(cfg, given: Collection[str] | None = None) -> None:
+  """Names that must be rows of a table of variants, and sources; given: see `prompts.check`, None = later."""
   config_lib.one_of("algorithm.name", cfg.algorithm.name, tuple(OBJECTIVES))
-  config_lib.one_of("data.source", cfg.data.source, tuple(SOURCES))
   config_lib.one_of("rollout.engine", cfg.rollout.engine, tuple(ENGINES))
   config_lib.one_of("optimizer.name", cfg.optimizer.name, OPTIMIZERS)
   if cfg.reward.verifier not in ("", "weighted"):
     config_lib.one_of("reward.verifier", cfg.reward.verifier, (*VERIFIERS, "weighted"))
   if cfg.model.preset:
     config_lib.one_of("model.preset", cfg.model.preset, tuple(PRESETS))
+  if given is not None:
+    prompts.check(cfg, given)
 
 
 def check_alike(cfg) -> None:
@@ -247,53 +248,6 @@ def open_model(cfg) -> tuple[Tokenizer, Model]:
   )
 
 
-def open_data(cfg, tokenizer) -> tuple[pipeline.PromptStream, list[Prompt]]:
-  """The endless training stream and the held-out prompts, which share no record."""
-  d = cfg.data
-  rendering = dict(
-    max_prompt_tokens=d.max_prompt_tokens, on_long_prompt=d.on_long_prompt, chat_template=d.chat_template,
-    instruction=d.instruction, default_verifier=cfg.reward.verifier,
-  )  # fmt: skip
-  records = SOURCES[d.source](**source_options(cfg, heldout=False))
-  heldout = []
-  if cfg.eval.every:
-    if d.source in ("jsonl", "parquet") and not cfg.eval.path:
-      if len(records) <= cfg.eval.prompts:
-        raise ValueError(
-          f"eval.prompts={cfg.eval.prompts}: data.path={d.path!r} has only {len(records)} records, and they are "
-          "split into held-out and training ones; use fewer, or eval.path."
-        )
-      held = [records[i] for i in range(cfg.eval.prompts)]
-      records = [records[i] for i in range(cfg.eval.prompts, len(records))]
-    else:
-      held = SOURCES[d.source](**source_options(cfg, heldout=True))
-    heldout = pipeline.prompts(held, tokenizer, count=cfg.eval.prompts, **rendering)
-    # Generated problems repeat: one that is evaluated must not be trained on.
-    texts = {prompt.text for prompt in heldout}
-    how = dict(chat_template=d.chat_template, instruction=d.instruction)
-    records = [r for r in records if pipeline.render(r, tokenizer, **how) not in texts]
-  return pipeline.PromptStream(records, tokenizer, seed=cfg.seed, **rendering), heldout
-
-
-def source_options(cfg, *, heldout: bool) -> dict[str, Any]:
-  """The keyword arguments of the configured row of SOURCES."""
-  d, e = cfg.data, cfg.eval
-  generated = dict(
-    size=e.prompts if heldout else d.size, seed=e.data_seed if heldout else d.seed, options=d.options.to_dict()
-  )
-  file = dict(path=e.path if heldout else d.path)
-  tfds = dict(
-    name=d.name, split=e.split if heldout else d.split, question_field=d.question_field, answer_field=d.answer_field
-  )
-  return {
-    "reasoning_gym": dict(task=d.name, short=d.short_question, **generated),
-    "chain_sum_solutions": generated,
-    "jsonl": file,
-    "parquet": file,
-    "tfds": tfds,
-  }[d.source]
-
-
 def verifier_of(cfg, prompt: Prompt) -> str:
   """Which verifier judges the responses to a prompt: the config's, else what its record says."""
   r = cfg.reward
@@ -324,7 +278,8 @@ def open_scorer(cfg, stream, heldout: list[Prompt], *, check: bool) -> tuple[Sco
       notes.append(f"{judge} judges all prompts; not used: {', '.join(unused)}")
   else:
     for name, record in named.items():
-      where = f"data.path={cfg.data.path!r}" if cfg.data.path else f"data.name={cfg.data.name!r}"
+      field = "mixture" if cfg.data.mixture else "path" if cfg.data.path else "name"
+      where = f"data.{field}={cfg.data[field] if field != 'mixture' else [*cfg.data.mixture]!r}"
       if not name:
         raise ValueError(f"{where} record {record} (from 0) names no verifier, and reward.verifier='': set one.")
       if name not in VERIFIERS:

@@ -85,19 +85,28 @@ def default() -> ml_collections.ConfigDict:
 
   c.data = ml_collections.ConfigDict()
   c.data.source = "reasoning_gym"  # a row of SOURCES
-  c.data.path = ""  # file, for jsonl and parquet
+  # A file, a folder, a glob, or several of them, for file, jsonl and parquet.
+  c.data.path = ml_collections.FieldReference("", field_type=object)
+  c.data.columns = ml_collections.ConfigDict()  # of files and tfds, "a.b" for a field of a record; see data/rows.py
+  c.data.columns.question = ""  # "" = the first there is of prompt, question, problem
+  c.data.columns.answer = ""  # "" = answer, final_answer, reward_model.ground_truth, or the last box of solution
+  c.data.columns.system = ""  # what the system's turn says; "" = data.system
+  c.data.columns.id = ""  # what you know a row by; kept in extras and samples
+  c.data.answer_after = "####"  # of an answer that contains it, only what follows counts, as in GSM8K; "" = all of it
   c.data.name = "chain_sum"  # task or data set, for reasoning_gym and tfds
   c.data.split = "train"  # for tfds
-  c.data.question_field = "question"  # for tfds
-  c.data.answer_field = "answer"  # for tfds
   c.data.size = 10_000  # problems, for generated sources
   c.data.seed = 1  # of generated sources; evaluation must use another
   c.data.short_question = False  # the bare expression instead of the English question, for reasoning_gym
   c.data.options = ml_collections.ConfigDict(type_safe=False)  # of the generator, passed on as they are
   c.data.instruction = "{question}"  # what the user says; {question} is replaced
+  c.data.instruct_messages = False  # whether that is also done with what the user says last in a list of messages
+  c.data.system = ""  # what the system's turn says, where a record has none of its own; "" = no such turn
   c.data.chat_template = True  # render with the model's chat template; False = the instruction as it is
   c.data.max_prompt_tokens = 2048
   c.data.on_long_prompt = "drop"  # drop (and count) | error
+  # Several sources, drawn by weight: name -> {"weight": 0.3, "path": "x.jsonl"} and whatever else of data differs.
+  c.data.mixture = ml_collections.ConfigDict(type_safe=False)
 
   c.rollout = ml_collections.ConfigDict()
   c.rollout.engine = "native"  # a row of ENGINES
@@ -178,7 +187,8 @@ def default() -> ml_collections.ConfigDict:
   c.eval.every = 5  # iterations; also before the first and after the last; 0 = never
   c.eval.prompts = 30
   c.eval.data_seed = 0  # generated sources: seed of the held-out problems
-  c.eval.path = ""  # held-out file, for jsonl and parquet; "" = the training file's first eval.prompts records
+  # Held-out files of any kind; "" = what data.source has: other seed, other split, or the first eval.prompts records.
+  c.eval.path = ml_collections.FieldReference("", field_type=object)
   c.eval.split = "test"  # for tfds
   c.eval.samples_per_prompt = 32
   c.eval.temperature = 1.0
@@ -227,13 +237,13 @@ def validate(c: ml_collections.ConfigDict) -> None:
 def _check_ranges(c) -> None:
   def positive(*fields):
     for field in fields:
-      value = _at(c, field)
+      value = at(c, field)
       if not value > 0:
         raise ValueError(f"{field}={value!r}: must be greater than 0.")
 
   def not_negative(*fields):
     for field in fields:
-      value = _at(c, field)
+      value = at(c, field)
       if not value >= 0 or not math.isfinite(value):
         raise ValueError(f"{field}={value!r}: must be 0 or greater.")
 
@@ -259,17 +269,17 @@ def _check_ranges(c) -> None:
     "algorithm.value_coef", "algorithm.value_clip",
   )  # fmt: skip
   for field in ("rollout.top_p", "eval.top_p"):
-    if not 0 < _at(c, field) <= 1:
-      raise ValueError(f"{field}={_at(c, field)!r}: must lie in (0, 1].")
+    if not 0 < at(c, field) <= 1:
+      raise ValueError(f"{field}={at(c, field)!r}: must lie in (0, 1].")
   for field in ("rollout.min_p", "eval.min_p"):
-    if not 0 <= _at(c, field) <= 1:
-      raise ValueError(f"{field}={_at(c, field)!r}: must lie in [0, 1]; 0 is off.")
+    if not 0 <= at(c, field) <= 1:
+      raise ValueError(f"{field}={at(c, field)!r}: must lie in [0, 1]; 0 is off.")
   for field in ("optimizer.b1", "optimizer.b2"):
-    if not 0 <= _at(c, field) < 1:
-      raise ValueError(f"{field}={_at(c, field)!r}: must lie in [0, 1).")
+    if not 0 <= at(c, field) < 1:
+      raise ValueError(f"{field}={at(c, field)!r}: must lie in [0, 1).")
   for field in ("algorithm.discount", "algorithm.gae_lambda"):
-    if not 0 <= _at(c, field) <= 1:
-      raise ValueError(f"{field}={_at(c, field)!r}: must lie in [0, 1].")
+    if not 0 <= at(c, field) <= 1:
+      raise ValueError(f"{field}={at(c, field)!r}: must lie in [0, 1].")
   a = c.algorithm
   if a.dual_clip and a.dual_clip <= 1:
     raise ValueError(f"algorithm.dual_clip={a.dual_clip}: must be greater than 1, or 0 to switch it off.")
@@ -404,12 +414,8 @@ def _check_source(c) -> None:
     raise ValueError(f"model.alphabet='': model.preset={c.model.preset!r} needs the characters of its tokenizer.")
   if "{question}" not in c.data.instruction:
     raise ValueError(f"data.instruction={c.data.instruction!r}: must contain {{question}}.")
-  if c.data.source in ("jsonl", "parquet") and not c.data.path:
-    raise ValueError(f"data.path='': data.source={c.data.source!r} needs a file.")
-  for field in ("data.path", "eval.path", "reward.file"):
-    path = _at(c, field)
-    if path and not os.path.isfile(path):
-      raise ValueError(f"{field}={path!r}: no such file.")
+  if c.reward.file and not os.path.isfile(c.reward.file):
+    raise ValueError(f"reward.file={c.reward.file!r}: no such file.")
   if c.data.source == "reasoning_gym" and c.eval.every and c.eval.data_seed == c.data.seed:
     raise ValueError(
       f"eval.data_seed={c.eval.data_seed} equals data.seed: the held-out problems would be training problems."
@@ -420,7 +426,7 @@ def check_mesh(c, mesh_shape, rollout_shape) -> None:
   """Checks that need the mesh, and that of the rollouts: rows and slots must divide over the data axes."""
   for field, shape in (("batch.micro_rows", mesh_shape), ("rollout.slots", rollout_shape)):
     ways = shape["data"] * shape["fsdp"]
-    value = _at(c, field)
+    value = at(c, field)
     if value != "auto" and value % ways and (field != "rollout.slots" or c.rollout.engine == "native"):
       raise ValueError(
         f"{field}={value} must be a multiple of data*fsdp={ways}; try {max(1, value // ways) * ways}."
@@ -454,7 +460,7 @@ def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
   return lines
 
 
-def _at(c, field: str):
+def at(c, field: str):
   for key in field.split("."):
     c = c[key]
   return c

@@ -55,11 +55,6 @@ def train_until_alarm(cfg) -> dict[str, Any]:
   with jax.set_mesh(run.mesh), run.scorer, metrics.Progress(cfg.workdir, cfg.steps, run.step) as progress:
     for note in run.notes:
       progress.note(note)
-    if run.stream.dropped_long:
-      progress.note(
-        f"{run.stream.dropped_long} prompts are longer than data.max_prompt_tokens={cfg.data.max_prompt_tokens} "
-        f"and left out; {run.stream.len_epoch} remain"
-      )
     if run.step == 0 and cfg.eval.every:
       run.host["before"] = evaluate(run, progress)
       log.write(0, {f"eval/{k}": v for k, v in run.host["before"].items()})

@@ -90,9 +90,9 @@ def run(cfg) -> dict:
   from fipo_jax import assemble, config, loop
 
   config.validate(cfg)
+  assemble.check_tables(cfg, config_flags.get_override_values(flags.FLAGS["config"]))
   if cfg.model.base_experiment:
     # Before minutes go into the base model: what would stop the run itself afterwards.
-    assemble.check_tables(cfg)
     assemble.check_alike(cfg)
     assemble.claim_workdir(cfg)
     make_base(cfg)

@@ -24,7 +24,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from absl import app, flags
 
-from fipo_jax.data import sources
+from fipo_jax.data import rows
 from fipo_jax.rewards import VERIFIERS
 from fipo_jax.rewards.score import Job, Scored, Scorer
 
@@ -60,7 +60,7 @@ def job(row: Any, default: str, where: str) -> tuple[Job, bool | None]:
   """What a line asks. Raises ValueError for one that lacks something."""
   if not isinstance(row, dict) or not isinstance(row.get("response"), str):
     raise ValueError(f"{where}: expected an object with the text 'response'.")
-  answer, right = sources.gold(row.get("answer"), where) or "", row.get("right")
+  answer, right = rows.gold(row.get("answer"), where) or "", row.get("right")
   if right not in (True, False, None):
     raise ValueError(f"{where}: field 'right' must be true, false or null, got {right!r}.")
   verifier = row.get("verifier") or default

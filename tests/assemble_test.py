@@ -1,6 +1,5 @@
 """What a run is assembled from: data that share nothing, random streams, the schedule, how responses are drawn."""
 
-import json
 import types
 
 import jax
@@ -16,23 +15,6 @@ def make(**fields):
   c = config.default()
   c.update_from_flattened_dict(fields)
   return c
-
-
-def test_held_out_and_training_prompts_share_no_text(tmp_path):
-  """The first records of a file are held out; a later one that reads like one of them is not trained on."""
-  prompts = ["a", "b", "c", [{"role": "user", "content": "a"}], "d"]
-  lines = [json.dumps({"prompt": prompt, "answer": "1", "verifier": "math_dapo"}) + "\n" for prompt in prompts]
-  (tmp_path / "data.jsonl").write_text("".join(lines))
-  c = make(**{"data.source": "jsonl", "data.path": str(tmp_path / "data.jsonl"), "eval.prompts": 2})
-  stream, heldout = assemble.open_data(c, characters("abcd"))
-  assert [p.text for p in heldout] == ["a", "b"]
-  assert sorted(p.text for p in stream.take(2)) == ["c", "d"] and stream.len_epoch == 2
-
-
-def test_generated_problems_have_a_seed_of_their_own():
-  c = make(**{"data.seed": 4, "eval.data_seed": 7, "data.size": 100, "eval.prompts": 30})
-  train, held = (assemble.source_options(c, heldout=heldout) for heldout in (False, True))
-  assert (train["seed"], train["size"], held["seed"], held["size"]) == (4, 100, 7, 30)
 
 
 def test_no_two_uses_share_random_numbers():

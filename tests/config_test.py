@@ -39,7 +39,6 @@ def test_default_with_a_model_is_valid():
     ("optimizer.learning_rate", float("nan"), r"optimizer.learning_rate=nan"),
     ("model.path", "", r"model.path='' and model.preset='': give exactly one"),
     ("model.preset", "tiny", r"give exactly one"),
-    ("data.source", "jsonl", r"data.path='': data.source='jsonl' needs a file"),
     ("data.instruction", "Solve it.", r"must contain \{question\}"),
     ("reward.file", "/no/such/file.py", r"reward.file='/no/such/file.py': no such file"),
     ("reward.overlong_buffer_tokens", 30_000, r"reward.overlong_buffer_tokens=30000 is larger"),

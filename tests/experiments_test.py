@@ -4,7 +4,8 @@ import pathlib
 
 import pytest
 
-from fipo_jax import config
+from fipo_jax import config, prompts
+from fipo_jax.data import SOURCES
 from launch import run
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -15,12 +16,13 @@ FILES = sorted(p.relative_to(ROOT) for p in (ROOT / "experiments").glob("*.py"))
 def test_valid(path, monkeypatch, tmp_path):
   monkeypatch.chdir(ROOT)
   c = run.load_experiment(str(path))
-  if c.data.source in ("jsonl", "parquet"):  # the user's to name
+  config.validate(c)
+  if SOURCES[c.data.source].is_file:  # the user's to name
     with pytest.raises(ValueError, match="data.path=''"):
-      config.validate(c)
+      prompts.check(c)
     c.data.path = str(tmp_path / "prompts")
     (tmp_path / "prompts").touch()
-  config.validate(c)
+  prompts.check(c)
   assert c.is_locked
   assert set(c.keys()) == set(config.default().keys())
 

@@ -6,7 +6,7 @@ import source_imports
 # Beginning of a path -> beginnings of what it may import; the longest that fits counts. A folder
 # (ending in "/") may also import its own files, its __init__ excepted. A file that fits none has no
 # rank yet: give it one here.
-LOW = ("fipo_jax/types", "fipo_jax/masked")
+LOW = ("fipo_jax/types", "fipo_jax/masked", "fipo_jax/text")
 MIDDLE = (*LOW, "fipo_jax/config", "fipo_jax/sharding", "fipo_jax/metrics", "fipo_jax/processes")
 STAGES = tuple(
   f"fipo_jax/{s}/" for s in ("data", "rewards", "algorithms", "models", "rollout", "train")
@@ -15,6 +15,7 @@ MAY_IMPORT = {
   "fipo_jax/__init__": (),
   "fipo_jax/types": (),
   "fipo_jax/masked": (),
+  "fipo_jax/text": (),
   "fipo_jax/report": (),
   "fipo_jax/processes": (),
   "fipo_jax/config": (*LOW, "fipo_jax/alarms"),
@@ -29,7 +30,8 @@ MAY_IMPORT = {
   "fipo_jax/train/": (*MIDDLE, "fipo_jax/models/", "fipo_jax/algorithms/"),
   "fipo_jax/evaluate": (*MIDDLE, "fipo_jax/data/", "fipo_jax/rewards/", "fipo_jax/rollout/"),
   "fipo_jax/rollback": ("fipo_jax/processes", "fipo_jax/alarms", "fipo_jax/train/"),
-  "fipo_jax/assemble": (*MIDDLE, *STAGES, "fipo_jax/alarms", "fipo_jax/rollback"),
+  "fipo_jax/prompts": (*MIDDLE, "fipo_jax/data/"),
+  "fipo_jax/assemble": (*MIDDLE, *STAGES, "fipo_jax/alarms", "fipo_jax/prompts", "fipo_jax/rollback"),
   "fipo_jax/collect": (*MIDDLE, *STAGES, "fipo_jax/assemble", "fipo_jax/evaluate"),
   "fipo_jax/loop": (
     *MIDDLE, *STAGES, "fipo_jax/alarms", "fipo_jax/assemble", "fipo_jax/collect", "fipo_jax/evaluate",

@@ -393,17 +393,17 @@ ROWS = (
     "it raises after the first rollout",
   ),
   (
-    "whole_float", "fipo_jax/data/sources.py",
+    "whole_float", "fipo_jax/data/rows.py",
     "return str(int(value)) if value == int(value) else str(value)", "return str(value)",
     "sources_test.py::test_a_ground_truth_is_what_a_response_could_say", "16.0 is never met",
   ),
   (
-    "nan_is_an_answer", "fipo_jax/data/sources.py",
+    "nan_is_an_answer", "fipo_jax/data/rows.py",
     "      if not math.isfinite(value):\n        return None\n", "",
     "sources_test.py::test_bad_lines_are_named", "NaN is a ground truth",
   ),
   (
-    "names_of_dapo", "fipo_jax/data/sources.py",
+    "names_of_dapo", "fipo_jax/data/rows.py",
     '"math_dapo", "dapo_math", "aime"', '"math_dapo", "aime"',
     "sources_test.py::test_published_names_of_the_dapo_check", "a published file has no verifier",
   ),

@@ -135,8 +135,8 @@ ROWS = (
     "pipeline_test.py::test_long_prompts_are_dropped_and_counted", "prompts of the very limit are dropped",
   ),
   (
-    "duplicates_kept", "fipo_jax/data/sources.py",
-    "    if key in self._seen:\n", "    if key in self._rows:\n",
+    "duplicates_kept", "fipo_jax/data/records.py",
+    "    if first is not None:\n", "    if False:\n",
     "sources_test.py::test_jsonl_drops_and_counts_duplicates", "each DAPO question is there a hundred times",
   ),
   (

@@ -10,7 +10,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from fipo_jax.data import SOURCES, sources
+from fipo_jax.data import SOURCES, rows, sources
 
 CHAT = [{"role": "user", "content": "What is 2+2?"}]
 
@@ -21,7 +21,7 @@ def write_lines(path, *rows):
 
 
 def test_table():
-  assert set(SOURCES) == {"reasoning_gym", "jsonl", "parquet", "tfds", "chain_sum_solutions"}
+  assert set(SOURCES) == {"reasoning_gym", "file", "jsonl", "parquet", "tfds", "chain_sum_solutions"}
 
 
 def test_reasoning_gym_record():
@@ -108,7 +108,7 @@ def test_jsonl_drops_and_counts_duplicates(tmp_path):
   a, b = {"prompt": "a", "answer": "1"}, {"prompt": CHAT, "answer": "4"}
   records = sources.jsonl(write_lines(tmp_path / "a.jsonl", a, a, b, a, b))
   assert [r["id"] for r in records] == [0, 2]
-  assert records.duplicates == 3
+  assert records.notes == ["3 of 5 rows repeat a question; each is kept once"]
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_parquet_in_the_layout_of_dapo(tmp_path):
   ]
   assert records[1]["messages"] == [{"role": "user", "content": "r"}]
   assert records[1]["extras"] == {"index": "r", "data_source": "math_dapo"}
-  assert records.duplicates == 7
+  assert records.notes[-1] == "7 of 9 rows repeat a question; each is kept once"
 
 
 def test_parquet_with_plain_columns(tmp_path):
@@ -185,8 +185,8 @@ def test_unusable_parquet_files(tmp_path):
   (tmp_path / "text.parquet").write_text("prompt,answer")
   with pytest.raises(ValueError, match="text.parquet: not a readable Parquet file"):
     sources.parquet(str(tmp_path / "text.parquet"))
-  with pytest.raises(ValueError, match="no column 'prompt'"):
-    sources.parquet(write_parquet(tmp_path / "b.parquet", [{"question": "q"}]))
+  with pytest.raises(ValueError, match="no column 'prompt', 'question', 'problem' among .*data.columns.question"):
+    sources.parquet(write_parquet(tmp_path / "b.parquet", [{"text": "q"}]))
   with pytest.raises(ValueError, match="c.parquet row 1: field 'answer'"):
     rows = [{"prompt": "q", "answer": "1"}, {"prompt": "r", "answer": None}]
     sources.parquet(write_parquet(tmp_path / "c.parquet", rows))
@@ -211,18 +211,18 @@ def test_tfds_reads_by_random_access_without_tensorflow(tmp_path):
         yield i, {"question": f"{i} + 1", "answer": f"So #### it is\n#### {i + 1}"}
 
   TinyQuestions(data_dir=str(tmp_path), file_format="array_record").download_and_prepare()
-  options = {"question_field": "question", "answer_field": "answer", "data_dir": str(tmp_path)}
-  records = sources.tfds("tiny_questions", "train", answer_after="####", **options)
+  options = {"data_dir": str(tmp_path)}
+  records = sources.tfds("tiny_questions", "train", **options)
   assert sorted((r["question"], r["answer"]) for r in records) == [
     ("0 + 1", "1"),
     ("1 + 1", "2"),
     ("2 + 1", "3"),
   ]
-  assert sources.tfds("tiny_questions", "train", **options)[0]["answer"].startswith("So ####")
+  assert sources.tfds("tiny_questions", "train", answer_after="", **options)[0]["answer"].startswith("So ####")
   with pytest.raises(ValueError, match="split 'test'"):
     sources.tfds("tiny_questions", "test", **options)
-  with pytest.raises(ValueError, match="no field 'reply' among"):
-    sources.tfds("tiny_questions", "train", **options | {"answer_field": "reply"})
+  with pytest.raises(ValueError, match="record 0: no field 'reply' among"):
+    sources.tfds("tiny_questions", "train", answer="reply", **options)
   with pytest.raises(ValueError, match="name='no_such_set'"):
     sources.tfds("no_such_set", "train", **options)
 
@@ -230,7 +230,7 @@ def test_tfds_reads_by_random_access_without_tensorflow(tmp_path):
 @pytest.mark.parametrize(
   ("package", "call"),
   [
-    ("tensorflow_datasets", lambda path: sources.tfds("x", "train", "q", "a")),
+    ("tensorflow_datasets", lambda path: sources.tfds("x", "train")),
     ("reasoning_gym", lambda path: sources.reasoning_gym("chain_sum", 1, 0)),
     ("pyarrow", lambda path: sources.parquet(path)),
   ],
@@ -251,7 +251,7 @@ def test_tfds_passes_the_split_on(monkeypatch):
     core=types.SimpleNamespace(DatasetNotFoundError=KeyError),
   )
   monkeypatch.setitem(sys.modules, "tensorflow_datasets", fake)
-  record = sources.tfds("set/config:1.0.0", "train[:10%]", "q", "a")[0]
+  record = sources.tfds("set/config:1.0.0", "train[:10%]", question="q", answer="a")[0]
   assert (record["question"], record["answer"]) == ("é", "3")
   assert calls[0][0] == "set/config:1.0.0" and calls[0][1]["split"] == "train[:10%]"
 
@@ -264,7 +264,7 @@ def test_tfds_passes_the_split_on(monkeypatch):
   ],
 )  # fmt: skip
 def test_a_ground_truth_is_what_a_response_could_say(given, answer):
-  assert sources.gold(given, "here") == answer
+  assert rows.gold(given, "here") == answer
 
 
 def test_published_names_of_the_dapo_check(tmp_path):

@@ -5,6 +5,7 @@ import os
 import pathlib
 
 import pytest
+import tokenizers
 
 from fipo_jax.data.tokenizer import Tokenizer, characters
 
@@ -107,10 +108,16 @@ def test_template_is_sandboxed(tmp_path):
 
 @pytest.mark.parametrize(
   ("generation", "stop_ids"),
-  [(None, (2,)), ({"eos_token_id": 0}, (0,)), ({"eos_token_id": [2, 0]}, (2, 0))],
+  [
+    (None, (2,)), ({"eos_token_id": 0}, (2, 0)), ({"eos_token_id": [0, 2]}, (0, 2)),
+    ({"eos_token_id": [0, 1]}, (2, 0, 1)),
+  ],  # fmt: skip
 )
-def test_stop_ids(tmp_path, generation, stop_ids):
-  assert Tokenizer.load(folder(tmp_path, generation=generation)).stop_ids == stop_ids
+def test_whatever_a_file_calls_an_end_token_ends_a_response(tmp_path, generation, stop_ids):
+  tokenizer = Tokenizer.load(folder(tmp_path, generation=generation))
+  assert tokenizer.stop_ids == stop_ids
+  said = [note for note in tokenizer.notes if "end tokens differ: 2 ('<|im_end|>') in tokenizer_config.json" in note]
+  assert len(said) == (stop_ids in ((2, 0), (2, 0, 1)))
 
 
 def test_special_tokens_written_as_records(tmp_path):
@@ -125,13 +132,60 @@ def test_special_tokens_written_as_records(tmp_path):
     ({"eos_token": None}, None, "no end token"),
     ({"eos_token": "<eos>"}, None, "'<eos>' is not in the vocabulary"),
     ({}, {"eos_token_id": []}, "eos_token_id="),
-    ({"chat_template": "{% if %}"}, None, "does not compile"),
-    ({"chat_template": [{"name": "tool_use", "template": "x"}]}, None, "none is named 'default'"),
   ],
 )
 def test_bad_settings(tmp_path, config, generation, message):
   with pytest.raises(ValueError, match=message):
     Tokenizer.load(folder(tmp_path, config=config, generation=generation))
+
+
+@pytest.mark.parametrize(
+  ("template", "message"),
+  [("{% if %}", "does not compile"), ([{"name": "tool_use", "template": "x"}], "none is named 'default'")],
+)
+def test_a_broken_template_is_an_error_where_it_is_used(tmp_path, template, message):
+  tokenizer = Tokenizer.load(folder(tmp_path, config={"chat_template": template}))
+  assert tokenizer.encode("ab") == [4, 5]
+  with pytest.raises(ValueError, match=message):
+    tokenizer.render([{"role": "user", "content": "a"}])
+
+
+@pytest.mark.parametrize(
+  ("leave", "said"),
+  [
+    (lambda core: core.enable_truncation(2), "truncation to 2 tokens"),
+    (lambda core: core.enable_padding(length=9, pad_id=0, pad_token="<|endoftext|>"), "padding to 9 tokens"),
+    (lambda core: core.enable_padding(pad_id=0, pad_token="<|endoftext|>"), "padding to the longest's tokens"),
+  ],
+)
+def test_what_an_earlier_use_left_in_tokenizer_json_is_not_applied(tmp_path, leave, said):
+  core = tokenizers.Tokenizer.from_file(str(folder(tmp_path) / "tokenizer.json"))
+  leave(core)
+  core.save(str(tmp_path / "tokenizer.json"))
+  tokenizer = Tokenizer.load(tmp_path)
+  assert tokenizer.encode("ab1") == [4, 5, 8] and tokenizer.encode_batch(["a", "ab1"]) == [[4], [4, 5, 8]]
+  assert [said in note and "not applied to prompts" in note for note in tokenizer.notes] == [True]
+
+
+def test_marks_of_training_frameworks_are_transparent(tmp_path):
+  body = "{% set x = 'b' %}{{ x }}{% for m in messages %}{{ m.content }}{% endfor %}"
+  marked = "{% set x = 'a' %}{%- generation -%}\n  " + body + "{% endgeneration %}\n{{ x }}"
+  rendered = [
+    Tokenizer.load(folder(tmp_path, config={"chat_template": template})).render([{"role": "user", "content": "1"}])
+    for template in (marked, "{% set x = 'a' %}" + body + "{{ x }}")
+  ]
+  assert rendered == ["b1b"] * 2
+
+
+def test_an_unknown_token_that_is_written_out_is_no_unknown_character(tmp_path):
+  tokenizer = Tokenizer.load(folder(tmp_path, config={"unk_token": "<|endoftext|>"}))
+  core = json.loads((tmp_path / "tokenizer.json").read_text())
+  core["model"]["unk_token"] = "<|endoftext|>"
+  (tmp_path / "tokenizer.json").write_text(json.dumps(core))
+  tokenizer = Tokenizer.load(tmp_path)
+  assert tokenizer.encode("a<|endoftext|>b") == [4, 0, 5]
+  with pytest.raises(ValueError, match="no token for 'é' in 'a<|endoftext|>é'"):
+    tokenizer.encode("a<|endoftext|>é")
 
 
 def test_no_template(tmp_path):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from fipo_jax.data.sources import Record, Records, gym_dataset
+from fipo_jax.data.records import Record, Records
+from fipo_jax.data.sources import gym_dataset
 
 # Everything the questions and solutions below are written with.
 ALPHABET = "0123456789 +-=\n:AnswerChcko"

@@ -6,27 +6,34 @@ responses, and nobody waits for another host's file.
 
 from __future__ import annotations
 
+import array
+import dataclasses
 import json
+import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import grain
 import numpy as np
 
-from fipo_jax.data.sources import Record
+from fipo_jax.data.records import Mixture, Part, Record
 from fipo_jax.data.tokenizer import Tokenizer
 from fipo_jax.types import Prompt
+
+SCANNED_AT_ONCE = 4096  # records
 
 
 class PromptStream:
   """An endless stream of prompts: every epoch holds each record once, in an order of its own.
 
   All records are rendered and measured once, at construction, so that a prompt over the limit, or one the
-  vocabulary cannot write, is reported before the run starts, not in the middle of it.
+  vocabulary cannot write, is reported before the run starts, not in the middle of it. Of a `Mixture` each source has
+  epochs of its own, and prompts come from them by weight.
 
   len_epoch: prompts in an epoch.  dropped_long: records left out, being longer than the limit.
-  drawn: prompts handed out so far.  verifiers: every verifier the records name, and the id of its first record.
+  excluded: records left out, being held out.  drawn: prompts handed out so far.  verifiers: every verifier the records
+  name, and the id of its first record.
   """
 
   def __init__(
@@ -40,29 +47,32 @@ class PromptStream:
     chat_template: bool,
     instruction: str,
     default_verifier: str,
+    system: str = "",
+    instruct_messages: bool = False,
     shuffle: bool = True,
+    exclude: Collection[str] = (),
   ):
     """Args:
-      records: random access to records (see `sources`).
+      records: random access to records (see `records`).
       seed: of the shuffle.  shuffle: False keeps the records' own order in every epoch.
       max_prompt_tokens: longest prompt, in tokens.  on_long_prompt: "drop" or "error" for longer ones.
-      chat_template, instruction, default_verifier: see `render`.
+      chat_template, instruction, default_verifier, system, instruct_messages: see `render`.
+      exclude: texts of prompts that are left out.
     Raises: ValueError for a record that cannot be rendered, or when no prompt is left.
     """
-    make = _Maker(tokenizer, chat_template, instruction, default_verifier)
-    kept, self.dropped_long, self._fingerprint, self.verifiers = _scan(
-      records, make, max_prompt_tokens, on_long_prompt
-    )
-    self.len_epoch = len(kept)
+    make = _Maker(tokenizer, default_verifier, chat_template=chat_template, instruction=instruction, system=system,
+                  instruct_messages=instruct_messages)  # fmt: skip
+    found = _scan(records, make, max_prompt_tokens, on_long_prompt, frozenset(exclude))
+    self.dropped_long, self.excluded, self.verifiers = found.long, found.excluded, found.verifiers
+    self.len_epoch = len(found.kept)
     self.drawn = 0
-    self._identity = {"seed": seed, "shuffle": shuffle, "records": self._fingerprint}
-    self._records, self._make = _Subset(records, kept), make
-    dataset = grain.MapDataset.source(self._records).seed(seed)
-    if shuffle:
-      dataset = dataset.shuffle()
+    self._identity = {"seed": seed, "shuffle": shuffle, "records": found.fingerprint}
+    if isinstance(records, Mixture):
+      self._identity["weights"] = [round(weight, 9) for weight in records.weights]
+    self._records, self._ids, self._make = Part(records, found.kept), found.ids, make
     # No reader threads: a prompt costs microseconds next to its responses, and order and counts stay plain.
     options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-    self._iterator = iter(dataset.repeat().map(make).to_iter_dataset(options))
+    self._iterator = iter(_endless(records, found.kept, seed, shuffle).map(make).to_iter_dataset(options))
 
   def take(self, count: int) -> list[Prompt]:
     """The next `count` prompts."""
@@ -71,9 +81,9 @@ class PromptStream:
     return prompts
 
   def find(self, ids: set[int]) -> dict[int, Prompt]:
-    """The prompts with these ids, by id; looks through all records if there are any to find."""
-    made = map(self._make, (self._records[i] for i in range(self.len_epoch if ids else 0)))
-    return {prompt.id: prompt for prompt in made if prompt.id in ids}
+    """The prompts with these ids, by id, as far as they are there."""
+    places = np.flatnonzero(np.isin(self._ids, np.fromiter(ids, np.int64, len(ids))))
+    return {prompt.id: prompt for prompt in (self._make(self._records[int(i)]) for i in places)}
 
   def spread(self, number: int) -> list[Prompt]:
     """So many prompts (all, if there are fewer), evenly over the records; draws nothing."""
@@ -106,35 +116,52 @@ def prompts(
   chat_template: bool,
   instruction: str,
   default_verifier: str,
+  system: str = "",
+  instruct_messages: bool = False,
   count: int | None = None,
 ) -> list[Prompt]:
   """The first `count` prompts (all, when None) in the records' order: an evaluation set.
 
   Raises: ValueError as `PromptStream`, and when fewer than `count` are left within the limit.
   """
-  make = _Maker(tokenizer, chat_template, instruction, default_verifier)
-  kept, dropped, _, _ = _scan(records, make, max_prompt_tokens, on_long_prompt)
-  if count is not None and (count < 1 or count > len(kept)):
+  make = _Maker(tokenizer, default_verifier, chat_template=chat_template, instruction=instruction, system=system,
+                instruct_messages=instruct_messages)  # fmt: skip
+  found = _scan(records, make, max_prompt_tokens, on_long_prompt)
+  if count is not None and (count < 1 or count > len(found.kept)):
     raise ValueError(
-      f"evaluation asks for {count} prompts; the source has {len(kept)} within "
-      f"max_prompt_tokens={max_prompt_tokens} ({dropped} longer)."
+      f"evaluation asks for {count} prompts; the source has {len(found.kept)} within "
+      f"max_prompt_tokens={max_prompt_tokens} ({found.long} longer)."
     )
-  return [make(records[int(i)]) for i in kept[:count]]
+  return [make(records[int(i)]) for i in found.kept[:count]]
 
 
-def render(record: Record, tokenizer: Tokenizer, *, chat_template: bool, instruction: str) -> str:
+def render(
+  record: Record,
+  tokenizer: Tokenizer,
+  *,
+  chat_template: bool,
+  instruction: str,
+  system: str = "",
+  instruct_messages: bool = False,
+) -> str:
   """The text a record puts to the model.
 
-  A question is put into `instruction` at "{question}"; messages already say what they want and are left alone.
-  With `chat_template` both go through the tokenizer's template, else messages are joined by blank lines.
+  A question is put into `instruction` at "{question}"; messages already say what they want and are left alone, unless
+  instruct_messages puts what the user said last into it, too. The record's own system text, else `system`, stands
+  before, where messages do not begin with one ("" = none). With `chat_template` all go through the tokenizer's
+  template, else they are joined by blank lines.
   """
+  asked = lambda question: instruction.replace("{question}", question)  # LaTeX braces rule out str.format
   if "messages" in record:
-    messages = record["messages"]
+    messages = list(record["messages"])
+    users = [i for i, message in enumerate(messages) if message["role"] == "user"]
+    if instruct_messages and users:
+      messages[users[-1]] = messages[users[-1]] | {"content": asked(messages[users[-1]]["content"])}
   else:
-    content = instruction.replace(
-      "{question}", record["question"]
-    )  # LaTeX braces rule out str.format
-    messages = [{"role": "user", "content": content}]
+    messages = [{"role": "user", "content": asked(record["question"])}]
+  system = record.get("system", system)
+  if system and messages[0]["role"] != "system":
+    messages.insert(0, {"role": "system", "content": system})
   if chat_template:
     return tokenizer.render(messages)
   return "\n\n".join(message["content"] for message in messages)
@@ -154,86 +181,108 @@ def check_vocab(tokenizer: Tokenizer, vocab_size: int) -> None:
 
 
 class _Maker:
-  """Record to Prompt, with all settings bound."""
+  """Record to Prompt, with all settings bound. how: keywords of `render`."""
 
-  def __init__(
-    self, tokenizer: Tokenizer, chat_template: bool, instruction: str, default_verifier: str
-  ):
-    if "{question}" not in instruction:
-      raise ValueError(f"data.instruction={instruction!r} must contain '{{question}}'.")
-    self._tokenizer, self._chat_template = tokenizer, chat_template
-    self._instruction, self._default_verifier = instruction, default_verifier
+  def __init__(self, tokenizer: Tokenizer, default_verifier: str, **how: Any):
+    if "{question}" not in how["instruction"]:
+      raise ValueError(f"data.instruction={how['instruction']!r} must contain '{{question}}'.")
+    self.tokenizer, self.default_verifier, self._how = tokenizer, default_verifier, how
+
+  def text(self, record: Record) -> str:
+    return render(record, self.tokenizer, **self._how)
 
   def __call__(self, record: Record) -> Prompt:
-    text = render(
-      record,
-      self._tokenizer,
-      chat_template=self._chat_template,
-      instruction=self._instruction,
-    )
+    text = self.text(record)
     extras = dict(record["extras"])
     if "target" in record:
       extras["target"] = record["target"]
     return Prompt(
       id=record["id"],
-      tokens=np.asarray(self._tokenizer.encode(text), dtype=np.int32),
+      tokens=np.asarray(self.tokenizer.encode(text), dtype=np.int32),
       text=text,
       answer=record["answer"],
-      verifier=record["verifier"] or self._default_verifier,
+      verifier=record["verifier"] or self.default_verifier,
       extras=extras,
     )
 
 
-class _Subset:
-  """The records at some indices, as a Grain source."""
+def _endless(records: Sequence[Record], kept: np.ndarray, seed: int, shuffle: bool) -> grain.MapDataset:
+  """The kept records again and again, each epoch in an order of its own; of a mixture, each source by itself."""
 
-  def __init__(self, records: Sequence[Record], indices: np.ndarray):
-    self._records, self._indices = records, indices
+  def epochs(places: np.ndarray, seed: int) -> grain.MapDataset:
+    dataset = grain.MapDataset.source(Part(records, places)).seed(seed)
+    return (dataset.shuffle() if shuffle else dataset).repeat()
 
-  def __len__(self) -> int:
-    return len(self._indices)
+  if not isinstance(records, Mixture):
+    return epochs(kept, seed)
+  cuts = np.searchsorted(kept, records.bounds)
+  parts = [kept[start:stop] for start, stop in zip(cuts[:-1], cuts[1:], strict=True)]
+  for name, part in zip(records.names, parts, strict=True):
+    if not len(part):
+      raise ValueError(f"data.mixture.{name}: no prompt is left of it; see data.max_prompt_tokens.")
+  return grain.MapDataset.mix([epochs(part, seed + k) for k, part in enumerate(parts)], records.weights)
 
-  def __getitem__(self, index: int) -> Record:
-    return self._records[int(self._indices[index])]
+
+@dataclasses.dataclass
+class _Found:
+  """kept: places of the records within the limit, and ids: theirs. fingerprint: of their texts and answers. verifiers:
+  name -> id of its first record. long, excluded: how many were left out."""
+
+  kept: np.ndarray
+  ids: np.ndarray
+  fingerprint: str
+  verifiers: dict[str, int]
+  long: int
+  excluded: int
 
 
 def _scan(
-  records: Sequence[Record], make: _Maker, max_prompt_tokens: int, on_long_prompt: str
-) -> tuple[np.ndarray, int, str, dict[str, int]]:
-  """(indices within the limit, how many were not, fingerprint of the kept texts, verifier -> first record's id)."""
+  records: Sequence[Record],
+  make: _Maker,
+  max_prompt_tokens: int,
+  on_long_prompt: str,
+  exclude: frozenset[str] = frozenset(),
+) -> _Found:
+  """Renders and measures every record once, many at a time, for the tokenizer then uses all cores."""
   if on_long_prompt not in ("drop", "error"):
     raise ValueError(f"data.on_long_prompt={on_long_prompt!r} must be 'drop' or 'error'.")
   if max_prompt_tokens < 1:
     raise ValueError(f"data.max_prompt_tokens={max_prompt_tokens} must be at least 1.")
-  kept, shortest, checksum, verifiers = [], None, 0, {}
-  for index in range(len(records)):
-    prompt = make(records[index])
-    length = len(prompt.tokens)
-    if not length:
-      raise ValueError(
-        f"prompt {prompt.id} is empty once rendered; the model needs at least one token."
-      )
-    shortest = length if shortest is None else min(shortest, length)
-    if length <= max_prompt_tokens:
-      kept.append(index)
-      checksum = zlib.crc32(f"{prompt.text}\0{prompt.answer}\0".encode(), checksum)
-      verifiers.setdefault(prompt.verifier, prompt.id)
-    elif on_long_prompt == "error":
-      raise ValueError(
-        f"prompt {prompt.id} has {length} tokens, more than data.max_prompt_tokens={max_prompt_tokens}; raise the "
-        f"limit or set data.on_long_prompt='drop'. It begins {prompt.text[:60]!r}."
-      )
+  kept, ids, verifiers = array.array("q"), array.array("q"), {}
+  shortest, checksum, long, excluded = math.inf, 0, 0, 0
+  for start in range(0, len(records), SCANNED_AT_ONCE):
+    some = [records[i] for i in range(start, min(start + SCANNED_AT_ONCE, len(records)))]
+    texts = [make.text(record) for record in some]
+    for index, (record, text, tokens) in enumerate(
+      zip(some, texts, make.tokenizer.encode_batch(texts), strict=True), start
+    ):
+      length = len(tokens)
+      if text in exclude:
+        excluded += 1
+        continue
+      if not length:
+        raise ValueError(f"prompt {record['id']} is empty once rendered; the model needs at least one token.")
+      shortest = min(shortest, length)
+      if length <= max_prompt_tokens:
+        kept.append(index)
+        ids.append(record["id"])
+        checksum = zlib.crc32(f"{text}\0{record['answer']}\0".encode(), checksum)
+        verifiers.setdefault(record["verifier"] or make.default_verifier, record["id"])
+        continue
+      long += 1
+      if on_long_prompt == "error":
+        raise ValueError(
+          f"prompt {record['id']} has {length} tokens, more than data.max_prompt_tokens={max_prompt_tokens}; raise the "
+          f"limit or set data.on_long_prompt='drop'. It begins {text[:60]!r}."
+        )
   if not kept:
-    reason = (
-      "the source has no records."
-      if shortest is None
-      else f"all {len(records)} are longer than data.max_prompt_tokens={max_prompt_tokens}; the shortest has "
-      f"{shortest} tokens."
-    )
+    reason = "the source has no records."
+    if excluded:
+      reason = f"all {excluded} others read like held-out ones."
+    if shortest < math.inf:
+      reason = (
+        f"all {long} are longer than data.max_prompt_tokens={max_prompt_tokens}; the shortest has {shortest} tokens."
+      )
     raise ValueError(f"no prompt left: {reason}")
-  return (
-    np.asarray(kept, dtype=np.int64),
-    len(records) - len(kept),
-    f"{len(kept)}-{checksum:08x}",
-    verifiers,
-  )
+  places = np.asarray(kept, np.int64)
+  return _Found(places, np.asarray(ids, np.int64), f"{len(places)}-{checksum:08x}", verifiers, long, excluded)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import json
 import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jinja2
+import jinja2.ext
 import jinja2.sandbox
 import tokenizers
 
@@ -20,7 +22,8 @@ class Tokenizer:
   """A tokenizer.json with its chat template and its end tokens.
 
   vocab_size: one more than the largest id, added tokens included; a model needs at least so many rows.
-  stop_ids: ids that end a response, the first is the one to train on. pad_id: fills unused places.
+  stop_ids: ids that end a response, the first is the one to train on: all that generation_config.json and
+  tokenizer_config.json name. pad_id: fills unused places. notes: what was found in the files and is to be said.
   """
 
   def __init__(
@@ -32,6 +35,8 @@ class Tokenizer:
     where: str = "tokenizer",
   ):
     self._core, self._config, self._generation, self._where = core, config, generation, where
+    self.notes: list[str] = []
+    self._leave_prompts_alone()
     self.vocab_size: int = max(core.get_vocab(with_added_tokens=True).values(), default=-1) + 1
     self._specials = {
       name: _content(config[name]) for name in _SPECIAL_NAMES if config.get(name) is not None
@@ -42,7 +47,11 @@ class Tokenizer:
     self._unknown_id = (
       core.token_to_id(self._specials["unk_token"]) if "unk_token" in self._specials else None
     )
-    self._template = _compile(config.get("chat_template"), where)
+
+  @functools.cached_property
+  def _template(self) -> jinja2.Template | None:
+    """Compiled when it is first needed: a broken template is no obstacle to plain prompts."""
+    return _compile(self._config.get("chat_template"), self._where)
 
   @classmethod
   def load(cls, directory: str | pathlib.Path) -> Tokenizer:
@@ -82,15 +91,27 @@ class Tokenizer:
 
     Raises: ValueError when the vocabulary cannot write a character of the text.
     """
-    encoding = self._core.encode(text, add_special_tokens=False)
-    ids = encoding.ids
-    if self._unknown_id is not None and self._unknown_id in ids:
-      start, end = encoding.offsets[ids.index(self._unknown_id)]
-      raise ValueError(
-        f"{self._where}: the vocabulary has no token for {text[start:end]!r} in {text[:80]!r}; "
-        "extend the alphabet or change the prompt."
-      )
-    return ids
+    return self.encode_batch([text])[0]
+
+  def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+    """The same for many texts, on all cores. Raises: ValueError for the first text that cannot be written."""
+    encodings = self._core.encode_batch_fast(list(texts), add_special_tokens=False)
+    found = [encoding.ids for encoding in encodings]
+    if self._unknown_id is not None:
+      for text, ids in zip(texts, found, strict=True):
+        if self._unknown_id in ids:
+          self._refuse_unknown(text)
+    return found
+
+  def _refuse_unknown(self, text: str) -> None:
+    """Raises ValueError for what the vocabulary lacks; an unknown token that is written out in the text is no such."""
+    encoding = self._core.encode(text, add_special_tokens=False)  # tells where, which costs more
+    for token, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
+      if token == self._unknown_id and text[start:end] != self._specials["unk_token"]:
+        raise ValueError(
+          f"{self._where}: the vocabulary has no token for {text[start:end]!r} in {text[:80]!r}; "
+          "extend the alphabet or change the prompt."
+        )
 
   def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
     """Text of token ids; ids beyond the vocabulary (a model's padding rows) read as nothing."""
@@ -115,21 +136,36 @@ class Tokenizer:
     except jinja2.TemplateError as error:
       raise ValueError(f"{self._where}: the chat template failed: {error}") from error
 
+  def _leave_prompts_alone(self) -> None:
+    """Truncation and padding belong to the call that stored them in tokenizer.json, not to the tokenizer."""
+    stored = {"truncation": self._core.truncation, "padding": self._core.padding}
+    if said := ", ".join(f"{kind} to {_length(how)} tokens" for kind, how in stored.items() if how):
+      self.notes.append(f"{self._where}: tokenizer.json holds {said}, of an earlier use; not applied to prompts")
+    self._core.no_truncation()
+    self._core.no_padding()
+
   def _find_stop_ids(self) -> tuple[int, ...]:
     ids = self._generation.get("eos_token_id")
+    own = (self._special_id("eos_token"),) if "eos_token" in self._specials else ()
     if ids is None:
-      if "eos_token" not in self._specials:
+      if not own:
         raise ValueError(
           f"{self._where}: no end token; add generation_config.json with eos_token_id, "
           "or eos_token in tokenizer_config.json."
         )
-      return (self._special_id("eos_token"),)
+      return own
     listed = tuple(ids) if isinstance(ids, list) else (ids,)
     if not listed or not all(type(i) is int and i >= 0 for i in listed):
       raise ValueError(
         f"{self._where}: generation_config.json eos_token_id={ids!r} must be an id or a list of ids."
       )
-    return listed
+    if not own or own[0] in listed:
+      return tuple(dict.fromkeys(listed))
+    self.notes.append(
+      f"{self._where}: end tokens differ: {own[0]} ({self._specials['eos_token']!r}) in tokenizer_config.json, "
+      f"{', '.join(map(str, listed))} in generation_config.json; each of them ends a response"
+    )
+    return tuple(dict.fromkeys((*own, *listed)))
 
   def _special_id(self, name: str) -> int:
     token = self._core.token_to_id(self._specials[name])
@@ -168,6 +204,11 @@ def characters(alphabet: str) -> Tokenizer:
   return Tokenizer(core, config, generation, where="character tokenizer")
 
 
+def _length(how: dict[str, Any]) -> Any:
+  """Of a stored truncation or padding."""
+  return how.get("max_length") or how.get("length") or "the longest's"
+
+
 def _content(token: Any) -> str:
   """Special tokens are written as strings or as {"content": ...} records."""
   return token["content"] if isinstance(token, dict) else token
@@ -183,6 +224,16 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
   if not isinstance(content, dict):
     raise ValueError(f"{path}: expected a JSON object, got {type(content).__name__}.")
   return content
+
+
+class _Generation(jinja2.ext.Extension):
+  """`{% generation %}`: where training frameworks mark the assistant's words. Its content is part of the text."""
+
+  tags = {"generation"}
+
+  def parse(self, parser):
+    next(parser.stream)
+    return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
 def _compile(source: Any, where: str) -> jinja2.Template | None:
@@ -207,7 +258,7 @@ def _compile(source: Any, where: str) -> jinja2.Template | None:
     )
 
   environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-    trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
   )
   environment.filters["tojson"] = to_json
   environment.globals["raise_exception"] = raise_exception

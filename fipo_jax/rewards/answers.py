@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 
+from fipo_jax.text import BOX, last_box
+
 # "Answer:", "ANSWER :", "**Answer:**", "**Answer**:", "__Answer__ :"
 _LABEL = re.compile(r"answer(?:\*\*|__|\*|_)?[ \t]*:(?:\*\*|__|\*|_)?", re.IGNORECASE)
-_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 
 # What may stand around an answer, as often as it does: (opening, closing).
 _AROUND = (
@@ -43,7 +44,7 @@ def answer_line(response: str) -> str | None:
     text = last_box(response)
     return (undress(text) or None) if text is not None else None
   text = undress(_unmarked(_first_line(text).split("</answer>", 1)[0].strip()))
-  box = _BOX.match(text)
+  box = BOX.match(text)
   if box and text.endswith("}") and last_box(text) == text[box.end() : -1]:
     text = undress(text[box.end() : -1])
   return text or None
@@ -66,21 +67,6 @@ def _unmarked(line: str) -> str:
     if line.endswith(mark) and line.count(mark) == 1:
       return line[: -len(mark)]
   return line
-
-
-def last_box(text: str) -> str | None:
-  r"""What stands in the last \boxed{...}; None without one, or when its brace is not closed."""
-  last = None
-  for last in _BOX.finditer(text):  # noqa: B007
-    pass
-  if last is None:
-    return None
-  depth = 1
-  for brace in re.finditer(r"\\.|[{}]", text[last.end() :]):
-    depth += {"{": 1, "}": -1}.get(brace.group(), 0)
-    if depth == 0:
-      return text[last.end() : last.end() + brace.start()]
-  return None
 
 
 def undress(text: str) -> str:

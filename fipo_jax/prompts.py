@@ -1,0 +1,183 @@
+"""Config -> the endless stream of training prompts and the held-out ones, and what there is to say about them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Collection
+from typing import Any
+
+import ml_collections
+
+from fipo_jax import config as config_lib
+from fipo_jax.data import SOURCES, files, pipeline
+from fipo_jax.data.records import Mixture, Part
+from fipo_jax.data.tokenizer import Tokenizer
+from fipo_jax.types import Prompt
+
+
+def check(cfg: ml_collections.ConfigDict, given: Collection[str] = ()) -> None:
+  """Raises ValueError or OSError for a source, a path or a mixture that cannot be, and for a field that nothing reads.
+
+  Args: given: fields that were set on the command line. Where that changed the source, what the experiment itself has
+  set for its own is no mistake; it is said at the start instead.
+  """
+  for name, (part, _) in parts_of(cfg).items():
+    where = f"data.mixture.{name}." if cfg.data.mixture else "data."
+    config_lib.one_of(f"{where}source", part.data.source, tuple(SOURCES))
+    if SOURCES[part.data.source].is_file:
+      if not part.data.path:
+        raise ValueError(f"{where}path='': data.source={part.data.source!r} needs a file.")
+      _check_path(f"{where}path", part.data.path, _insisted(part.data.source))
+  if cfg.eval.path and cfg.eval.every:
+    _check_path("eval.path", cfg.eval.path, _insisted(cfg.data.source, cfg.eval.path))
+  for field in unread(cfg):
+    if field in given or "data.source" not in given:
+      raise ValueError(f"{field}={config_lib.at(cfg, field)!r}: {_not_read(cfg)}; leave it out.")
+
+
+def unread(cfg: ml_collections.ConfigDict) -> list[str]:
+  """Fields of sources that are set and that none of the chosen sources reads."""
+  read, known = {"eval.path", "eval.prompts"}, {"eval.path"}
+  for source in SOURCES.values():
+    known |= {*source.fields.values(), *source.heldout.values()}
+  for part, _ in parts_of(cfg).values():
+    source = SOURCES[part.data.source]
+    read |= {*source.fields.values(), *(() if cfg.eval.path else source.heldout.values())}
+  if cfg.eval.path:
+    read |= {*SOURCES["file"].fields.values()}
+  default = config_lib.default()
+  return [field for field in sorted(known - read) if config_lib.at(cfg, field) != config_lib.at(default, field)]
+
+
+def parts_of(cfg: ml_collections.ConfigDict) -> dict[str, tuple[ml_collections.ConfigDict, float]]:
+  """The sources of a config: name -> (config as if it were the only one, weight). eval.prompts is shared out by weight.
+
+  Raises: ValueError for a mixture that cannot be.
+  """
+  if not cfg.data.mixture:
+    return {"": (cfg, 1.0)}
+  found = {}
+  for name, entry in cfg.data.mixture.items():
+    where = f"data.mixture.{name}"
+    fields = entry.to_dict() if isinstance(entry, ml_collections.ConfigDict) else entry
+    if not isinstance(fields, dict) or not isinstance(fields.get("weight"), int | float) or not fields["weight"] > 0:
+      raise ValueError(f"{where}={fields!r}: expected fields of data and a weight greater than 0.")
+    part = cfg.copy_and_resolve_references()
+    part.data.mixture = ml_collections.ConfigDict(type_safe=False)
+    for field, value in fields.items():
+      if field == "weight":
+        continue
+      if field not in part.data or field in ("mixture", *SHARED):
+        near = difflib.get_close_matches(field, [name for name in part.data if name not in SHARED], n=1)
+        raise ValueError(f"{where}.{field}: no field of a source" + (f"; {near[0]}?" if near else "."))
+      try:
+        part.data.update({field: value})
+      except (TypeError, KeyError, AttributeError) as e:
+        raise ValueError(f"{where}.{field}={value!r}: does not fit data.{field}: {e}") from e
+    found[name] = (part, float(fields["weight"]))
+  total = sum(weight for _, weight in found.values())
+  ideal = [cfg.eval.prompts * weight / total for _, weight in found.values()]
+  shares = [int(share) for share in ideal]
+  for k in sorted(range(len(ideal)), key=lambda k: shares[k] - ideal[k])[: cfg.eval.prompts - sum(shares)]:
+    shares[k] += 1
+  for (part, _), share in zip(found.values(), shares, strict=True):
+    part.eval.prompts = share
+  return found
+
+
+# Fields of data that all sources of a mixture share: they say what becomes of records.
+SHARED = ("instruction", "instruct_messages", "system", "chat_template", "max_prompt_tokens", "on_long_prompt")
+
+
+def open_data(cfg, tokenizer: Tokenizer) -> tuple[pipeline.PromptStream, list[Prompt], list[str]]:
+  """The endless training stream, the held-out prompts, which share no text, and notes on both.
+
+  Raises: ValueError or OSError for data that cannot be used, naming file and line where there are any.
+  """
+  d = cfg.data
+  rendering = dict(
+    max_prompt_tokens=d.max_prompt_tokens, on_long_prompt=d.on_long_prompt, chat_template=d.chat_template,
+    instruction=d.instruction, default_verifier=cfg.reward.verifier, system=d.system,
+    instruct_messages=d.instruct_messages,
+  )  # fmt: skip
+  training, held = {}, {}
+  notes = [*tokenizer.notes, *(f"{field}={config_lib.at(cfg, field)!r}: {_not_read(cfg)}" for field in unread(cfg))]
+  for name, (part, weight) in parts_of(cfg).items():
+    source = SOURCES[part.data.source]
+    records = source.records(_values(part))
+    said = f"data.path={part.data.path!r}" if source.is_file else f"data.name={part.data.name!r}"
+    notes += [f"{said}: {note}" for note in records.notes]
+    n = part.eval.prompts
+    if cfg.eval.every and not cfg.eval.path and n:
+      if source.is_file:
+        if len(records) <= n:
+          raise ValueError(
+            f"eval.prompts={n}: data.path={part.data.path!r} has only {len(records)} records, and they are "
+            "split into held-out and training ones; use fewer, or eval.path."
+          )
+        held[name], records = (Part(records, range(*ends)) for ends in ((0, n), (n, len(records))))
+      else:
+        held[name] = source.records(_values(part), heldout=True)
+    training[name] = (records, weight)
+  if cfg.eval.every and cfg.eval.path:
+    read = SOURCES[_insisted(d.source, cfg.eval.path) or "file"].records
+    held = {"": read(_values(cfg, {"data.path": cfg.eval.path}))}
+    notes += [f"eval.path={cfg.eval.path!r}: {note}" for note in held[""].notes]
+  heldout = []
+  if held:
+    joined = next(iter(held.values())) if len(held) == 1 else Mixture({k: (r, 1.0) for k, r in held.items()})
+    heldout = pipeline.prompts(joined, tokenizer, count=cfg.eval.prompts, **rendering)
+  # Generated problems repeat: one that is evaluated must not be trained on.
+  texts = {prompt.text for prompt in heldout}
+  whole = next(iter(training.values()))[0] if len(training) == 1 else Mixture(training)
+  stream = pipeline.PromptStream(whole, tokenizer, seed=cfg.seed, exclude=texts, **rendering)
+  if stream.dropped_long:
+    notes.append(
+      f"{stream.dropped_long} prompts are longer than data.max_prompt_tokens={d.max_prompt_tokens} and left out; "
+      f"{stream.len_epoch} remain"
+    )
+  if stream.excluded:
+    notes.append(f"{stream.excluded} prompts read like held-out ones and are left out; {stream.len_epoch} remain")
+  return stream, heldout, notes
+
+
+def _values(cfg, instead: dict[str, Any] | None = None) -> Callable[[str], Any]:
+  """A function from fields to values, as the functions of SOURCES take them."""
+
+  def value(field: str) -> Any:
+    found = (instead or {}).get(field, config_lib.at(cfg, field))
+    return found.to_dict() if isinstance(found, ml_collections.ConfigDict) else found
+
+  return value
+
+
+def _insisted(source: str, path: Any = "") -> str:
+  """The kind of file that a source's name insists on; for another path than its own only where the ending says none."""
+  kind = source if source in files.KINDS else ""
+  if not kind or not path:
+    return kind
+  try:
+    for file in files.expand(path, ""):
+      files.kind_of(file)
+  except (ValueError, OSError):
+    return kind
+  return ""
+
+
+def _check_path(field: str, path: Any, kind: str) -> None:
+  several = isinstance(path, tuple | list)
+  if not all(isinstance(one, str) and one for one in (path if several else [path])) or not path:
+    raise ValueError(f"{field}={path!r}: expected a file, a folder, a glob, or several of them.")
+  try:
+    for file in files.expand(path, kind):
+      if not kind:
+        files.kind_of(file)
+  except OSError as e:
+    raise type(e)(f"{field}={path!r}: {e}") from e
+  except ValueError as e:
+    raise ValueError(f"{field}={path!r}: {e}") from e
+
+
+def _not_read(cfg) -> str:
+  sources = sorted({part.data.source for part, _ in parts_of(cfg).values()})
+  return f"not read by data.source={', '.join(map(repr, sources))}"
