@@ -16,7 +16,17 @@ import jax.numpy as jnp
 import ml_collections
 from jax.sharding import Mesh
 
-from fipo_jax import alarms, metrics, processes, prompts, rollback, sharding
+from fipo_jax import (
+  alarms,
+  console,
+  describe,
+  metrics,
+  processes,
+  prompts,
+  rollback,
+  sharding,
+  workdir,
+)
 from fipo_jax import config as config_lib
 from fipo_jax.algorithms import OBJECTIVES, Terms, control, credit, make_advantages, make_objective
 from fipo_jax.data import pipeline
@@ -48,7 +58,7 @@ class Run:
   surplus: informative groups that wait for a batch, with the step that sampled them.
   pending: groups with responses that are not finished yet, with the step that began them.
   rollbacks: how often the run was taken back to a checkpoint.
-  notes: lines to be said before it begins. verified: whether this process has seen a verdict.
+  changes: what differs from the config that made the steps so far. verified: whether this process has seen a verdict.
   """
 
   cfg: ml_collections.ConfigDict
@@ -73,7 +83,7 @@ class Run:
   pending: stored.Waiting
   watch: alarms.Watch
   rollbacks: int
-  notes: list[str] = dataclasses.field(default_factory=list)
+  changes: list[str] = dataclasses.field(default_factory=list)
   verified: bool = False
 
   def key(self, step: int, stream: int) -> jax.Array:
@@ -100,23 +110,37 @@ class Run:
     )  # fmt: skip
 
 
-def build(cfg: ml_collections.ConfigDict) -> Run:
+def build(cfg: ml_collections.ConfigDict, *, allow: Collection[str] = (), step: int | str | None = None) -> Run:
   """Builds the run of a validated config, restoring the newest checkpoint of its workdir if there is one.
 
+  Says what it finds as it finds it, all of it before the first compile.
+
+  Args:
+    allow: fields that may differ from those of the run that is resumed, though they alter the training.
+    step: resume from this checkpoint, a number or "best"; newer ones are set aside.
   Raises ValueError or OSError with one clear line for whatever the user can mend.
   """
   check_tables(cfg)
   check_alike(cfg)
-  claim_workdir(cfg)
+  claimed = workdir.claim(cfg, allow)
+  console.say(describe.code(workdir.provenance()))
+  for note in claimed.notes:
+    console.say(note)
   cfg = rollback.replay(cfg)
   checkpoint_lib.check_shared(checkpoint_lib.folder_of(cfg.workdir, cfg.checkpoint.folder))
   if cfg.compile_cache:
     jax.config.update("jax_compilation_cache_dir", os.path.expanduser(cfg.compile_cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-  mesh = sharding.make_mesh(cfg.mesh)
+  with console.phase("looking for devices"):
+    mesh = sharding.make_mesh(cfg.mesh)
   config_lib.check_mesh(cfg, mesh.shape, sharding.for_rollout(mesh, cfg.rollout.tensor).shape)
+  console.say(describe.mesh(mesh))
   tokenizer, model = open_model(cfg)
-  stream, heldout, notes = prompts.open_data(cfg, tokenizer)
+  console.say(describe.model(cfg, model, tokenizer))
+  with console.phase("reading prompts"):
+    stream, heldout, notes = prompts.open_data(cfg, tokenizer)
+  for line in (*notes, *describe.prompts(cfg, stream, heldout)):
+    console.say(line)
   if cfg.algorithm.name != "sft" and cfg.batch.prompts > stream.len_epoch:
     raise ValueError(
       f"batch.prompts={cfg.batch.prompts} is more than the {stream.len_epoch} prompts there are; use at most that many."
@@ -126,30 +150,54 @@ def build(cfg: ml_collections.ConfigDict) -> Run:
     make_objective(each.algorithm.name, terms=open_terms(each), **hyperparameters(each))
   steps, optimizer, abstract = open_steps(cfg, model, mesh)
   checkpointer = open_checkpointer(cfg)
-  step = checkpointer.latest() or 0
-  if step:
-    state, host = checkpointer.restore(step, abstract)
+  if step is not None:
+    step = checkpointer.start_from(step)
+    workdir.keep_logs(cfg, step)
   else:
-    state, host = fresh_state(cfg, model, optimizer, abstract, mesh), {"seconds": 0.0, "counters": {}}
-  rollbacks = len(rollback.records(cfg.workdir))
-  host |= stored.rescued(cfg.workdir, [step, rollbacks])
-  if "data" in host:
-    stream.restore(host["data"])
-  surplus, pending = (stored.decode(host.pop(name, [])) for name in ("surplus", "pending"))
-  engine = open_engine(cfg, model, mesh, tokenizer)
-  scorer, about_golds = open_scorer(cfg, stream, heldout, check=not step)
-  watch = alarms.Watch(alarms.Limits(**{f.name: cfg.alarms[f.name] for f in dataclasses.fields(alarms.Limits)}))
-  if "watch" in host:
-    watch.restore(host["watch"])
-  ddof = cfg.algorithm.advantage_std_ddof
-  return Run(
-    cfg, mesh, model, tokenizer, state, steps,
-    advantages=make_advantages(cfg.algorithm.name, std_ddof=None if ddof < 0 else ddof),
-    credit=open_credit(cfg), control=open_control(cfg), reference=open_reference(cfg, model, mesh), engine=engine,
-    stream=stream, heldout=heldout, scorer=scorer, checkpointer=checkpointer, step=step, host=host,
-    timers=metrics.Timers(), surplus=surplus, pending=stored.with_prompts(pending, stream.find), watch=watch,
-    rollbacks=rollbacks, notes=notes + about_golds,
-  )  # fmt: skip
+    step = checkpointer.latest() or 0
+  console.say(describe.schedule(cfg, stream))
+  console.say(f"resumes from step {step}" if step else "a new run")
+  with console.phase("trying the verifier"):
+    scorer, about_golds = open_scorer(cfg, stream, heldout, check=not step)
+  try:
+    for note in about_golds:
+      console.say(note)
+    with console.phase("loading the model" if cfg.model.path or step else "making the model"):
+      if step:
+        state, host = checkpointer.restore(step, abstract)
+      else:
+        state, host = fresh_state(cfg, model, optimizer, abstract, mesh), {"seconds": 0.0, "counters": {}}
+    rollbacks = len(rollback.records(cfg.workdir))
+    host |= stored.rescued(cfg.workdir, [step, rollbacks])
+    if "data" in host:
+      resume_data(stream, host["data"], allow)
+    surplus, pending = (stored.decode(host.pop(name, [])) for name in ("surplus", "pending"))
+    engine = open_engine(cfg, model, mesh, tokenizer)
+    watch = alarms.Watch(alarms.Limits(**{f.name: cfg.alarms[f.name] for f in dataclasses.fields(alarms.Limits)}))
+    if "watch" in host:
+      watch.restore(host["watch"])
+    ddof = cfg.algorithm.advantage_std_ddof
+    return Run(
+      cfg, mesh, model, tokenizer, state, steps,
+      advantages=make_advantages(cfg.algorithm.name, std_ddof=None if ddof < 0 else ddof),
+      credit=open_credit(cfg), control=open_control(cfg), reference=open_reference(cfg, model, mesh), engine=engine,
+      stream=stream, heldout=heldout, scorer=scorer, checkpointer=checkpointer, step=step, host=host,
+      timers=metrics.Timers(), surplus=surplus, pending=stored.with_prompts(pending, stream.find), watch=watch,
+      rollbacks=rollbacks, changes=claimed.changes if step == claimed.step else [],
+    )  # fmt: skip
+  except BaseException:
+    scorer.close()
+    raise
+
+
+def resume_data(stream, state: dict[str, Any], allow: Collection[str]) -> None:
+  """The stream goes where it stood; with other data, where the user has allowed that, it begins anew, and says so."""
+  try:
+    stream.restore(state)
+  except ValueError:
+    if not any(name == "data" or name.startswith("data.") for name in allow):
+      raise
+    console.say("other prompts than before, as allowed: they are drawn from the beginning")
 
 
 def check_tables(cfg, given: Collection[str] | None = None) -> None:
@@ -189,36 +237,6 @@ def check_inputs_alike(cfg, model: Model, stream, heldout: list[Prompt]) -> None
     "model.path": digest(repr(model.config).encode()),
     "reward.file": digest(pathlib.Path(cfg.reward.file).read_bytes()) if cfg.reward.file else "",
   })  # fmt: skip
-
-
-def claim_workdir(cfg) -> None:
-  """Process 0 makes the workdir its own, see `_claim`; the others wait until it has."""
-  if processes.is_first():
-    metrics.check_writable(cfg.workdir)
-    _claim(cfg)
-  processes.barrier("the claim of the workdir")
-
-
-def _claim(cfg) -> None:
-  """Writes config.json into a new workdir; refuses one that belongs to another config."""
-  path = pathlib.Path(cfg.workdir) / "config.json"
-  # Through JSON on both sides, so that tuples and lists compare equal.
-  now = json.loads(cfg.to_json())
-  if path.exists():
-    try:
-      old = json.loads(path.read_text())
-    except ValueError as e:
-      raise ValueError(f"workdir={cfg.workdir!r}: config.json is damaged ({e}); use another workdir.") from e
-    if lines := config_lib.differences(old, now):
-      more = f" (and {len(lines) - 3} more)" if len(lines) > 3 else ""
-      raise ValueError(
-        f"workdir={cfg.workdir!r} holds a run of another config: {'; '.join(lines[:3])}{more}; "
-        "use another workdir, or that config to resume."
-      )
-    return
-  temporary = path.with_suffix(".tmp")
-  temporary.write_text(json.dumps(now, indent=1, sort_keys=True) + "\n")
-  temporary.replace(path)
 
 
 def open_checkpointer(cfg) -> Checkpointer:

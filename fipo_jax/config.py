@@ -437,29 +437,6 @@ def check_mesh(c, mesh_shape, rollout_shape) -> None:
     )
 
 
-# Fields that may change when a run is resumed: they do not alter what a step computes (alarms only what follows one).
-RESUMABLE = (
-  "steps", "workdir", "compile_cache", "checkpoint.every", "checkpoint.keep", "checkpoint.keep_best",
-  "checkpoint.export", "log", "alarms", "reward.workers", "reward.env", "reward.network", "reward.processes",
-  "reward.memory_mb", "reward.write_mb", "model.offload_inputs", "optimizer.offload",
-)  # fmt: skip
-
-
-def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
-  """Lines 'field: old -> new' for every field in which two configs (as nested dicts) differ, RESUMABLE ones aside."""
-  lines = []
-  for key in sorted(old.keys() | new.keys()):
-    name = f"{prefix}{key}"
-    if name in RESUMABLE:
-      continue
-    a, b = old.get(key, "(absent)"), new.get(key, "(absent)")
-    if isinstance(a, dict) and isinstance(b, dict):
-      lines += differences(a, b, f"{name}.")
-    elif a != b:
-      lines.append(f"{name}: {a!r} -> {b!r}")
-  return lines
-
-
 def at(c, field: str):
   for key in field.split("."):
     c = c[key]

@@ -7,12 +7,13 @@ import json
 import math
 import pathlib
 import time
+from collections.abc import Collection
 from typing import Any
 
 import jax
 
+from fipo_jax import describe, metrics, processes, report, workdir
 from fipo_jax import evaluate as evaluate_lib
-from fipo_jax import metrics, processes, report
 from fipo_jax.alarms import Alarm
 from fipo_jax.assemble import STREAM_CONTROL, STREAM_EVAL, Run, build
 from fipo_jax.collect import DataExhausted, collect, score
@@ -30,36 +31,45 @@ PER_MINIBATCH = (
 )  # fmt: skip
 
 
-def train(cfg) -> dict[str, Any]:
+def train(cfg, *, allow: Collection[str] = (), step: int | str | None = None) -> dict[str, Any]:
   """Runs a config to its last step, resuming whatever its workdir holds; returns the contents of result.json.
 
+  Args: allow, step: see `assemble.build`.
   Raises:
+    ValueError: another process works in the workdir; or as `assemble.build`.
     Stopped: the process was told to stop, and has saved.
   """
+  processes.begin(False)
+  with workdir.hold(cfg.workdir):
+    return train_through_alarms(cfg, allow=allow, step=step)
+
+
+def train_through_alarms(cfg, **how) -> dict[str, Any]:
+  """The same, in a workdir that is held."""
   while True:
     try:
-      return train_until_alarm(cfg)
+      return train_until_alarm(cfg, **how)
     except Rollback as asked:
+      how["step"] = None
       to = roll_back(cfg, asked.alarm)
       if processes.is_first():
         print(f"alarm {asked.alarm.name} at step {asked.alarm.step}: going back to step {to}", flush=True)
 
 
-def train_until_alarm(cfg) -> dict[str, Any]:
+def train_until_alarm(cfg, **how) -> dict[str, Any]:
   """The same, unless an alarm raises `Rollback`."""
-  run = build(cfg)
+  run = build(cfg, **how)
   cfg = run.cfg
+  processes.begin()
   run.host.pop("ended", None)  # of an earlier process; this one tries again
   started = time.monotonic() - run.host["seconds"]
   log = metrics.Log(cfg.workdir, resume_step=run.step or -1, samples_bytes=round(cfg.log.samples_mb * 1e6))
   with jax.set_mesh(run.mesh), run.scorer, metrics.Progress(cfg.workdir, cfg.steps, run.step) as progress:
-    for note in run.notes:
-      progress.note(note)
     if run.step == 0 and cfg.eval.every:
       run.host["before"] = evaluate(run, progress)
       log.write(0, {f"eval/{k}": v for k, v in run.host["before"].items()})
-      progress.note(f"before training: {describe(run.host['before'])}")
-      run.timers.pop()  # not part of the first step
+      progress.note(f"before training: {describe.evaluation(run.host['before'])}")
+    run.timers.pop()  # not part of the first step
     for step in range(run.step + 1, cfg.steps + 1):
       if processes.stop_asked():
         stop(run)
@@ -77,8 +87,12 @@ def train_until_alarm(cfg) -> dict[str, Any]:
         values |= {f"eval/{k}": v for k, v in run.host["after"].items()}
       values |= speeds(run, values, run.timers.pop())
       alarms = run.watch.check(step, values)
-      log.write(step, values | {"alarms": [a.name for a in alarms]})
+      changed = {"changed": run.changes} if run.changes and step == run.step + 1 else {}
+      log.write(step, values | {"alarms": [a.name for a in alarms]} | changed)
+      run.changes = []
       progress.step(step, values)
+      if "eval/accuracy" in values:
+        progress.note(f"after step {step}: {describe.evaluation(run.host['after'])}")
       run.step, run.host["seconds"] = step, time.monotonic() - started
       heed(run, alarms, progress)
       if step % cfg.checkpoint.every == 0 or step == cfg.steps:
@@ -222,12 +236,12 @@ def end_early(run: Run, progress, reason: str) -> None:
   save(run)
   if run.cfg.eval.every:
     run.host["after"] = evaluate(run, progress)
-    progress.note(f"at the end: {describe(run.host['after'])}")
+    progress.note(f"at the end: {describe.evaluation(run.host['after'])}")
   progress.note(f"the run ends at step {run.step}, saved: {reason}")
 
 
 def speeds(run: Run, values: dict[str, Any], seconds: dict[str, float]) -> dict[str, float]:
-  """Seconds by phase, and from them tokens per second by phase.
+  """Seconds by phase, of the whole step (wall time; the phases sum to it), and tokens per second by phase.
 
   tokens_per_second/rollout counts sampled tokens, /old_logp and /update those of the packed sequences, prompts
   included, and /step sampled tokens over the whole step. update_tflops: model FLOPs of the update (6 · parameters ·
@@ -239,7 +253,6 @@ def speeds(run: Run, values: dict[str, Any], seconds: dict[str, float]) -> dict[
   for phase, tokens in rates.items():
     if tokens and seconds.get(f"seconds/{phase}"):
       found[f"tokens_per_second/{phase}"] = tokens / seconds[f"seconds/{phase}"]
-  found["seconds/step"] = sum(seconds.values())
   if values.get("tokens_generated"):
     found["tokens_per_second/step"] = values["tokens_generated"] / found["seconds/step"]
   parameters = sum(x.size for x in jax.tree.leaves(run.state.params))
@@ -304,9 +317,3 @@ def finish(run: Run) -> dict[str, Any]:
     metrics.summary_table(result, paths)
   processes.barrier("the files of the finished run", processes.WORK_S)
   return result
-
-
-def describe(result: dict[str, float]) -> str:
-  said = f"accuracy {result['accuracy']:.3f}, mean length {result['response_tokens']:.1f} tokens"
-  troubles = (("errors", "reward_errors"), ("time-outs", "reward_timeouts"))
-  return said + "".join(f", {result[name]:.0f} verifier {label}" for label, name in troubles if result.get(name))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import errno
 import json
 import math
 import numbers
@@ -27,13 +28,14 @@ import rich.console
 import rich.progress
 import rich.table
 
+from fipo_jax import console
 from fipo_jax.types import Max, Mean, Min
 
 
 def check_writable(workdir) -> pathlib.Path:
   """Makes the directory and writes a probe file into it: a bad one is known before work is done.
 
-  Raises ValueError with the system's reason (not a directory, no permission, disk full, ...).
+  Raises ValueError with the system's reason (not a directory, no permission, ...), OSError for a full disk.
   """
   workdir = pathlib.Path(workdir)
   probe = workdir / f".probe-{os.getpid()}"
@@ -44,15 +46,17 @@ def check_writable(workdir) -> pathlib.Path:
   except OSError as error:
     with contextlib.suppress(OSError):
       probe.unlink(missing_ok=True)
-    raise _unwritable(workdir, error) from error
+    raise unwritable(workdir, error) from error
   return workdir
 
 
-def _unwritable(workdir, error: OSError) -> ValueError:
+def unwritable(workdir, error: OSError) -> ValueError | OSError:
+  """What to raise for a folder that the system refuses: the mistake of a user, or a full disk."""
   reason = error.strerror or str(error)
-  return ValueError(
-    f"workdir={workdir} cannot be written: {reason}; free space there or name another one."
-  )
+  full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+  kind = OSError if full else ValueError
+  remedy = "free space there, then the same command goes on" if full else "name another one, or change its permissions"
+  return kind(f"workdir={workdir} cannot be written: {reason}; {remedy}.")
 
 
 class JsonLines:
@@ -79,7 +83,7 @@ class JsonLines:
       _cut(self.path, resume_step)
       self._open()
     except OSError as error:
-      raise _unwritable(self.path.parent, error) from error
+      raise unwritable(self.path.parent, error) from error
 
   def _open(self) -> None:
     self._file = open(self.path, "ab", buffering=0)  # unbuffered: a line is on its way when write() returns
@@ -111,7 +115,7 @@ class JsonLines:
     except OSError as error:
       with contextlib.suppress(OSError):
         self._file.truncate(start)
-      raise _unwritable(self.path.parent, error) from error
+      raise unwritable(self.path.parent, error) from error
 
   def _drop_oldest(self, size: int) -> None:
     """Replaces the file by the lines that begin in its second half; a crash leaves the one or the other."""
@@ -211,7 +215,8 @@ class Log:
     self.samples = JsonLines(workdir / "samples.jsonl", resume_step, samples_bytes)
 
   def write(self, step: int, metrics: Mapping) -> None:
-    self.metrics.write({"step": step, **metrics})
+    """time: seconds since 1970, when the line was written."""
+    self.metrics.write({"step": step, "time": round(time.time(), 3), **metrics})
 
   def sample(self, step: int, record: Mapping) -> None:
     self.samples.write({"step": step, **record})
@@ -252,6 +257,7 @@ class Timers:
   def __init__(self, clock=time.perf_counter):
     self._clock = clock
     self._seconds: dict[str, float] = {}
+    self._since = clock()
     self._inner: list[float] = []  # of each phase that is on: seconds of phases within it, which count for themselves
 
   @contextlib.contextmanager
@@ -259,7 +265,8 @@ class Timers:
     start = self._clock()
     self._inner.append(0.0)
     try:
-      yield
+      with console.phase(phase):
+        yield
     finally:
       whole = self._clock() - start
       self._seconds[phase] = self._seconds.get(phase, 0.0) + whole - self._inner.pop()
@@ -267,8 +274,11 @@ class Timers:
         self._inner[-1] += whole
 
   def pop(self) -> dict[str, float]:
-    """`seconds/<phase>` of all phases since the last call, and starts over."""
+    """`seconds/<phase>` since the last call, and starts over; other: what was in no phase, step: the sum of all."""
+    now = self._clock()
+    whole, self._since = now - self._since, now
     seconds, self._seconds = self._seconds, {}
+    seconds |= {"other": max(whole - sum(seconds.values()), 0.0), "step": whole}
     return {f"seconds/{phase}": value for phase, value in seconds.items()}
 
 
@@ -326,9 +336,12 @@ class Progress:
         self._title, total=self._steps, completed=self._done, said=""
       )
       self._live.start()
+    self._lines = console.lines_to(self.note, quiet=self._live is not None)
+    self._lines.__enter__()
     return self
 
   def __exit__(self, *error) -> None:
+    self._lines.__exit__(*error)
     if self._live is not None:
       self._live.stop()
       self._live = None
@@ -353,17 +366,19 @@ class Progress:
     now = self._clock()
     seconds, self._last = now - self._last, now
     if self._first is None:
-      self._first = seconds  # holds the compiles, so it forecasts only until there is another
+      self._first = seconds  # holds the compiles, and forecasts nothing
     else:
       self._durations.append(seconds)
     if not self._loud:
       return
-    typical = sum(self._durations) / len(self._durations) if self._durations else self._first
     shown = [(label, metrics.get(key), form) for label, key, form in self.SHOWN]
     said = [f"{label} {value:{form}}" for label, value, form in shown if value is not None]
     for label, name in (("verifier errors", "reward_errors"), ("verifier time-outs", "reward_timeouts")):
       said += [f"{label} {metrics[name]:.0f}"] if metrics.get(name) else []
-    said += [f"{seconds:.1f} s", f"eta {_clock_text(typical * max(self._steps - step, 0))}"]
+    said.append(f"{seconds:.1f} s")
+    if self._durations and step < self._steps:
+      typical = sum(self._durations) / len(self._durations)
+      said.append(f"eta {_clock_text(typical * (self._steps - step))}")
     if self._live is not None:
       self._live.update(self._main, completed=step, said="  ".join(said))
     else:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import collections
 import ctypes
+import faulthandler
 import json
 import os
 import signal
@@ -25,13 +26,22 @@ from typing import Any
 START_S = 300.0  # for all processes to come
 WAIT_S = 600.0  # at a barrier: hosts load files and compile at different speeds
 WORK_S = 7200.0  # for results of work, such as a slow verifier: whoever dies meanwhile is noticed by itself
+SAID_AFTER_S = 5.0  # of waiting for others: who they are is said
 BEAT_S = 3.0  # between two signs of life
 SILENT_S = 30.0  # without one: longer than a host stalls, short enough to restart within a minute
 RESUMES = "the same command on all hosts resumes from the newest checkpoint."
-EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: saved, start me again
+
+# How every program of this project ends.
+EXIT_DONE = 0
+EXIT_ERROR = 1  # on the way: a full disk, servers that are gone, a first batch that fails whole, an alarm's stop
+EXIT_MISTAKE = 2  # a mistake of the user, found at the start: nothing was done
+EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: told to stop, and saved; start me again
+EXIT_LOST = 76  # another process was lost or has stalled; start all again
+EXIT_INTERRUPTED = 130  # a second Ctrl-C: ended at once
 
 _job: _Job | None = None  # None: one process
 _told_to_stop = threading.Event()
+_begun = threading.Event()
 
 
 class Missing(OSError):
@@ -146,10 +156,13 @@ def agree(what: str, facts: Mapping[str, Any], timeout_s: float = WAIT_S) -> Non
 # ---- the end ----
 
 
-def leave(message: str) -> None:
-  """Tells the others that this process ends, and why; process 0 waits a moment until they know. Theirs end too."""
+def leave(message: str, code: int = EXIT_ERROR) -> None:
+  """Tells the others that this process ends, and why; process 0 waits a moment until they know.
+
+  They end too, with the same code.
+  """
   if _job:
-    _job.leave(f"{_names([_job.me])} ended: {message}")
+    _job.leave(f"{_names([_job.me])} ended: {message}", code)
 
 
 def await_reason() -> None:
@@ -170,17 +183,58 @@ def finish() -> None:
     jax.distributed.shutdown()
 
 
-# ---- being told to stop ----
+# ---- the beginning, and being told to stop ----
 
 
-def heed_sigterm() -> None:
-  """From now on SIGTERM, as preemption and schedulers send it, only makes `stop_asked` true. For the main thread."""
+def begin(training: bool = True) -> None:
+  """Training begins: what fails from now on is no mistake of the user's that was found at the start. False: not yet."""
+  (_begun.set if training else _begun.clear)()
 
-  def note(*_):
+
+def begun() -> bool:
+  """Whether `begin` was called."""
+  return _begun.is_set()
+
+
+def heed_signals() -> None:
+  """From now on SIGTERM, as preemption and schedulers send it, and Ctrl-C only make `stop_asked` true.
+
+  Before training has begun there is nothing to finish, and one process ends at once, with code 75. A second signal ends
+  it at once and saves nothing: SIGTERM with the stacks of all threads and code 75, Ctrl-C with 130. A thread sees to
+  that, for the main one may be within a program of the devices for minutes. For the main thread.
+  """
+  reader, writer = socket.socketpair()
+  writer.setblocking(False)
+  heed_signals.keep = writer  # the system knows only its number
+  signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+  for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, lambda *_: None)
+  threading.Thread(target=_heed, args=(reader,), daemon=True).start()
+
+
+def _heed(reader: socket.socket) -> None:
+  while data := reader.recv(1):
+    interrupted = data[0] == signal.SIGINT
+    name = "Ctrl-C" if interrupted else "SIGTERM"
+    if data[0] not in (signal.SIGINT, signal.SIGTERM):
+      continue
+    if _told_to_stop.is_set():
+      if not interrupted:
+        faulthandler.dump_traceback(all_threads=True)
+      _end_at_once(f"{name} again: ended at once, not saved", EXIT_INTERRUPTED if interrupted else EXIT_STOPPED)
     _told_to_stop.set()
-    print("SIGTERM: the present iteration is finished and saved, then the run stops", file=sys.stderr, flush=True)
+    if not begun() and count() == 1:
+      _end_at_once(f"{name}: stopped before training began; nothing was changed", EXIT_STOPPED)
+    print(
+      f"{name}: the present iteration is finished and saved, then the run stops; once more ends it at once",
+      file=sys.stderr, flush=True,
+    )  # fmt: skip
 
-  signal.signal(signal.SIGTERM, note)
+
+def _end_at_once(said: str, code: int) -> None:
+  print(said, file=sys.stderr, flush=True)
+  leave(said, code)
+  os._exit(code)
 
 
 def stop_asked() -> bool:
@@ -205,7 +259,7 @@ class _Job:
     self._numbers: collections.Counter[str] = collections.Counter()
     self._lock = threading.Lock()
     self._said: dict[int, str] = {}  # last sign of life, by process
-    self._reason = ""  # why this process ends
+    self._reason, self._code = "", EXIT_ERROR  # why this process ends, and how
 
   def exchange(self, what: str, text: str, timeout_s: float) -> list[str]:
     with self._lock:
@@ -213,6 +267,8 @@ class _Job:
       self._numbers[what] += 1
     folder = lambda n: f"fipo/{what.replace('/', '_')}/{n}"
     self.client.key_value_set(f"{folder(number)}/{self.me}", f"={text}")
+    here = threading.Event()
+    threading.Thread(target=self._say_whom_it_waits_for, args=(what, folder(number), here), daemon=True).start()
     try:
       self.client.wait_at_barrier(folder(number), int(timeout_s * 1000))
     except RuntimeError as e:
@@ -224,10 +280,23 @@ class _Job:
         f"{_names(missing)} did not arrive at {what!r} within {timeout_s:g} s; look at the output there, then start "
         "the same command on all hosts."
       ) from e
+    finally:
+      here.set()
     found = self._read(folder(number))
     if number:  # whoever is here has read the one before
       self.client.key_value_delete(f"{folder(number - 1)}/{self.me}")
     return [found[k][1:] for k in range(self.count)]
+
+  def _say_whom_it_waits_for(self, what: str, folder: str, here: threading.Event) -> None:
+    if here.wait(SAID_AFTER_S):
+      return
+    try:
+      found = self._read(folder)
+    except RuntimeError:
+      return
+    missing = [k for k in range(self.count) if k not in found]
+    if missing and self.me == min(found, default=-1):
+      print(f"waiting at {what!r} for {_names(missing)}", flush=True)
 
   def _read(self, folder: str) -> dict[int, str]:
     return {int(key.rsplit("/", 1)[1]): text for key, text in self.client.key_value_dir_get(folder)}
@@ -244,7 +313,7 @@ class _Job:
     while not self.over.wait(BEAT_S if number else 0):
       number += 1
       try:
-        self._say(f"ended: {self._reason}" if self._reason else str(number))
+        self._say(f"ended: {self._code} {self._reason}" if self._reason else str(number))
         self._said = self._read("fipo/alive")
       except RuntimeError:  # no answer is no sign of life, of anyone
         continue
@@ -259,7 +328,8 @@ class _Job:
     while not self.over.wait(BEAT_S) and not self._reason:
       now = self._said
       if ended := next((text for text in now.values() if text.startswith("ended: ")), ""):
-        self._end(ended.removeprefix("ended: "))
+        code, reason = ended.removeprefix("ended: ").split(" ", 1)
+        self._end(reason, code=int(code))
       for k in range(self.count):
         silent[k] = silent[k] + 1 if now.get(k) == before.get(k) else 0
       before = now
@@ -269,16 +339,17 @@ class _Job:
       if lost:
         self._end(f"nothing was heard of {_names(lost)} for {SILENT_S:g} s; {RESUMES}", lost)
 
-  def _end(self, reason: str, lost=()) -> None:
+  def _end(self, reason: str, lost=(), code: int = EXIT_LOST) -> None:
     print(f"error: {reason}", file=sys.stderr, flush=True)
-    self.leave(reason, lost)
-    os._exit(1)
+    self.leave(reason, code, lost)
+    os._exit(self._code)
 
-  def leave(self, reason: str, lost=()) -> None:
+  def leave(self, reason: str, code: int, lost=()) -> None:
     """Says why, and as process 0, on whom the store depends, waits until the others have said that they end too."""
-    self._reason = self._reason or reason
+    if not self._reason:
+      self._reason, self._code = reason, code
     try:
-      self._say(f"ended: {self._reason}")
+      self._say(f"ended: {self._code} {self._reason}")
       for _ in range(5 if self.me == 0 else 0):
         said = self._read("fipo/alive")
         if all(said.get(k, "").startswith("ended: ") for k in range(self.count) if k not in lost):
@@ -323,7 +394,7 @@ def _last_words(text: str) -> None:
   @ctypes.CFUNCTYPE(None, ctypes.c_int)
   def on_abort(_):
     os.write(2, said)
-    os._exit(1)
+    os._exit(EXIT_LOST)
 
   _last_words.keep = on_abort  # C holds no reference
   ctypes.CDLL(None).signal(signal.SIGABRT, on_abort)

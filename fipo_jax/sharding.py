@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 from collections.abc import Mapping
 
 import jax
@@ -34,6 +35,19 @@ RULES: dict[str, tuple[str, ...]] = {
 }
 
 
+def live_devices() -> list[jax.Device]:
+  """All devices of the run. Raises: ValueError when JAX finds none of the kind it was told to use."""
+  try:
+    return jax.devices()
+  except RuntimeError as error:
+    wanted = os.environ.get("JAX_PLATFORMS", "")
+    reason = " ".join(str(error).split())[:200]
+    raise ValueError(
+      f"JAX_PLATFORMS={wanted!r}: JAX finds no such device here ({reason}); unset it, or install JAX for it: "
+      'make setup JAX="jax[tpu]" or "jax[cuda12]".'
+    ) from error
+
+
 def make_mesh(shape: Mapping[str, int], devices=None) -> Mesh:
   """Builds the mesh of a run.
 
@@ -44,7 +58,7 @@ def make_mesh(shape: Mapping[str, int], devices=None) -> Mesh:
     ValueError: an axis is 0 or below -1, more than one is -1, the product is not the number of devices, or `data` is
       no multiple of the slices: only that axis may cross the network between them.
   """
-  devices = jax.devices() if devices is None else devices
+  devices = live_devices() if devices is None else devices
   sizes = [int(shape[axis]) for axis in MESH_AXES]
   said = ", ".join(f"mesh.{a}={s}" for a, s in zip(MESH_AXES, sizes, strict=True))
   if any(s == 0 or s < -1 for s in sizes) or sizes.count(-1) > 1:

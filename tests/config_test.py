@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from fipo_jax import config
+from fipo_jax import changes, config
 from fipo_jax.algorithms import CONTROLS, KL_ESTIMATES, aggregation
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -137,7 +137,7 @@ def test_mesh_must_divide_rows_and_slots():
 def test_differences_name_fields_and_leave_resumable_ones_out():
   old = {"steps": 5, "a": {"b": 1, "c": 2}, "log": {"samples": 1}}
   new = {"steps": 9, "a": {"b": 1, "c": 3}, "log": {"samples": 2}}
-  assert config.differences(old, new) == ["a.c: 2 -> 3"]
+  assert changes.differences(old, new, changes.RESUMABLE) == ["a.c: 2 -> 3"]
 
 
 def test_choices_are_the_rows_of_their_tables():
@@ -163,12 +163,13 @@ def test_every_knob_is_read():
 @pytest.mark.parametrize("field, value, may_change", [
   ("steps", 7, True), ("reward.workers", 9, True), ("checkpoint.keep", 9, True), ("log.samples", 9, True),
   ("alarms.hold_steps", 9, True), ("reward.wrong_score", -0.5, False), ("reward.overlong_factor", 0.5, False),
-  ("seed", 7, False), ("optimizer.learning_rate", 0.5, False), ("checkpoint.folder", "x", False),
+  ("seed", 7, False), ("optimizer.learning_rate", 0.5, False), ("checkpoint.folder", "x", True),
+  ("mesh.fsdp", 2, True), ("batch.micro_rows", 6, True), ("eval.every", 3, True), ("rollout.urls", ("u",), True),
 ])  # fmt: skip
 def test_what_a_run_computes_may_not_change_when_it_is_resumed(field, value, may_change):
   c = config.default()
   c.update_from_flattened_dict({field: value})
-  found = config.differences(config.default().to_dict(), c.to_dict())
+  found = changes.differences(config.default().to_dict(), c.to_dict(), changes.RESUMABLE)
   assert found == [] if may_change else [line.split(":")[0] for line in found] == [field]
 
 

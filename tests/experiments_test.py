@@ -4,9 +4,8 @@ import pathlib
 
 import pytest
 
-from fipo_jax import config, prompts
+from fipo_jax import command_line, config, prompts
 from fipo_jax.data import SOURCES
-from launch import run
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FILES = sorted(p.relative_to(ROOT) for p in (ROOT / "experiments").glob("*.py"))
@@ -15,7 +14,7 @@ FILES = sorted(p.relative_to(ROOT) for p in (ROOT / "experiments").glob("*.py"))
 @pytest.mark.parametrize("path", FILES, ids=str)
 def test_valid(path, monkeypatch, tmp_path):
   monkeypatch.chdir(ROOT)
-  c = run.load_experiment(str(path))
+  c = command_line.load_experiment(str(path))
   config.validate(c)
   if SOURCES[c.data.source].is_file:  # the user's to name
     with pytest.raises(ValueError, match="data.path=''"):

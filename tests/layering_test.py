@@ -7,7 +7,8 @@ import source_imports
 # (ending in "/") may also import its own files, its __init__ excepted. A file that fits none has no
 # rank yet: give it one here.
 LOW = ("fipo_jax/types", "fipo_jax/masked", "fipo_jax/text")
-MIDDLE = (*LOW, "fipo_jax/config", "fipo_jax/sharding", "fipo_jax/metrics", "fipo_jax/processes")
+MIDDLE = (*LOW, "fipo_jax/config", "fipo_jax/sharding", "fipo_jax/metrics", "fipo_jax/processes", "fipo_jax/console",
+          "fipo_jax/changes")  # fmt: skip
 STAGES = tuple(
   f"fipo_jax/{s}/" for s in ("data", "rewards", "algorithms", "models", "rollout", "train")
 )
@@ -16,11 +17,15 @@ MAY_IMPORT = {
   "fipo_jax/types": (),
   "fipo_jax/masked": (),
   "fipo_jax/text": (),
+  "fipo_jax/console": ("fipo_jax/processes",),
+  "fipo_jax/changes": ("fipo_jax/config",),
+  "fipo_jax/saved": ("fipo_jax/config", "fipo_jax/changes"),
+  "fipo_jax/command_line": ("fipo_jax/config", "fipo_jax/changes"),
   "fipo_jax/report": (),
   "fipo_jax/processes": (),
   "fipo_jax/config": (*LOW, "fipo_jax/alarms"),
   "fipo_jax/sharding": LOW,
-  "fipo_jax/metrics": LOW,
+  "fipo_jax/metrics": (*LOW, "fipo_jax/console"),
   "fipo_jax/alarms": LOW,
   "fipo_jax/data/": MIDDLE,
   "fipo_jax/rewards/": MIDDLE,
@@ -31,15 +36,20 @@ MAY_IMPORT = {
   "fipo_jax/evaluate": (*MIDDLE, "fipo_jax/data/", "fipo_jax/rewards/", "fipo_jax/rollout/"),
   "fipo_jax/rollback": ("fipo_jax/processes", "fipo_jax/alarms", "fipo_jax/train/"),
   "fipo_jax/prompts": (*MIDDLE, "fipo_jax/data/"),
-  "fipo_jax/assemble": (*MIDDLE, *STAGES, "fipo_jax/alarms", "fipo_jax/prompts", "fipo_jax/rollback"),
+  "fipo_jax/workdir": (*MIDDLE, "fipo_jax/models/", "fipo_jax/train/"),
+  "fipo_jax/describe": (*MIDDLE, "fipo_jax/data/", "fipo_jax/models/"),
+  "fipo_jax/assemble": (
+    *MIDDLE, *STAGES, "fipo_jax/alarms", "fipo_jax/describe", "fipo_jax/prompts", "fipo_jax/rollback",
+    "fipo_jax/workdir",
+  ),
   "fipo_jax/collect": (*MIDDLE, *STAGES, "fipo_jax/assemble", "fipo_jax/evaluate"),
   "fipo_jax/loop": (
-    *MIDDLE, *STAGES, "fipo_jax/alarms", "fipo_jax/assemble", "fipo_jax/collect", "fipo_jax/evaluate",
-    "fipo_jax/report", "fipo_jax/rollback",
+    *MIDDLE, *STAGES, "fipo_jax/alarms", "fipo_jax/assemble", "fipo_jax/collect", "fipo_jax/describe",
+    "fipo_jax/evaluate", "fipo_jax/report", "fipo_jax/rollback", "fipo_jax/workdir",
   ),
-  "launch/": ("fipo_jax/",),
-  "launch/compile": ("fipo_jax/", "launch/chips", "launch/hlo"),
-  "launch/benchmark": ("fipo_jax/", "launch/chips", "launch/compile"),
+  "launch/": ("fipo_jax/", "launch/interpreter"),
+  "launch/compile": ("fipo_jax/", "launch/interpreter", "launch/chips", "launch/hlo"),
+  "launch/benchmark": ("fipo_jax/", "launch/interpreter", "launch/chips", "launch/compile"),
   "experiments/": ("fipo_jax/config", "fipo_jax/algorithms/presets"),
   "tests/": ("fipo_jax/", "launch/", "experiments/"),
 }

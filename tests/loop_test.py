@@ -13,13 +13,12 @@ import jax
 import numpy as np
 import pytest
 
-from fipo_jax import config, loop, metrics, processes, sharding
+from fipo_jax import command_line, config, loop, metrics, processes, sharding
 from fipo_jax.alarms import Limits, Watch
 from fipo_jax.data.tokenizer import Tokenizer, characters
 from fipo_jax.models import PRESETS, hf, make_model
 from fipo_jax.train.checkpoint import Checkpointer, folder_of, steps_in
 from fipo_jax.types import Mean
-from launch import run
 from tests.tolerances import close, limit
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -49,7 +48,7 @@ def model(tmp_path_factory):
 
 def experiment(path, **fields):
   os.chdir(ROOT)
-  c = run.load_experiment(path)
+  c = command_line.load_experiment(path)
   c.update(fields)
   return c
 

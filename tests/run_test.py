@@ -11,7 +11,7 @@ import types
 
 import pytest
 
-from fipo_jax import processes
+from fipo_jax import command_line, processes
 from launch import run
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -42,7 +42,7 @@ def refuses(monkeypatch, capsys):
     raise SystemExit(code)
 
   def refuses(says, fields):
-    cfg = run.load_experiment("experiments/quickstart.py")
+    cfg = command_line.load_experiment("experiments/quickstart.py")
     cfg.update_from_flattened_dict(fields)
     monkeypatch.setattr(run, "_CONFIG", types.SimpleNamespace(value=cfg))
     with pytest.raises(SystemExit) as end:

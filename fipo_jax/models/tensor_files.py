@@ -49,6 +49,17 @@ def open_all(directory: pathlib.Path) -> dict[str, np.ndarray]:
   return tensors
 
 
+def identity(directory: pathlib.Path) -> str:
+  """What tells one model from another without reading its weights: config.json, tokenizer.json and all headers."""
+  directory = pathlib.Path(directory)
+  found = [json.dumps(read_json(directory / "config.json"), sort_keys=True)]
+  if (directory / "tokenizer.json").is_file():
+    found.append((directory / "tokenizer.json").read_text(encoding="utf-8"))
+  for name, tensor in sorted(open_all(directory).items()):
+    found.append(f"{name} {tensor.dtype} {tensor.shape}")
+  return "\n".join(found)
+
+
 def open_one(file: pathlib.Path) -> dict[str, np.ndarray]:
   """Name -> memory-mapped tensor of one file; nothing is read yet."""
   if not file.is_file():

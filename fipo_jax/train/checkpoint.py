@@ -16,11 +16,12 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import PreservationPolicy
 
-from fipo_jax import processes
+from fipo_jax import console, processes
 from fipo_jax.train.state import TrainState
 
 UNMEASURED = -1.0  # accuracy of a step at which no evaluation was made
 DELETED = "deleted"  # steps are moved here before they are deleted
+ASIDE = "aside"  # and here when the user starts from an older one
 
 
 def folder_of(workdir, folder: str = "") -> epath.Path:
@@ -96,6 +97,26 @@ class Checkpointer:
     """All whole steps, oldest first."""
     return sorted(self._manager.all_steps())
 
+  def start_from(self, step: int | str) -> int:
+    """The step that a number or "best" names; newer ones are set aside in `aside/`, and `latest` is this one.
+
+    Raises: ValueError when there is no such step.
+    """
+    steps = self.steps()
+    if step == "best":
+      step = self._manager.best_step() or 0
+    if step not in steps:
+      raise ValueError(f"--step={step}: no such checkpoint in {self.folder}; there are {', '.join(map(str, steps))}.")
+    for newer in [s for s in steps if s > step] if processes.is_first() else []:
+      aside = self.folder / ASIDE
+      aside.mkdir(parents=True, exist_ok=True)
+      target = aside / f"{newer}-{uuid.uuid4().hex[:8]}"
+      (self.folder / str(newer)).rename(target)
+      console.say(f"checkpoint {newer} is set aside: {target}")
+    processes.barrier("the choice of a checkpoint")
+    self._manager.reload()
+    return step
+
   def delete(self, step: int) -> None:
     """Removes a step, so that `latest` is an earlier one."""
     self._manager.delete(step)
@@ -115,7 +136,13 @@ class Checkpointer:
     """Reads a step into the shardings of abstract_state, which may belong to another mesh, and to more or fewer
     processes, than those that saved."""
     args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state), host=ocp.args.JsonRestore())
-    got = self._manager.restore(step, args=args)
+    try:
+      got = self._manager.restore(step, args=args)
+    except Exception as error:  # Orbax, TensorStore, JSON and the file system have errors of their own
+      others = [s for s in self.steps() if s < step]
+      remedy = f"--step={others[-1]} starts from the one before" if others else "there is no older one"
+      reason = " ".join(str(error).split())[:200] or type(error).__name__
+      raise ValueError(f"checkpoint {self.folder / str(step)} cannot be read: {reason}; {remedy}.") from error
     return got["state"], got["host"]
 
   def wait(self) -> None:

@@ -1,0 +1,146 @@
+"""Command lines: which experiment, which overrides, and each mistake in one line.
+
+`--config` names an experiment file or the config.json of a run, `--run=DIR` the run in a folder; overrides are
+`--config.FIELD=VALUE`, read by ml_collections.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import pathlib
+import sys
+
+import ml_collections
+from absl import app, flags
+from ml_collections import config_flags
+
+from fipo_jax import changes, config
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+HELP = ("-h", "-help", "--help", "--helpfull", "--helpshort", "-helpfull", "-helpshort")
+
+
+# What an experiment file, a program, and its flags can end in.
+UNREADABLE = (
+  AttributeError, ImportError, KeyError, NameError, SyntaxError, TypeError, ValueError, OSError, flags.Error,
+)  # fmt: skip
+
+
+class Mistake(ValueError):
+  """A command line that cannot be."""
+
+
+def prepare(argv: list[str], program: str) -> list[str]:
+  """The command line as absl and ml_collections read it. program: its docstring, for --help, which ends it with code 0.
+
+  Raises: Mistake.
+  """
+  if any(argument in HELP for argument in argv[1:]):
+    print(f"{program.strip()}\n\nFlags:")
+    print(flags.FLAGS.module_help(sys.modules["__main__"]).strip() or flags.FLAGS.main_module_help())
+    print("\nFields of the config, as --config.FIELD=VALUE, are listed with units and reasons in fipo_jax/config.py.")
+    sys.exit(0)
+  found, named = [], False
+  for argument in argv:
+    name, _, value = argument.lstrip("-").partition("=")
+    if argument.startswith("-") and name == "run":
+      folder = pathlib.Path(value)
+      if not (folder / "config.json").is_file():
+        raise Mistake(f"--run={value}: no run there; expected a folder with config.json.")
+      found += [_experiment(str(folder / "config.json")), f"--config.workdir={value}"]
+      named = True
+    elif argument.startswith("-") and name == "config" and "=" in argument:
+      found.append(_experiment(value))
+      named = True
+    else:
+      found.append(argument)
+      named |= name == "config"
+  if not named:
+    raise Mistake("no --config: name an experiment, such as --config=experiments/quickstart.py, or --run=DIR.")
+  return found
+
+
+def _experiment(path: str) -> str:
+  """The flag that makes ml_collections load it."""
+  file = path if os.path.exists(path) else path.split(":")[0]  # what follows a colon goes to get_config
+  if not os.path.isfile(file):
+    near = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "experiments").glob("*.py"))
+    raise Mistake(f"--config={path}: no such file; there are {', '.join(near)}.")
+  if file.endswith(".json"):
+    return f"--config={pathlib.Path(__file__).with_name('saved.py')}:{os.path.abspath(file)}"
+  if not file.endswith(".py"):
+    raise Mistake(f"--config={path}: expected an experiment (a .py file with get_config) or the config.json of a run.")
+  return f"--config={path}"
+
+
+def parse(argv: list[str], program: str) -> list[str]:
+  """Parses all flags; returns what is no flag. Raises: Mistake, in one line, for whatever is wrong with them."""
+  argv = prepare(argv, program)
+  _check_overrides(argv)
+  try:
+    app.define_help_flags()
+    rest = flags.FLAGS(argv)
+    # A file that cannot be loaded only says so when a field of it is asked for.
+    if not flags.FLAGS.config.workdir:
+      raise Mistake("workdir='': name the folder that the run writes to.")
+    return rest
+  except UNREADABLE as e:
+    raise Mistake(_said(e)) from e
+
+
+def overrides() -> dict[str, object]:
+  """The fields that were set on the command line, after `parse`."""
+  return config_flags.get_override_values(flags.FLAGS["config"])
+
+
+def check_fields(flag: str, names: list[str]) -> None:
+  """Raises Mistake for a name that is neither a field nor a section of the config."""
+  known = changes.flat(config.default().to_dict())
+  for name in names:
+    if name not in known and not any(field.startswith(f"{name}.") for field in known):
+      raise Mistake(f"{flag}={name}: no such field{changes.nearest(name, known) or '.'}")
+
+
+def _check_overrides(argv: list[str]) -> None:
+  default = config.default()
+  known = changes.flat(default.to_dict())
+  for argument in argv[1:]:
+    if not argument.startswith(("--config.", "-config.")):
+      continue
+    name, given, value = argument.lstrip("-").removeprefix("config.").partition("=")
+    if name in known:
+      wanted = known[name]
+      if given and type(wanted) is int and not _is_whole(value):
+        raise Mistake(f"--config.{name}={value}: expected a whole number, such as {wanted or 1}.")
+      continue
+    if any(field.startswith(f"{name}.") for field in known):
+      raise Mistake(f"--config.{name}: a section; name one of its fields, as --config.{name}.FIELD=VALUE.")
+    free = [field for field, value in known.items() if name.startswith(f"{field}.") and value == {}]
+    if not free:
+      raise Mistake(f"--config.{name}: no such field{changes.nearest(name, known) or '.'}")
+
+
+def _is_whole(text: str) -> bool:
+  try:
+    int(text)
+  except ValueError:
+    return False
+  return True
+
+
+def _said(error: BaseException) -> str:
+  """The first line that tells what is wrong, without the class of a library's error."""
+  lines = [line.strip() for line in str(error.args[0] if error.args else error).splitlines() if line.strip()]
+  text = " ".join(lines)[:400] or type(error).__name__
+  return f"the experiment cannot be read: {text}" if isinstance(error, ImportError | NameError | SyntaxError) else text
+
+
+def load_experiment(path: str) -> ml_collections.ConfigDict:
+  """The config of an experiment file; a relative path is looked for here and in the project."""
+  file = next((file for file in (pathlib.Path(path), ROOT / path) if file.is_file()), None)
+  if file is None:
+    raise ValueError(f"model.base_experiment={path!r}: no such file, here or in {ROOT}.")
+  module = {"__file__": str(file), "__name__": "experiment"}
+  exec(compile(file.read_text(), str(file), "exec"), module)  # a config is a program
+  return copy.deepcopy(module["get_config"]())

@@ -1,0 +1,86 @@
+"""What a run is, in lines for people: said at its start, in the order in which it becomes known."""
+
+from __future__ import annotations
+
+import collections
+import math
+import platform
+
+import jax
+
+from fipo_jax import processes
+from fipo_jax.data.pipeline import PromptStream
+from fipo_jax.data.tokenizer import Tokenizer
+from fipo_jax.models.transformer import Model
+from fipo_jax.types import Prompt
+
+SHOWN = 600  # characters of the first prompt
+
+
+def code(provenance: dict) -> str:
+  """Which code runs, where."""
+  commit = provenance["commit"] or "not under git"
+  return f"code: {commit}, jax {provenance['jax']}, python {platform.python_version()}, on {provenance['host']}"
+
+
+def mesh(mesh) -> str:
+  """Devices and how they are laid out."""
+  kinds = collections.Counter(d.device_kind for d in mesh.devices.flat)
+  devices = ", ".join(f"{n} {kind}" for kind, n in kinds.items())
+  axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1) or "one device"
+  n = processes.count()
+  return f"devices: {devices} ({axes}{f'; {n} processes' if n > 1 else ''})"
+
+
+def model(cfg, model: Model, tokenizer: Tokenizer) -> str:
+  """Which model, of what size, and what ends its responses."""
+  sizes = [math.prod(x.shape) for x in jax.tree.leaves(model.abstract())]
+  ends = ", ".join(f"{i} {tokenizer.decode([i], skip_special=False)!r}" for i in tokenizer.stop_ids)
+  strings = f", and the texts {', '.join(map(repr, cfg.rollout.stop_strings))}" if cfg.rollout.stop_strings else ""
+  return (
+    f"model: {cfg.model.path or cfg.model.preset}, {_count(sum(sizes))} parameters in {cfg.model.param_dtype}, "
+    f"computed in {cfg.model.dtype}; responses end at {ends}{strings}"
+  )
+
+
+def prompts(cfg, stream: PromptStream, heldout: list[Prompt]) -> list[str]:
+  """How many prompts there are, who judges responses to them, and the first of them as the model sees it."""
+  (first,) = stream.spread(1)
+  judges = ", ".join(sorted(filter(None, stream.verifiers))) or "what the config says"
+  judge = cfg.reward.file or cfg.reward.verifier or judges
+  text = first.text if len(first.text) <= SHOWN else f"{first.text[:SHOWN]}... ({len(first.text)} characters)"
+  held = f"{len(heldout)} held out" if heldout else "none held out (eval.every=0)"
+  judged = "" if cfg.algorithm.name == "sft" else f"; judged by {judge}"
+  return [
+    f"prompts: {stream.len_epoch:,} to train on, {held}{judged}",
+    f"the first prompt, {len(first.tokens)} tokens: {text!r}",
+  ]
+
+
+def schedule(cfg, stream: PromptStream) -> str:
+  """How much the run will do, as far as it is known before."""
+  b, g = cfg.batch, 1 if cfg.algorithm.name == "sft" else cfg.rollout.samples_per_prompt
+  updates = b.prompts // b.minibatch_prompts
+  total = cfg.steps * b.prompts
+  return (
+    f"schedule: {cfg.steps:,} iterations of {b.prompts} prompts x {g} samples in {updates} updates: {total:,} prompts "
+    f"({total / stream.len_epoch:.2g} epochs), {total * g:,} samples, {cfg.steps * updates:,} updates"
+    + (", beside what dynamic sampling draws" if cfg.dynamic_sampling.enabled and g > 1 else "")
+  )
+
+
+def evaluation(result: dict[str, float]) -> str:
+  """Accuracy with its 95% interval over prompts (normal: ± 1.96 standard errors), length, and what went wrong."""
+  error = result.get("accuracy_se", math.nan)
+  low, high = max(result["accuracy"] - 1.96 * error, 0.0), min(result["accuracy"] + 1.96 * error, 1.0)
+  interval = "" if math.isnan(error) else f" [{low:.3f}, {high:.3f}]"
+  said = f"accuracy {result['accuracy']:.3f}{interval}, mean length {result['response_tokens']:.1f} tokens"
+  troubles = (("errors", "reward_errors"), ("time-outs", "reward_timeouts"))
+  return said + "".join(f", {result[name]:.0f} verifier {label}" for label, name in troubles if result.get(name))
+
+
+def _count(n: int) -> str:
+  for unit, size in (("B", 10**9), ("M", 10**6), ("k", 10**3)):
+    if n >= size:
+      return f"{n / size:.3g}{unit}"
+  return str(n)

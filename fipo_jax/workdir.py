@@ -1,0 +1,220 @@
+"""Whose a workdir is: a lock while a run works in it, the config it belongs to, and what each start was.
+
+    workdir/.lock         held by process 0 of the run; the kernel frees it, whatever ends the process
+    workdir/config.json   the config of the run
+    workdir/starts.json   one record per start: when, where, with which code, from which step, what was changed
+
+A run is resumed with another config only where that alters no result (where things lie, how fast it goes), or where the
+user names what is to change; both are recorded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import errno
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import os
+import pathlib
+import shutil
+import socket
+import subprocess
+from collections.abc import Collection, Iterator
+from typing import Any
+
+from fipo_jax import changes as changes_lib
+from fipo_jax import metrics, processes
+from fipo_jax.models import tensor_files
+from fipo_jax.train import checkpoint
+
+LOCK, CONFIG, STARTS = ".lock", "config.json", "starts.json"
+
+_held: dict[str, tuple[int, int]] = {}  # workdir -> (descriptor of its lock, how often this process holds it)
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+  """step: newest checkpoint, 0 for a new run. changes: "field: old -> new" of all starts from there. notes: to say."""
+
+  step: int
+  changes: list[str]
+  notes: list[str]
+
+
+@contextlib.contextmanager
+def hold(workdir) -> Iterator[None]:
+  """Makes the workdir this run's own meanwhile. Raises ValueError, and touches nothing, when another process has it."""
+  key = os.path.realpath(workdir)
+  if processes.is_first():
+    descriptor, count = _held.get(key, (-1, 0))
+    _held[key] = (_lock(workdir) if not count else descriptor, count + 1)
+  processes.barrier("the lock of the workdir")
+  try:
+    yield
+  finally:
+    if processes.is_first():
+      descriptor, count = _held.pop(key)
+      if count > 1:
+        _held[key] = (descriptor, count - 1)
+      elif descriptor >= 0:
+        os.close(descriptor)
+
+
+def _lock(workdir) -> int:
+  path = pathlib.Path(workdir) / LOCK
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+  except OSError as error:
+    raise metrics.unwritable(workdir, error) from error
+  try:
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except OSError as error:
+    said = os.pread(descriptor, 4096, 0).decode(errors="replace")
+    os.close(descriptor)
+    if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+      print(f"workdir={workdir}: no locks here ({error.strerror}); a second start would not be noticed", flush=True)
+      return -1
+    raise ValueError(
+      f"workdir={str(workdir)!r}: {said or 'another process'} is working in it; wait for its end, stop it, or use "
+      "another workdir."
+    ) from error
+  now = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
+  os.ftruncate(descriptor, 0)
+  os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}, since {now},".encode(), 0)
+  return descriptor
+
+
+def claim(cfg, allow: Collection[str] = ()) -> Claim:
+  """Process 0 makes the workdir the config's own; the others wait until it has, and get to know the same.
+
+  Args: allow: fields that may change though they alter the training.
+  Raises: ValueError, having changed nothing, when the workdir holds a run of another config.
+  """
+  found = None
+  if processes.is_first():
+    metrics.check_writable(cfg.workdir)
+    taken, starts = _examine(cfg, allow)
+    folder = pathlib.Path(cfg.workdir)
+    _write(folder / CONFIG, json.loads(cfg.to_json()))
+    _write(folder / STARTS, starts)
+    found = dataclasses.asdict(taken)
+  return Claim(**processes.from_first("the claim of the workdir", found))
+
+
+def check(cfg, allow: Collection[str] = ()) -> None:
+  """Raises ValueError as `claim` would; changes nothing."""
+  if processes.is_first():
+    _examine(cfg, allow)
+
+
+def _examine(cfg, allow: Collection[str]) -> tuple[Claim, list[dict[str, Any]]]:
+  """The claim, and the records of all starts with this one."""
+  folder = pathlib.Path(cfg.workdir)
+  # Through JSON on both sides, so that tuples and lists compare equal.
+  now, starts, notes, changes = json.loads(cfg.to_json()), _starts(folder), [], []
+  steps = checkpoint.steps_in(checkpoint.folder_of(cfg.workdir, cfg.checkpoint.folder))
+  step = max(steps, default=0)
+  old = _old_config(folder)
+  logged = (folder / "metrics.jsonl").is_file() and (folder / "metrics.jsonl").stat().st_size > 0
+  if old is not None and not (steps or logged or _steps_of(cfg.workdir, old)):
+    old, starts = None, []  # a start that failed before it had anything to lose
+  facts = facts_of(cfg)
+  if old is not None:
+    compared = changes_lib.compare(old, now)
+    notes += compared.notes
+    changed = dict(compared.altering)
+    was = starts[-1]["facts"] if starts else {}
+    for field in was.keys() & facts.keys():
+      if was[field] != facts[field]:
+        changed[field] = (f"contents {was[field]}", f"contents {facts[field]}")
+    refused = {field: pair for field, pair in changed.items() if not changes_lib.within(field, allow)}
+    if refused:
+      raise ValueError(_another(cfg.workdir, refused))
+    if not steps and (before := _steps_of(cfg.workdir, old)):
+      raise ValueError(
+        f"checkpoint.folder={cfg.checkpoint.folder!r}: there is no checkpoint, but the run has some (newest: step "
+        f"{max(before)}) in {checkpoint.folder_of(cfg.workdir, old['checkpoint']['folder'])}; move them first."
+      )
+    if logged and not steps:
+      notes.append(f"workdir={cfg.workdir}: metrics but no checkpoint; the run begins again, and they are replaced")
+    changes = [f"{field}: {a!r} -> {b!r}" for field, (a, b) in (compared.free | changed).items()]
+    notes += [f"changed: {line}" for line in changes]
+  starts = [*starts, {**provenance(), "step": step, "changes": changes, "facts": facts}]
+  return Claim(step, [line for start in starts if start["step"] == step for line in start["changes"]], notes), starts
+
+
+def keep_logs(cfg, step: int) -> None:
+  """Copies what was logged before the run goes back to an older step, for its lines after that are dropped."""
+  for name in ("metrics", "samples") if processes.is_first() else ():
+    path = pathlib.Path(cfg.workdir) / f"{name}.jsonl"
+    if path.is_file():
+      number = 1
+      while (kept := path.with_name(f"{name}.before_step{step}.{number}.jsonl")).exists():
+        number += 1
+      shutil.copyfile(path, kept)
+
+
+def _another(workdir, refused: dict[str, tuple[Any, Any]]) -> str:
+  lines = [f"{field}: {a!r} -> {b!r}" for field, (a, b) in refused.items()]
+  more = f" (and {len(lines) - 3} more)" if len(lines) > 3 else ""
+  return (
+    f"workdir={workdir!r} holds a run of another config: {'; '.join(lines[:3])}{more}; use another workdir, that "
+    f"config to resume, or --allow={','.join(refused)} to go on with what is changed."
+  )
+
+
+def _old_config(folder: pathlib.Path) -> dict[str, Any] | None:
+  path = folder / CONFIG
+  if not path.exists():
+    return None
+  try:
+    return json.loads(path.read_text())
+  except ValueError as e:
+    raise ValueError(f"workdir={str(folder)!r}: {CONFIG} is damaged ({e}); use another workdir.") from e
+
+
+def _steps_of(workdir, old: dict[str, Any]) -> list[int]:
+  return checkpoint.steps_in(checkpoint.folder_of(workdir, old.get("checkpoint", {}).get("folder", "")))
+
+
+def _starts(folder: pathlib.Path) -> list[dict[str, Any]]:
+  try:
+    return json.loads((folder / STARTS).read_text())
+  except (OSError, ValueError):  # none, or torn: it is a record of the past and no part of the run
+    return []
+
+
+def _write(path: pathlib.Path, value: Any) -> None:
+  temporary = path.with_suffix(".tmp")
+  temporary.write_text(json.dumps(value, indent=1, sort_keys=isinstance(value, dict)) + "\n")
+  temporary.replace(path)
+
+
+def facts_of(cfg) -> dict[str, str]:
+  """What files that a run depends on hold, as short hashes: of a model its config and the headers of its tensors."""
+  digest = lambda data: hashlib.sha256(data).hexdigest()[:12]
+  found = {}
+  if cfg.model.path and (pathlib.Path(cfg.model.path) / "config.json").is_file():
+    with contextlib.suppress(OSError, ValueError):  # what is wrong with it is said where it is loaded
+      found["model.path"] = digest(tensor_files.identity(cfg.model.path).encode())
+  if cfg.reward.file:
+    found["reward.file"] = digest(pathlib.Path(cfg.reward.file).read_bytes())
+  return found
+
+
+def provenance() -> dict[str, Any]:
+  """When, where and with which code this start is made."""
+  root = pathlib.Path(__file__).resolve().parent.parent
+  commit = ""
+  with contextlib.suppress(OSError):  # no git here
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    commit = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+  return {
+    "time": datetime.datetime.now().astimezone().isoformat(" ", "seconds"), "host": socket.gethostname(),
+    "pid": os.getpid(), "commit": commit, "jax": importlib.metadata.version("jax"),
+  }  # fmt: skip
