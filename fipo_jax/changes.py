@@ -23,8 +23,9 @@ WHERE_AND_HOW_FAST = (
 # What is measured, how long the run goes on, and what ends it.
 RESUMABLE = (*WHERE_AND_HOW_FAST, "steps", "eval", "alarms", "optimizer.max_skipped_updates", "reward.on_error",
              "algorithm.allow_single_update", "model.max_position")  # fmt: skip
-# What an older version did that had no such field, where that is not today's default.
-BEFORE = {"data.answer_after": ""}
+# What an older version did that had no such field, where that is not today's default: field -> (value, the field and
+# values under which it mattered).
+BEFORE = {"data.answer_after": ("", "data.source", ("jsonl", "parquet", "tfds"))}
 # Fields that are gone, and what they said when nobody had set them.
 GONE = {"data.question_field": "question", "data.answer_field": "answer", "rollout.retries": 3}
 
@@ -60,7 +61,8 @@ def compare(old: dict, new: dict) -> Compared:
         found.notes.append(f"{field}={before[field]!r}: no such field any more")
       continue
     if field not in before:
-      acted = _plain(BEFORE.get(field, default.get(field)))
+      value, where, matters = BEFORE.get(field, (None, "", ()))
+      acted = value if before.get(where) in matters else default.get(field)
       if acted == now[field]:
         found.notes.append(f"{field}={now[field]!r}: not in the config of this run, which acted by it")
         continue

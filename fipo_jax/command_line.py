@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import os
 import pathlib
+import re
 import sys
 
 import ml_collections
@@ -21,10 +22,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 HELP = ("-h", "-help", "--help", "--helpfull", "--helpshort", "-helpfull", "-helpshort")
 
 
-# What an experiment file, a program, and its flags can end in.
-UNREADABLE = (
-  AttributeError, ImportError, KeyError, NameError, SyntaxError, TypeError, ValueError, OSError, flags.Error,
-)  # fmt: skip
+# What flags, and fields that an experiment does not have, end in; their messages stand for themselves.
+PLAIN = (AttributeError, KeyError, TypeError, ValueError, OSError, flags.Error)
 
 
 class Mistake(ValueError):
@@ -80,13 +79,19 @@ def parse(argv: list[str], program: str) -> list[str]:
   _check_overrides(argv)
   try:
     app.define_help_flags()
+    sys.argv[:] = argv  # where ml_collections looks for overrides
     rest = flags.FLAGS(argv)
     # A file that cannot be loaded only says so when a field of it is asked for.
     if not flags.FLAGS.config.workdir:
       raise Mistake("workdir='': name the folder that the run writes to.")
     return rest
-  except UNREADABLE as e:
+  except Exception as e:  # an experiment is a program, and raises what it likes
     raise Mistake(_said(e)) from e
+
+
+def experiment() -> str:
+  """The file that --config names, after `parse`."""
+  return config_flags.get_config_filename(flags.FLAGS["config"])
 
 
 def overrides() -> dict[str, object]:
@@ -132,8 +137,10 @@ def _is_whole(text: str) -> bool:
 def _said(error: BaseException) -> str:
   """The first line that tells what is wrong, without the class of a library's error."""
   lines = [line.strip() for line in str(error.args[0] if error.args else error).splitlines() if line.strip()]
+  if any(line.startswith("Traceback ") for line in lines):  # ml_collections puts that of get_config into its message
+    return re.sub(r"^(ValueError|\w*Error(?=: --config)): ", "", lines[-1])
   text = " ".join(lines)[:400] or type(error).__name__
-  return f"the experiment cannot be read: {text}" if isinstance(error, ImportError | NameError | SyntaxError) else text
+  return text if isinstance(error, PLAIN) else f"the experiment cannot be read: {type(error).__name__}: {text}"
 
 
 def load_experiment(path: str) -> ml_collections.ConfigDict:

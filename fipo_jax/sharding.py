@@ -39,11 +39,11 @@ def live_devices() -> list[jax.Device]:
   """All devices of the run. Raises: ValueError when JAX finds none of the kind it was told to use."""
   try:
     return jax.devices()
-  except RuntimeError as error:
+  except (RuntimeError, AssertionError) as error:  # the latter where no plugin is installed
     wanted = os.environ.get("JAX_PLATFORMS", "")
     reason = " ".join(str(error).split())[:200]
     raise ValueError(
-      f"JAX_PLATFORMS={wanted!r}: JAX finds no such device here ({reason}); unset it, or install JAX for it: "
+      f"JAX_PLATFORMS={wanted!r}: JAX finds no such device here ({reason or 'no plugin for it'}); unset it, or install JAX for it: "
       'make setup JAX="jax[tpu]" or "jax[cuda12]".'
     ) from error
 

@@ -95,7 +95,7 @@ def run(cfg) -> dict:
     flag = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
   if _PROCESS_ID.value <= 0 and all(os.environ.get(name, "0") == "0" for name in NUMBERED):
-    print(f"fipo_jax: {config_flags.get_config_filename(flags.FLAGS['config'])}, workdir {cfg.workdir}", flush=True)
+    print(f"fipo_jax: {command_line.experiment()}, workdir {cfg.workdir}", flush=True)
   processes.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
   processes.heed_signals()  # after JAX, which takes SIGTERM too
   # After flag parsing, so that `--help` and flag mistakes answer at once.

@@ -4,7 +4,6 @@ import types
 
 import jax
 import numpy as np
-import pytest
 
 from fipo_jax import assemble, config
 from fipo_jax.data.tokenizer import characters
@@ -49,18 +48,6 @@ def test_the_schedule_ends_with_the_last_update():
   })  # fmt: skip
   rate = assemble.open_optimizer(c, make_model(PRESETS["tiny"]))[1]
   np.testing.assert_allclose([float(rate(u)) for u in (0, 3, 12, 20)], [0.25, 1.0, 0.5, 0.0], atol=1e-6)
-
-
-def test_a_workdir_belongs_to_one_config(tmp_path):
-  c = make(workdir=str(tmp_path), steps=5)
-  assemble.claim_workdir(c)
-  c.steps = 9  # may change
-  assemble.claim_workdir(c)
-  before = (tmp_path / "config.json").read_bytes()
-  c.optimizer.learning_rate = 1e-5
-  with pytest.raises(ValueError, match="another config: optimizer.learning_rate: 1e-06 -> 1e-05; use another workdir"):
-    assemble.claim_workdir(c)
-  assert (tmp_path / "config.json").read_bytes() == before
 
 
 def test_nothing_is_said_by_zero_minus_one_or_an_empty_pair():

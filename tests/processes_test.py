@@ -143,7 +143,7 @@ def kill_one(victim, job, workdir, steps):
   until(lambda: steps_logged(workdir) >= steps, job)
   job[victim].kill()
   # Long before the others would have given up waiting for it at a barrier.
-  ((_, said),) = ends([job[1 - victim]], code=1, timeout=processes.WAIT_S / 2)
+  ((_, said),) = ends([job[1 - victim]], code=processes.EXIT_LOST, timeout=processes.WAIT_S / 2)
   errors = [line for line in said.splitlines() if line.startswith("error: ")]
   assert len(errors) == 1 and f"process {victim} ({socket.gethostname()})" in errors[0] and "resumes" in errors[0]
   job[victim].communicate()
@@ -212,7 +212,7 @@ def test_another_config_is_told_before_any_collective(model, tmp_path, field, on
   values = settings(model, tmp_path / "run")
   job = launch_all(2, 1, values, each=lambda k: {field: (one, other)[k]})
   host = socket.gethostname()
-  for _, err in ends(job, code=1, timeout=300):
+  for _, err in ends(job, code=processes.EXIT_MISTAKE, timeout=300):
     assert f"do not agree on the run: config.{field}: {one} on process 0 ({host}) of 2, {other} on process 1" in err
     assert "Traceback" not in err
   assert not (tmp_path / "run").exists()
@@ -228,7 +228,7 @@ def test_folders_that_only_have_the_same_name_are_told_apart(model, tmp_path, st
     (tmp_path / f"host0/runs/one/checkpoints/{step}").mkdir(parents=True)
     (tmp_path / f"host0/runs/one/checkpoints/{step}/_CHECKPOINT_METADATA").write_text("{}")
   job = launch_all(2, 1, values, cwd=lambda k: tmp_path / f"host{k}")
-  for _, err in ends(job, code=1, timeout=300):
+  for _, err in ends(job, code=processes.EXIT_MISTAKE, timeout=300):
     assert "do not agree on the checkpoints: " in err and '"another folder" on process 1' in err
     assert (f"newest step: {step} on process 0" in err) == (step > 0)
 
@@ -239,7 +239,7 @@ def test_copies_of_a_file_that_differ_are_told(model, tmp_path):  # noqa: F811
     (tmp_path / f"host{k}").mkdir()
     (tmp_path / f"host{k}/verifier.py").write_text(f"def verify(response, answer, extras): return {k}.0\n")
   values = settings(model, workdir) | {"reward.file": "verifier.py"}
-  for _, err in ends(launch_all(2, 1, values, cwd=lambda k: tmp_path / f"host{k}"), code=1, timeout=300):
+  for _, err in ends(launch_all(2, 1, values, cwd=lambda k: tmp_path / f"host{k}"), code=2, timeout=300):
     assert "do not agree on the files that they have read: reward.file: " in err
 
 
@@ -319,7 +319,7 @@ def test_who_fails_tells_the_others_why():
 
 
 def test_a_start_without_the_others():
-  ((_, err),) = ends(scripts(2, "nothing", started=1), code=1, timeout=300)
+  ((_, err),) = ends(scripts(2, "nothing", started=1), code=processes.EXIT_LOST, timeout=300)
   assert "error: the processes of this run (2, at 127.0.0.1:" in err and "did not all come together within 4 s" in err
 
 
@@ -328,13 +328,41 @@ def test_half_of_the_flags():
     processes.start("", 2, -1)
 
 
-def test_sigterm_only_asks_to_stop(capsys):
-  before = signal.getsignal(signal.SIGTERM)
-  try:
-    processes.heed_sigterm()
-    assert not processes.stop_asked()
-    os.kill(os.getpid(), signal.SIGTERM)
-    assert processes.stop_asked() and "finished and saved, then the run stops" in capsys.readouterr().err
-  finally:
-    signal.signal(signal.SIGTERM, before)
-    processes._told_to_stop.clear()
+SIGNALS = """
+import os, signal, sys, threading, time
+from fipo_jax import processes
+processes.heed_signals()
+if "begun" in sys.argv:
+  processes.begin()
+print("ready", flush=True)
+while "asked" not in sys.argv or not processes.stop_asked():
+  time.sleep(0.01)
+print("stopped", flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+  ("arguments", "signals", "code", "said"),
+  [
+    (["begun", "asked"], ["TERM"], 0, "SIGTERM: the present iteration is finished and saved, then the run stops"),
+    (["begun", "asked"], ["INT"], 0, "Ctrl-C: the present iteration is finished and saved, then the run stops"),
+    ([], ["TERM"], 75, "SIGTERM: stopped before training began; nothing was changed"),
+    ([], ["INT"], 75, "Ctrl-C: stopped before training began; nothing was changed"),
+    (["begun"], ["INT", "INT"], 130, "Ctrl-C again: ended at once, not saved"),
+    (["begun"], ["TERM", "TERM"], 75, "SIGTERM again: ended at once, not saved"),
+  ],
+)
+def test_signals(arguments, signals, code, said):
+  """Also where the main thread sleeps in a call that no handler interrupts."""
+  job = subprocess.Popen([sys.executable, "-c", SIGNALS, *arguments], cwd=ROOT, text=True, stdout=subprocess.PIPE,
+                         stderr=subprocess.PIPE)  # fmt: skip
+  assert job.stdout.readline() == "ready\n"
+  err = ""
+  for name in signals:
+    job.send_signal(getattr(signal, f"SIG{name}"))
+    if len(signals) > 1 and not err:
+      err = job.stderr.readline()
+  out, rest = job.communicate(timeout=60)
+  assert job.returncode == code and said in err + rest
+  assert ("stopped" in out) == (code == 0)
+  assert ("Thread 0x" in rest) == (signals == ["TERM", "TERM"])  # the stacks of all threads

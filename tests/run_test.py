@@ -41,21 +41,26 @@ def refuses(monkeypatch, capsys):
   def exits(code):
     raise SystemExit(code)
 
-  def refuses(says, fields):
+  def refuses(says, fields, code=2):
     cfg = command_line.load_experiment("experiments/quickstart.py")
     cfg.update_from_flattened_dict(fields)
     monkeypatch.setattr(run, "_CONFIG", types.SimpleNamespace(value=cfg))
     with pytest.raises(SystemExit) as end:
       run.main(["launch/run.py"])
-    check_line(end.value.code, 1, says, capsys.readouterr().err)
+    check_line(end.value.code, code, says, capsys.readouterr().err)
 
   monkeypatch.chdir(ROOT)
   monkeypatch.setattr(os, "_exit", exits)
-  for flag, value in (("_COORDINATOR", ""), ("_NUM_PROCESSES", 0), ("_PROCESS_ID", -1)):
+  given = {"_COORDINATOR": "", "_NUM_PROCESSES": 0, "_PROCESS_ID": -1, "_ALLOW": [], "_STEP": None}
+  for flag, value in given.items():
     monkeypatch.setattr(run, flag, types.SimpleNamespace(value=value))
-  before = signal.getsignal(signal.SIGTERM)
+  monkeypatch.setattr(command_line, "experiment", lambda: "quickstart")
+  monkeypatch.setattr(command_line, "overrides", lambda: {"data.source": 1, "data.path": 1})
+  before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
   yield refuses
-  signal.signal(signal.SIGTERM, before)
+  for number, handler in zip((signal.SIGTERM, signal.SIGINT), before, strict=True):
+    signal.signal(number, handler)
+  signal.set_wakeup_fd(-1)
 
 
 QUICK = "--config=experiments/quickstart.py"
@@ -93,7 +98,7 @@ def on(folder, tmp_path, **more):
 
 def test_missing_model(tmp_path):
   flags = [f"--config.{name}={value}" for name, value in on(tmp_path / "nowhere", tmp_path).items()]
-  refused(1, "config.json", QUICK, *flags)
+  refused(2, "config.json", QUICK, *flags)
 
 
 def test_truncated_safetensors(tmp_path, refuses):
@@ -147,7 +152,7 @@ def test_full_disk_names_the_workdir(tmp_path, refuses):
   folder = tmp_path / "run"
   folder.mkdir()
   (folder / "config.tmp").symlink_to("/dev/full")
-  refuses("No space left", {"workdir": str(folder)})
+  refuses("No space left", {"workdir": str(folder)}, code=1)
 
 
 def test_a_run_that_was_told_to_stop_has_a_code_of_its_own(monkeypatch, capsys):
