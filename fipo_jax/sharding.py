@@ -43,8 +43,8 @@ def live_devices() -> list[jax.Device]:
     wanted = os.environ.get("JAX_PLATFORMS", "")
     reason = " ".join(str(error).split())[:200]
     raise ValueError(
-      f"JAX_PLATFORMS={wanted!r}: JAX finds no such device here ({reason or 'no plugin for it'}); unset it, or install JAX for it: "
-      'make setup JAX="jax[tpu]" or "jax[cuda12]".'
+      f"JAX_PLATFORMS={wanted!r}: JAX finds no such device here ({reason or 'no plugin for it'}); unset it, or install "
+      'JAX for it: make setup JAX="jax[tpu]" or "jax[cuda12]".'
     ) from error
 
 
