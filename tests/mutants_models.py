@@ -135,19 +135,19 @@ ROWS = (
     "attention_test.py::test_matches_the_definition", "a token sees the next one",
   ),
   (
-    "rope_sign", "fipo_jax/models/layers.py",
+    "rope_sign", "fipo_jax/models/rotary.py",
     "first * cos - second * sin, second * cos + first * sin", "first * cos + second * sin, second * cos - first * sin",
-    "transformer_test.py::test_rotation_by_hand", "positions run backwards",
+    "rotary_test.py::test_rotation_by_hand", "positions run backwards",
   ),
   (
-    "rope_frequency", "fipo_jax/models/layers.py",
+    "rope_frequency", "fipo_jax/models/rotary.py",
     "jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim",
     "jnp.arange(0, head_dim, 2, dtype=jnp.float32) / (head_dim - 2)",
-    "transformer_test.py::test_rotation_by_hand", "published weights meet other angles",
+    "rotary_test.py::test_rotation_by_hand", "published weights meet other angles",
   ),
   (
     "norm_epsilon", "fipo_jax/models/layers.py",
-    "keepdims=True) + self.epsilon)", "keepdims=True) + 0.1 * self.epsilon)",
+    "keepdims=True) + epsilon)", "keepdims=True) + 0.1 * epsilon)",
     "transformer_test.py::test_golden_logits_logprobs_entropy", "published weights meet another norm",
   ),
   (

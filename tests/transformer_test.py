@@ -14,7 +14,8 @@ from fipo_jax.models import PRESETS, hf, layers, make_model
 from fipo_jax.models.logprobs import token_logprobs
 from fipo_jax.sharding import make_mesh, to_mesh
 
-GOLDEN = pathlib.Path(__file__).parent / "golden" / "qwen2"
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+NAMES = ("qwen2/tied_mqa", "qwen2/untied_gqa", "qwen3/tied", "qwen3/untied_gqa", "qwen2_yarn/factor4")
 ONE = {"data": 1, "fsdp": 1, "context": 1, "tensor": 1}
 SMALL = dataclasses.replace(
   PRESETS["tiny"], vocab_size=32, num_layers=2, d_model=16, d_mlp=24, num_heads=4, num_kv_heads=2, head_dim=4
@@ -46,7 +47,7 @@ def random_params(model, std=0.3):
   return jax.tree.map(lambda x: rng.normal(0, std, x.shape).astype(x.dtype), model.abstract())
 
 
-@pytest.mark.parametrize("name", ["tied_mqa", "untied_gqa"])
+@pytest.mark.parametrize("name", NAMES)
 def test_golden_logits_logprobs_entropy(name):
   model, params, want = golden(name)
   tokens_RT, mask_RT = want["token_ids"], want["mask"].astype(np.int32)
@@ -91,7 +92,7 @@ def filled(model, params, tokens_SM, at_S):
   return tuple(jnp.where(old, x, 7.0) for x in kv)
 
 
-@pytest.mark.parametrize("name", ["tied_mqa", "untied_gqa"])
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("unstacked", [True, False])
 def test_golden_greedy_continuation(name, unstacked):
   model, params, want = golden(name)
@@ -273,13 +274,6 @@ def test_matmul_has_the_gradients_of_einsum(equation, x, w, lead):
     return y, pull(d_y)
 
   close(*(jax.jit(results, static_argnums=0)(product) for product in (layers.matmul, einsum)), terms=10)
-
-
-def test_rotation_by_hand():
-  # h = 2: one pair, frequency 1. Position 3 turns (1, 0) by 3 radians, and keeps lengths.
-  cos, sin = layers.rotation(jnp.array([0, 3]), 2, 10000.0)
-  turned = layers.rotate(jnp.array([[[1.0, 0.0]], [[1.0, 0.0]]]), cos, sin)
-  close(turned[:, 0], [[1, 0], [np.cos(3), np.sin(3)]])
 
 
 def test_init_abstract_and_axes_agree():
