@@ -6,6 +6,7 @@ What would change the numbers and is not here is refused by name, in one line.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import pathlib
 from typing import Any
@@ -29,6 +30,10 @@ SUPPORTED: dict[str, tuple[tuple, str]] = {
   "original_max_position_embeddings": ((), "a field inside rope_scaling or rope_parameters"),
 }
 SUPPORTED_OF = {"qwen2": {}, "qwen3": {"attention_bias": ((False,), "false")}}
+# What a field is to be -> (its types in JSON, in words).
+KINDS = {
+  int: (int, "a whole number"), float: (int | float, "a number"), bool: (bool, "a boolean"), str: (str, "a name"),
+}  # fmt: skip
 
 
 def read_config(directory) -> ModelConfig:
@@ -108,8 +113,8 @@ def _written(yarn: Yarn) -> dict:
 
 
 def _config(published: dict) -> ModelConfig:
-  need = lambda field: _need(published, field)
-  if (family := need("model_type")) not in FAMILIES:
+  need = functools.partial(_need, published)
+  if (family := need("model_type", str)) not in FAMILIES:
     raise ValueError(f"model_type={family!r} is not supported; only 'qwen2' and 'qwen3' are.")
   for field, (values, what) in (SUPPORTED | SUPPORTED_OF[family]).items():
     found = published.get(field)
@@ -119,9 +124,7 @@ def _config(published: dict) -> ModelConfig:
     if kind != "full_attention":
       raise ValueError(f"layer_types has {kind!r}, which is not supported; only 'full_attention' is.")
   theta, yarn = _rotary(published)
-  heads = published.get("head_dim")
-  if not heads:  # transformers has 128 for every qwen3 without it: better said than guessed
-    heads = need("head_dim") if family == "qwen3" else need("hidden_size") // need("num_attention_heads")
+  own_heads = family == "qwen3" or published.get("head_dim")  # transformers has 128 for a qwen3 that does not say
   return ModelConfig(
     vocab_size=need("vocab_size"),
     num_layers=need("num_hidden_layers"),
@@ -129,12 +132,12 @@ def _config(published: dict) -> ModelConfig:
     d_mlp=need("intermediate_size"),
     num_heads=need("num_attention_heads"),
     num_kv_heads=need("num_key_value_heads"),
-    head_dim=heads,
+    head_dim=need("head_dim") if own_heads else need("hidden_size") // need("num_attention_heads"),
     rope_theta=theta,
-    norm_eps=float(need("rms_norm_eps")),
-    tie_embeddings=bool(need("tie_word_embeddings")),
+    norm_eps=float(need("rms_norm_eps", float)),
+    tie_embeddings=need("tie_word_embeddings", bool),
     max_position=need("max_position_embeddings"),
-    init_std=float(published.get("initializer_range", 0.02)),
+    init_std=float(_need({"initializer_range": 0.02} | published, "initializer_range", float)),
     family=family,
     yarn=yarn,
   )
@@ -155,28 +158,28 @@ def _rotary(published: dict) -> tuple[float, Yarn | None]:
   for field, value in rope.items():
     if field not in known and not (field == "partial_rotary_factor" and value in (None, 1)):
       raise ValueError(f"{name}.{field}={_shown(value)} is not supported with rotary scaling {kind!r}.")
-  theta = float(rope["rope_theta"] if "rope_theta" in rope else _need(published, "rope_theta"))
-  return theta, _yarn(name, rope, _need(published, "max_position_embeddings")) if kind == "yarn" else None
+  theta = _need(rope if rope.get("rope_theta") is not None else published, "rope_theta", float)
+  longest = _need(published, "max_position_embeddings")
+  return float(theta), _yarn(rope, longest, name + ".") if kind == "yarn" else None
 
 
-def _yarn(name: str, rope: dict, max_position: int) -> Yarn:
-  """What is absent or null is what transformers takes; a factor must be there, where null is the ratio of lengths."""
-  for field in YARN_FIELDS:
-    value, what = rope.get(field), "a boolean" if field == "truncate" else "a number"
-    right = isinstance(value, int | float) and isinstance(value, bool) == (field == "truncate")
-    if value is not None and not right:
-      raise ValueError(f"{name}.{field}={_shown(value)}: expected {what}.")
-  original = rope.get("original_max_position_embeddings") or max_position
-  factor = _need(rope, "factor", name + ".")
-  said = {ours: rope[field] for field, ours in YARN_FIELDS.items() if rope.get(field) is not None}
-  factor = float(max_position / original if factor is None else factor)
-  return Yarn(**said | {"factor": factor, "original_max_position": original})
+def _yarn(rope: dict, longest: int, of: str) -> Yarn:
+  """Whatever transformers takes where a field is absent or null; but a factor must be named, and null is a ratio."""
+  kinds = {"truncate": bool, "original_max_position_embeddings": int}
+  found = [field for field in YARN_FIELDS if rope.get(field) is not None or (field == "factor" and field not in rope)]
+  said = {field: _need(rope, field, kinds.get(field, float), of) for field in found}
+  original = said.setdefault("original_max_position_embeddings", longest)
+  said["factor"] = float(said.get("factor", longest / max(original, 1)))
+  return Yarn(**{YARN_FIELDS[field]: value for field, value in said.items()})
 
 
-def _need(fields: dict, field: str, of: str = "") -> Any:
-  if field not in fields:
+def _need(fields: dict, field: str, kind: type = int, of: str = "") -> Any:
+  if (value := fields.get(field)) is None:
     raise ValueError(f"the field {of + field!r} is missing.")
-  return fields[field]
+  of_kind, what = KINDS[kind]
+  if not isinstance(value, of_kind) or isinstance(value, bool) != (kind is bool):
+    raise ValueError(f"{of}{field}={_shown(value)}: expected {what}.")
+  return value
 
 
 def _shown(value) -> str:
