@@ -11,7 +11,7 @@ Where to look:
     types.py         the records that flow, and the letters of their axes
     config.py        every field: its value, unit and reason
     algorithms/      advantages, Future-KL, losses: the mathematics
-    models/          Qwen2/2.5 in Flax NNX, attention, log-probs, Hugging Face files
+    models/          Qwen2.5 and Qwen3 in Flax NNX, attention, log-probs, Hugging Face files
     rollout/         jitted sampling
     train/           packing, optimizer, the jitted step, checkpoints
     data/, rewards/  prompts in, scores out

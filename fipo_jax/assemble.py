@@ -255,10 +255,13 @@ def open_model(cfg) -> tuple[Tokenizer, Model]:
   pipeline.check_vocab(tokenizer, model_config.vocab_size)
   if cfg.model.max_position:
     model_config = dataclasses.replace(model_config, max_position=cfg.model.max_position)
-  if (need := cfg.data.max_prompt_tokens + cfg.rollout.max_response_tokens) > model_config.max_position:
+  longest = cfg.model.max_position or model_config.longest
+  if (need := cfg.data.max_prompt_tokens + cfg.rollout.max_response_tokens) > longest:
+    yarn = f", to {longest} with its YaRN" if longest > model_config.max_position else ""
     raise ValueError(
       f"data.max_prompt_tokens + rollout.max_response_tokens = {need} is beyond the model's "
-      f"max_position_embeddings={model_config.max_position}; use shorter limits, or model.max_position."
+      f"max_position_embeddings={model_config.max_position}{yarn}; use shorter limits, model.max_position, or YaRN: "
+      "rope_scaling in its config.json."
     )
   numerics = {name: cfg.model[name] for name in NUMERICS}
   return tokenizer, make_model(

@@ -66,7 +66,8 @@ def default() -> ml_collections.ConfigDict:
   c.model.base_experiment = ""  # experiment file that makes model.path when it does not exist yet
   c.model.preset = ""  # a row of PRESETS: start from random weights instead of model.path
   c.model.alphabet = ""  # characters of the tokenizer that goes with model.preset
-  c.model.max_position = 0  # tokens; 0 = the checkpoint's max_position_embeddings, another number replaces it
+  # Tokens; 0 = the checkpoint's max_position_embeddings, or what its YaRN makes of them; another number replaces it.
+  c.model.max_position = 0
   c.model.dtype = "bfloat16"  # compute
   c.model.param_dtype = "float32"  # master weights; bf16 loses most updates at RL learning rates
   c.model.remat = "full"  # none | dots | context (splash, cudnn: all but attention) | full: what is recomputed

@@ -5,7 +5,8 @@
 
 Programs are those of the run itself, on abstract arguments: no weight is read and none is made. Memory is what the
 compiler says, and a program that does not fit is refused by it just as on the chips. Speeds are bounds from the
-chip's published figures: nothing runs here. With several topologies each is compiled for in turn.
+chip's published figures: nothing runs here. With several topologies each is compiled for in turn. Sizes are those of
+model.path (a folder, or a published name such as Qwen3-8B-Base), or of --config.model.preset=qwen3_32b in its place.
 
     train     one optimizer step on a mini-batch; figures of one micro-batch of batch.micro_rows rows
     score     log-probabilities of the same rows
@@ -97,18 +98,17 @@ class Program:
 
 
 def model_config(cfg) -> ModelConfig:
-  """Sizes by model.path's config.json, or by its name or model.preset in PRESETS; numerics of the config."""
+  """Sizes by model.preset or by model.path's config.json or, where none is there, its name; numerics of the config."""
   m = cfg.model
-  if m.path and os.path.exists(os.path.join(m.path, "config.json")):
+  if not m.preset and os.path.exists(os.path.join(m.path, "config.json")):
     sizes = hf.read_config(m.path)
   else:
     wanted = m.preset or os.path.basename(m.path.rstrip("/"))
-    name = re.sub(r"[^a-z0-9]+", "_", wanted.lower())
+    name = re.sub(r"[^a-z0-9]+", "_", wanted.lower()).removesuffix("_base")  # of the same sizes
     if name not in PRESETS:
       near = difflib.get_close_matches(name, PRESETS, 5, 0.4) or list(PRESETS)
-      raise ValueError(
-        f"model.path={m.path!r} has no config.json, and {wanted!r} is no published size; choose from {', '.join(near)}."
-      )
+      what = f"model.preset={wanted!r}" if m.preset else f"model.path={m.path!r} has no config.json, and {wanted!r}"
+      raise ValueError(f"{what} is no published size; choose from {', '.join(near)}.")
     sizes = PRESETS[name]
   numerics = {name: m[name] for name in NUMERICS}
   return dataclasses.replace(sizes, max_position=m.max_position or sizes.max_position, **numerics)
@@ -579,8 +579,8 @@ def run(cfg, topology: str, programs, slots: int = 0, slices: int = 1) -> dict:
   result = {
     "topology": topology, "slices": slices, "chips": plan.chips, "shape": "x".join(map(str, shape)),
     "mesh": dict(plan.mesh.shape), "rollout_mesh": dict(plan.engine.mesh.shape),
-    "model": {"path": cfg.model.path, "preset": cfg.model.preset, "parameters": numbers, "layers": c.num_layers,
-              "d_model": c.d_model, "dtype": c.dtype},
+    "model": {"path": "" if cfg.model.preset else cfg.model.path, "preset": cfg.model.preset, "parameters": numbers,
+              "layers": c.num_layers, "d_model": c.d_model, "dtype": c.dtype},
     "max_prompt_tokens": cfg.data.max_prompt_tokens, "max_response_tokens": cfg.rollout.max_response_tokens,
     "attention": "xla" if plan.engine.unstacked else "pallas", "weights_gib": plan.weight_bytes / GIB,
     "trainer_state_gib": plan.state_bytes / GIB, "versions": versions, "ran_on_a_tpu": False, "programs": {},
@@ -589,7 +589,7 @@ def run(cfg, topology: str, programs, slots: int = 0, slices: int = 1) -> dict:
   if plan.engine.mesh.shape != plan.mesh.shape:
     sizes += " (rollouts: " + " x ".join(f"{axis} {n}" for axis, n in plan.engine.mesh.shape.items()) + ")"
   print(
-    f"{cfg.model.path or cfg.model.preset}: {numbers / 1e9:.2f}B parameters, {c.dtype}; {topology}: {plan.chips} "
+    f"{cfg.model.preset or cfg.model.path}: {numbers / 1e9:.2f}B parameters, {c.dtype}; {topology}: {plan.chips} "
     f"chips ({result['shape']}), {sizes}; attention {result['attention']}\nper chip: {result['weights_gib']:.2f} GiB "
     f"of weights for the rollout, {result['trainer_state_gib']:.2f} GiB of trainer state; jax {versions['jax']}, "
     f"libtpu {versions['libtpu']}; compiled, not run"
@@ -607,9 +607,11 @@ def run(cfg, topology: str, programs, slots: int = 0, slices: int = 1) -> dict:
 
 
 def validate(cfg) -> None:
-  """As the run would, but data need not be there: none is read."""
+  """As the run would, but data need not be there, nor a tokenizer; and a preset goes before an experiment's path."""
   cfg = copy.deepcopy(cfg)
   cfg.data.path = cfg.eval.path = __file__  # some file
+  if cfg.model.preset:
+    cfg.model.path, cfg.model.alphabet = "", cfg.model.alphabet or "0"
   config_lib.validate(cfg)
 
 

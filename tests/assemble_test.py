@@ -1,5 +1,6 @@
 """What a run is assembled from: data that share nothing, random streams, the schedule, how responses are drawn."""
 
+import pathlib
 import types
 
 import jax
@@ -8,6 +9,8 @@ import numpy as np
 from fipo_jax import assemble, config
 from fipo_jax.data.tokenizer import characters
 from fipo_jax.models import PRESETS, make_model
+
+GOLDEN = pathlib.Path(__file__).parent / "golden"
 
 
 def make(**fields):
@@ -57,3 +60,20 @@ def test_nothing_is_said_by_zero_minus_one_or_an_empty_pair():
   assert [h[name] for name in off] == [None] * 5
   h = assemble.hyperparameters(make(**{"algorithm.sequence_reject_count": 0, "algorithm.dual_clip": 3.0}))
   assert (h["sequence_reject_count"], h["dual_clip"], h["delta_clamp"], h["weight_clip"]) == (0, 3.0, 20.0, (1.0, 1.2))
+
+
+def test_yarn_makes_room_for_longer_sequences(tmp_path):
+  """By the recipe of the model cards, max_position_embeddings stays what it was before YaRN."""
+  published = json.loads((GOLDEN / "qwen2_yarn/factor4/config.json").read_text())
+  (tmp_path / "config.json").write_text(json.dumps(published | {"max_position_embeddings": 32}))
+  characters("ab").save(tmp_path)
+  fields = {"model.path": str(tmp_path), "data.max_prompt_tokens": 60}
+  opened = lambda tokens, longest=0: assemble.open_model(
+    make(**fields, **{"rollout.max_response_tokens": tokens, "model.max_position": longest})
+  )[1].config
+  assert opened(68).longest == 128
+  with pytest.raises(ValueError, match=r"= 129 is beyond .*max_position_embeddings=32, to 128 with its YaRN; use"):
+    opened(69)
+  assert (opened(69, 200).max_position, opened(69, 200).yarn) == (200, opened(68).yarn)
+  with pytest.raises(ValueError, match=r"= 128 is beyond .*max_position_embeddings=100; use"):
+    opened(68, 100)  # who names a limit means it

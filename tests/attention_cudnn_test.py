@@ -53,6 +53,10 @@ def test_what_it_does_not_take_is_refused():
   x, segments_RT = jnp.zeros((1, 64, 2, 64)), jnp.ones((1, 64), jnp.int32)
   with pytest.raises(ValueError, match="model.dtype=float32 must be bfloat16"):
     attention_cudnn.attend_cudnn(x, x, x, segments_RT, segments_RT)
+  for h in (20, 136):
+    x = jnp.zeros((1, 64, 2, h), jnp.bfloat16)
+    with pytest.raises(ValueError, match=f"heads of {h} channels .* use 'xla'"):
+      attention_cudnn.attend_cudnn(x, x, x, segments_RT, segments_RT)
   if jax.default_backend() != "gpu":
     assert not attention_cudnn.takes(jnp.bfloat16, 64)
   assert not attention_cudnn.takes(jnp.float32, 64)

@@ -71,6 +71,15 @@ def test_equals_plain_attention(shape, monkeypatch):
   assert all(np.abs(x).max() > 0.1 for x in jax.tree.leaves(expected()))
 
 
+@pytest.mark.parametrize("head_dim", [20, pytest.param(128, marks=pytest.mark.slow)])
+def test_heads_of_any_size(head_dim):
+  rng = np.random.default_rng(1)
+  q, k, v = (jnp.asarray(rng.standard_normal((1, 128, n, head_dim)), jnp.float32) for n in (2, 1, 1))
+  segments_RT = np.repeat([[1, 2]], 64, axis=1)
+  got, want = (jax.jit(attend)(q, k, v, segments_RT, segments_RT) for attend in (INTERPRETED, attention.attend_xla))
+  close(got, want, terms=head_dim + 128)
+
+
 def test_rows_that_do_not_fit_are_refused():
   x = jnp.zeros((1, 100, 2, 64))
   with pytest.raises(ValueError, match="100 tokens over mesh.context=1 .* batch.row_tokens=128"):

@@ -5,8 +5,14 @@ import pathlib
 import shutil
 
 import golden_check
+import golden_other_kinds
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+
+from fipo_jax.models import hf, make_model
+from fipo_jax.sharding import make_mesh
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 INDEX = json.loads((GOLDEN / "index.json").read_text())
@@ -60,6 +66,29 @@ def test_a_corrupted_case_fails(tmp_path, capsys, name, arrays):
   change(select(tmp_path, name), name, **arrays)
   assert golden_check.main([str(tmp_path)]) == 1
   assert "MISMATCHES:" in capsys.readouterr().out
+
+
+def test_an_export_that_differs_is_seen():
+  """By a bit of one tensor, by one that is missing, by the model that it says it is."""
+  folder = GOLDEN / "qwen3/untied_gqa"
+  model = make_model(hf.read_config(folder))
+  params = hf.load(folder, model, make_mesh(dict(data=1, fsdp=1, context=1, tensor=1), jax.devices()[:1]))
+
+  def mismatches(model, params):
+    report = golden_check.Report()
+    golden_other_kinds.check_export(report, model, params, folder)
+    return report.mismatches
+
+  assert mismatches(model, params) == []
+  attention = params["layers"]["attention"]
+  other = lambda **parts: params | {"layers": params["layers"] | {"attention": attention | parts}}
+  scale_Lh = np.array(attention["q_scale_h"])
+  scale_Lh[1, 3] = np.nextafter(scale_Lh[1, 3], 9)
+  seen = mismatches(model, other(q_scale_h=jnp.asarray(scale_Lh)))
+  assert len(seen) == 2 and all("layers.1.self_attn.q_norm.weight" in line for line in seen)
+  left_out = {name: tree for name, tree in params.items() if name != "head_VD"}
+  seen = mismatches(model, left_out)
+  assert len(seen) == 2 and all("names of tensors" in line for line in seen)
 
 
 def test_nan_under_the_mask_changes_nothing(tmp_path, capsys):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import tempfile
 
 import jax
 import jax.numpy as jnp
@@ -199,6 +200,26 @@ def check_qwen2(report, folder, entry):
                  group="log-probs, entropy")  # fmt: skip
   if "greedy" in z:
     check_greedy(report, model, params, z["greedy"], z["token_ids"], tolerance)
+  check_export(report, model, params, folder)
+
+
+def check_export(report, model, params, folder):
+  """Written again, with the folder as template and without: the same tensors, bit for bit, and the same model."""
+  from fipo_jax.models import hf, tensor_files
+
+  theirs, config = tensor_files.open_all(folder), tensor_files.read_json(folder / "config.json")
+  for name, template in (("export", folder), ("export without a template", None)):
+    with tempfile.TemporaryDirectory() as scratch:
+      written = pathlib.Path(scratch) / "model"
+      hf.save(written, params, model.config, template_dir=template)
+      ours, again = tensor_files.open_all(written), tensor_files.read_json(written / "config.json")
+      report.equal(f"{name}: names of tensors", sorted(ours), sorted(theirs), group="export")
+      for tensor in sorted(ours.keys() & theirs.keys()):
+        same = ours[tensor].shape == theirs[tensor].shape and bool((ours[tensor] == theirs[tensor]).all())
+        report.equal(f"{name}: {tensor}", same, True, group="export")
+      fields = config if template else ("architectures", "model_type")
+      report.equal(name, [again.get(f) for f in fields], [config[f] for f in fields], group="export")
+      report.equal(f"{name} read again", hf.read_config(written), model.config, group="export")
 
 
 def check_greedy(report, model, params, greedy_SM, token_ids, tolerance):

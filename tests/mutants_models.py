@@ -135,19 +135,19 @@ ROWS = (
     "attention_test.py::test_matches_the_definition", "a token sees the next one",
   ),
   (
-    "rope_sign", "fipo_jax/models/layers.py",
+    "rope_sign", "fipo_jax/models/rotary.py",
     "first * cos - second * sin, second * cos + first * sin", "first * cos + second * sin, second * cos - first * sin",
-    "transformer_test.py::test_rotation_by_hand", "positions run backwards",
+    "rotary_test.py::test_rotation_by_hand", "positions run backwards",
   ),
   (
-    "rope_frequency", "fipo_jax/models/layers.py",
+    "rope_frequency", "fipo_jax/models/rotary.py",
     "jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim",
     "jnp.arange(0, head_dim, 2, dtype=jnp.float32) / (head_dim - 2)",
-    "transformer_test.py::test_rotation_by_hand", "published weights meet other angles",
+    "rotary_test.py::test_rotation_by_hand", "published weights meet other angles",
   ),
   (
     "norm_epsilon", "fipo_jax/models/layers.py",
-    "keepdims=True) + self.epsilon)", "keepdims=True) + 0.1 * self.epsilon)",
+    "keepdims=True) + epsilon)", "keepdims=True) + 0.1 * epsilon)",
     "transformer_test.py::test_golden_logits_logprobs_entropy", "published weights meet another norm",
   ),
   (
@@ -201,6 +201,110 @@ ROWS = (
     "export_over_the_old_one", "fipo_jax/models/hf.py",
     'partial = directory.with_name(f".{directory.name}.partial")', "partial = directory",
     "hf_test.py::test_failed_save_keeps_the_old_model", "a full disk costs the last export",
+  ),
+  # ---- qwen3, YaRN ----
+  (
+    "norm_of_heads_only_in_training", "fipo_jax/models/layers.py",
+    "if self.normed:  # a scale", "if self.normed and not self.joined:  # a scale",
+    "transformer_test.py::test_golden_greedy_continuation", "qwen3 samples without norms of its queries and keys",
+  ),
+  (
+    "queries_without_a_norm", "fipo_jax/models/layers.py",
+    'q = rms_norm(q, enter(self.q_scale_h[...], "heads"), self.epsilon)', "q = q * enter(self.q_scale_h[...], 'heads')",
+    "transformer_test.py::test_golden_logits_logprobs_entropy", "published weights meet another model",
+  ),
+  (
+    "norm_after_rotation", "fipo_jax/models/layers.py",
+    'q = rms_norm(q, enter(self.q_scale_h[...], "heads"), self.epsilon)',
+    'q = rotate(rms_norm(rotate(q, cos, sin), enter(self.q_scale_h[...], "heads"), self.epsilon), cos, -sin)',
+    "transformer_test.py::test_golden_logits_logprobs_entropy", "scales of the norm meet channels that are turned",
+  ),
+  (
+    "scale_of_the_other_norm", "fipo_jax/models/hf.py",
+    '("model.layers.{}.self_attn.q_norm.weight", "same"),\n  ("layers", "attention", "k_scale_h"): '
+    '("model.layers.{}.self_attn.k_norm.weight", "same")',
+    '("model.layers.{}.self_attn.k_norm.weight", "same"),\n  ("layers", "attention", "k_scale_h"): '
+    '("model.layers.{}.self_attn.q_norm.weight", "same")',
+    "transformer_test.py::test_golden_greedy_continuation", "norms of queries and keys are swapped",
+  ),
+  (
+    "scale_learns_from_some_heads", "fipo_jax/models/layers.py",
+    'enter(self.q_scale_h[...], "heads")', "self.q_scale_h[...]",
+    "transformer_test.py::test_sharded_equals_unsharded", "with mesh.tensor a scale learns from one device's heads",
+  ),
+  (
+    "bias_in_qwen3", "fipo_jax/models/layers.py",
+    'config.family == "qwen2", config.family == "qwen3"', 'True, config.family == "qwen3"',
+    "hf_test.py::test_round_trip_is_the_same_file", "a model has biases that its files do not",
+  ),
+  (
+    "head_dim_of_the_width", "fipo_jax/models/hf_config.py",
+    'own_heads = family == "qwen3" or published.get("head_dim")', "own_heads = False",
+    "hf_test.py::test_round_trip_is_the_same_file", "qwen3's heads have another size than its files say",
+  ),
+  (
+    "head_dim_not_written", "fipo_jax/models/hf_config.py",
+    "own |= heads if config.head_dim * config.num_heads != config.d_model else {}", "",
+    "hf_config_test.py::test_written_config_reads_back", "an export does not say how large its heads are",
+  ),
+  (
+    "layer_types_unread", "fipo_jax/models/hf_config.py",
+    'if kind != "full_attention":', 'if kind == "chunked_attention":',
+    "hf_config_test.py::test_refused_configs", "layers with a window are run without it",
+  ),
+  (
+    "yarn_ramp_reversed", "fipo_jax/models/rotary.py",
+    "(1 - ramp + ramp / self.factor)", "(ramp + (1 - ramp) / self.factor)",
+    "rotary_test.py::test_yarn_by_hand", "fast channels are slowed, slow ones are not",
+  ),
+  (
+    "yarn_scale_left_out", "fipo_jax/models/rotary.py",
+    "(cos * yarn.scale, sin * yarn.scale)", "(cos, sin)",
+    "rotary_test.py::test_yarn_by_hand transformer_test.py::test_golden_logits_logprobs_entropy",
+    "attention is less sharp than the model was made for",
+  ),
+  (
+    "yarn_only_in_training", "fipo_jax/models/transformer.py",
+    "cos, sin = self._rotation(position_S)",
+    "cos, sin = rotation(position_S, self.config.head_dim, self.config.rope_theta)",
+    "transformer_test.py::test_golden_greedy_continuation", "sampled positions are not scaled, trained ones are",
+  ),
+  (
+    "yarn_of_the_long_text", "fipo_jax/models/hf_config.py",
+    'original = said.setdefault("original_max_position_embeddings", longest)',
+    'original = said["original_max_position_embeddings"] = longest',
+    "hf_config_test.py::test_yarn_in_both_styles transformer_test.py::test_golden_logits_logprobs_entropy",
+    "the ramp is placed by the length after scaling",
+  ),
+  (
+    "yarn_follows_max_position", "fipo_jax/models/hf_config.py",
+    "published[name] = _written(config.yarn) | said", "published[name] = said",
+    "hf_config_test.py::test_yarn_outlives_another_longest_sequence", "an export has another YaRN than its model",
+  ),
+  (
+    "yarn_adds_no_room", "fipo_jax/models/transformer.py",
+    "return max(self.max_position, self.yarn.longest if self.yarn else 0)", "return self.max_position",
+    "assemble_test.py::test_yarn_makes_room_for_longer_sequences", "a model with YaRN is refused beyond 32,768 tokens",
+  ),
+  (
+    "tied_head_not_compared", "fipo_jax/models/hf.py",
+    "or not _equal(a, b):", "or False:",
+    "hf_test.py::test_a_tied_model_published_with_its_head", "a head that is trained apart is dropped in silence",
+  ),
+  (
+    "tensors_left_out", "fipo_jax/models/hf.py",
+    "  if left:\n", "  if left and False:\n",
+    "hf_test.py::test_tensors_without_a_place_are_refused", "biases of a checkpoint are dropped in silence",
+  ),
+  (
+    "cudnn_takes_any_head", "fipo_jax/models/attention_cudnn.py",
+    "return head_dim % 8 == 0 and head_dim <= 128", "return True",
+    "attention_cudnn_test.py::test_what_it_does_not_take_is_refused", "cuDNN's own error ends the run",
+  ),
+  (
+    "preset_after_the_path", "launch/compile.py",
+    'if not m.preset and os.path.exists(os.path.join(m.path, "config.json")):\n', 'if not m.preset or m.path:\n',
+    "compile_test.py::test_a_preset_goes_before_the_path_of_an_experiment", "another model's memory is reported",
   ),
   # ---- meshes ----
   (

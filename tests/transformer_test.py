@@ -8,17 +8,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from tolerances import close
 
 from fipo_jax.models import PRESETS, hf, layers, make_model
 from fipo_jax.models.logprobs import token_logprobs
 from fipo_jax.sharding import make_mesh, to_mesh
 
-GOLDEN = pathlib.Path(__file__).parent / "golden" / "qwen2"
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+NAMES = ("qwen2/tied_mqa", "qwen2/untied_gqa", "qwen3/tied", "qwen3/untied_gqa", "qwen2_yarn/factor4")
 ONE = {"data": 1, "fsdp": 1, "context": 1, "tensor": 1}
 SMALL = dataclasses.replace(
   PRESETS["tiny"], vocab_size=32, num_layers=2, d_model=16, d_mlp=24, num_heads=4, num_kv_heads=2, head_dim=4
 )
+
+SMALL_QWEN3 = dataclasses.replace(SMALL, family="qwen3", head_dim=6)
 
 
 def terms(config, tokens):
@@ -46,7 +50,7 @@ def random_params(model, std=0.3):
   return jax.tree.map(lambda x: rng.normal(0, std, x.shape).astype(x.dtype), model.abstract())
 
 
-@pytest.mark.parametrize("name", ["tied_mqa", "untied_gqa"])
+@pytest.mark.parametrize("name", NAMES)
 def test_golden_logits_logprobs_entropy(name):
   model, params, want = golden(name)
   tokens_RT, mask_RT = want["token_ids"], want["mask"].astype(np.int32)
@@ -91,8 +95,12 @@ def filled(model, params, tokens_SM, at_S):
   return tuple(jnp.where(old, x, 7.0) for x in kv)
 
 
-@pytest.mark.parametrize("name", ["tied_mqa", "untied_gqa"])
-@pytest.mark.parametrize("unstacked", [True, False])
+@pytest.mark.parametrize(("name", "unstacked"), [
+  *((name, unstacked) for name in NAMES[:2] for unstacked in (True, False)),
+  ("qwen3/untied_gqa", True), ("qwen3/tied", False), ("qwen2_yarn/factor4", True),
+  *(pytest.param(*case, marks=pytest.mark.slow) for case in (
+    ("qwen3/untied_gqa", False), ("qwen3/tied", True), ("qwen2_yarn/factor4", False))),
+])  # fmt: skip
 def test_golden_greedy_continuation(name, unstacked):
   model, params, want = golden(name)
   S, M = want["greedy"].shape
@@ -190,11 +198,13 @@ def unsharded(model):
   return step(random_params(model), *inputs)
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_sharded_equals_unsharded(tied):
-  model = make_model(dataclasses.replace(SMALL, tie_embeddings=tied))
+@pytest.mark.parametrize(("config", "remat"), [
+  (SMALL, "none"), (dataclasses.replace(SMALL, tie_embeddings=False), "none"), (SMALL_QWEN3, "full"),
+], ids=["tied", "untied", "qwen3"])  # fmt: skip
+def test_sharded_equals_unsharded(config, remat):
+  """With remat "full" each device runs its own heads by itself: of a norm over them all share the scale."""
+  want, model = unsharded(make_model(config)), make_model(dataclasses.replace(config, remat=remat))
   params, (step, inputs) = random_params(model), losses(model)
-  want = unsharded(model)
   mesh = make_mesh({"data": 2, "fsdp": 2, "context": 1, "tensor": 2})
   with jax.set_mesh(mesh):
     placed = jax.tree.map(jax.device_put, params, model.shardings(mesh))
@@ -275,19 +285,21 @@ def test_matmul_has_the_gradients_of_einsum(equation, x, w, lead):
   close(*(jax.jit(results, static_argnums=0)(product) for product in (layers.matmul, einsum)), terms=10)
 
 
-def test_rotation_by_hand():
-  # h = 2: one pair, frequency 1. Position 3 turns (1, 0) by 3 radians, and keeps lengths.
-  cos, sin = layers.rotation(jnp.array([0, 3]), 2, 10000.0)
-  turned = layers.rotate(jnp.array([[[1.0, 0.0]], [[1.0, 0.0]]]), cos, sin)
-  close(turned[:, 0], [[1, 0], [np.cos(3), np.sin(3)]])
-
-
 def test_init_abstract_and_axes_agree():
-  for config in (SMALL, dataclasses.replace(SMALL, tie_embeddings=False, param_dtype="bfloat16")):
+  for config in (SMALL, dataclasses.replace(SMALL_QWEN3, tie_embeddings=False, param_dtype="bfloat16")):
     model = make_model(config)
     assert jax.eval_shape(model.init, jax.random.key(0)) == model.abstract()
     ranks = jax.tree.map(lambda x, axes: len(axes) == x.ndim, model.abstract(), model.logical_axes())
     assert all(jax.tree.leaves(ranks))
+
+
+def test_norms_of_heads_are_no_matrices():
+  """Neither biases nor scales are for an optimizer of matrices, and no mesh axis cuts a scale."""
+  model = make_model(SMALL_QWEN3)
+  matrices, axes = model.matrix_axes()["layers"]["attention"], model.logical_axes()["layers"]["attention"]
+  assert matrices.keys() == {"q_DHh", "k_DKh", "v_DKh", "o_DHh", "q_scale_h", "k_scale_h"}
+  assert {name for name, sides in matrices.items() if sides is None} == {"q_scale_h", "k_scale_h"}
+  assert axes["q_scale_h"] == axes["k_scale_h"] == ("layers", None)
 
 
 def test_init_numbers():
@@ -297,6 +309,8 @@ def test_init_numbers():
   assert np.abs(up_LDF - np.asarray(params["layers"]["mlp"]["gate_DF"])).max() > 0.01  # so do matrices
   assert (params["layers"]["mlp_norm"]["scale_D"] == 1).all()
   assert (params["layers"]["attention"]["q_bias_Hh"] == 0).all()
+  attention = layers.Attention(SMALL_QWEN3, nnx.Rngs(0))
+  assert (attention.q_scale_h[...] == 1).all() and (attention.k_scale_h[...] == 1).all()
 
 
 def parameters(name):
@@ -307,7 +321,8 @@ def parameters(name):
   ("name", "billions"),
   [("qwen2_5_0_5b", 0.494), ("qwen2_5_1_5b", 1.544), ("qwen2_5_3b", 3.086), ("qwen2_5_7b", 7.616),
    ("qwen2_5_14b", 14.770), ("qwen2_5_32b", 32.764), ("qwen2_5_72b", 72.706), ("qwen2_5_math_1_5b", 1.544),
-   ("qwen2_5_math_7b", 7.616)],
+   ("qwen2_5_math_7b", 7.616), ("qwen3_0_6b", 0.596), ("qwen3_1_7b", 1.721), ("qwen3_4b", 4.022),
+   ("qwen3_8b", 8.191), ("qwen3_14b", 14.768), ("qwen3_32b", 32.762)],
 )  # fmt: skip
 def test_presets_have_the_published_sizes(name, billions):
   assert round(parameters(name) / 1e9, 3) == billions
@@ -317,6 +332,8 @@ def test_presets_have_the_published_sizes(name, billions):
 def test_mistakes_are_named():
   with pytest.raises(ValueError, match="num_heads=4.*num_kv_heads=3"):
     dataclasses.replace(SMALL, num_kv_heads=3)
+  with pytest.raises(ValueError, match="family='qwen4'.*'qwen2', 'qwen3'"):
+    dataclasses.replace(SMALL, family="qwen4")
   with pytest.raises(ValueError, match="model.remat='some'.*full"):
     dataclasses.replace(SMALL, remat="some")
   mesh = make_mesh({"data": 1, "fsdp": 1, "context": 1, "tensor": 8})

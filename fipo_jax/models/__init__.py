@@ -1,6 +1,7 @@
 """The published sizes, by name, and the way to a model: `make_model(PRESETS["qwen2_5_0_5b"])`.
 
-Source: config.json of the Qwen2.5 and Qwen2.5-Math base models.
+Sources: config.json of the Qwen2.5 and Qwen2.5-Math base models, and of Qwen/Qwen3-0.6B to Qwen3-32B. Of the latter the
+base models, Qwen3-8B-Base and so on, are made for 32,768 positions and otherwise the same.
 """
 
 from __future__ import annotations
@@ -28,6 +29,23 @@ def _qwen2_5(
   )
 
 
+def _qwen3(num_layers, d_model, d_mlp, num_heads, *, tie_embeddings=False) -> ModelConfig:
+  return ModelConfig(
+    vocab_size=151936,
+    num_layers=num_layers,
+    d_model=d_model,
+    d_mlp=d_mlp,
+    num_heads=num_heads,
+    num_kv_heads=8,
+    head_dim=128,
+    rope_theta=1e6,
+    norm_eps=1e-6,
+    tie_embeddings=tie_embeddings,
+    max_position=40960,
+    family="qwen3",
+  )
+
+
 _UNTIED = {"vocab_size": 152064, "tie_embeddings": False}
 _MATH = {"rope_theta": 1e4, "max_position": 4096}
 
@@ -43,6 +61,12 @@ PRESETS: dict[str, ModelConfig] = {
   "qwen2_5_72b": _qwen2_5(80, 8192, 29568, 64, 8, norm_eps=1e-5, max_position=131072, **_UNTIED),
   "qwen2_5_math_1_5b": _qwen2_5(28, 1536, 8960, 12, 2, **_MATH),
   "qwen2_5_math_7b": _qwen2_5(28, 3584, 18944, 28, 4, **_MATH, **_UNTIED),
+  "qwen3_0_6b": _qwen3(28, 1024, 3072, 16, tie_embeddings=True),
+  "qwen3_1_7b": _qwen3(28, 2048, 6144, 16, tie_embeddings=True),
+  "qwen3_4b": _qwen3(36, 2560, 9728, 32, tie_embeddings=True),
+  "qwen3_8b": _qwen3(36, 4096, 12288, 32),
+  "qwen3_14b": _qwen3(40, 5120, 17408, 40),
+  "qwen3_32b": _qwen3(64, 5120, 25600, 64),
 }
 
 

@@ -23,11 +23,15 @@ def attend_cudnn(q_RTHh, k_RUKh, v_RUKh, segments_RT, segments_RU):
     segments_RT: 1, 2, ... in order, then padding (0), as `train.batching.pack` lays rows out; at most MOST_SEGMENTS of
       them: of more, the result is NaN.
   Raises:
-    ValueError: not bfloat16 or float16, or tokens are cut over mesh.context.
+    ValueError: not bfloat16 or float16, heads of a size that it does not take, or tokens are cut over mesh.context.
   """
   del segments_RU
   if q_RTHh.dtype not in (jnp.bfloat16, jnp.float16):
     raise ValueError(f"model.attention='cudnn': model.dtype={q_RTHh.dtype} must be bfloat16; or use 'xla'.")
+  if not _takes_heads(q_RTHh.shape[-1]):
+    raise ValueError(
+      f"model.attention='cudnn': heads of {q_RTHh.shape[-1]} channels are no multiple of 8 up to 128; use 'xla'."
+    )
   if (cut := devices_along("tokens")) > 1:
     raise ValueError(f"model.attention='cudnn': takes whole rows, not mesh.context={cut}; use 1, or 'xla'.")
   scale = q_RTHh.shape[-1] ** -0.5
@@ -52,10 +56,14 @@ def attend_cudnn(q_RTHh, k_RUKh, v_RUKh, segments_RT, segments_RU):
 
 def takes(dtype, head_dim: int) -> bool:
   """Whether the kernel takes such heads on the GPUs of this process; packed rows need Hopper or newer."""
-  if dtype not in (jnp.bfloat16, jnp.float16) or head_dim % 8 or head_dim > 128:
+  if dtype not in (jnp.bfloat16, jnp.float16) or not _takes_heads(head_dim):
     return False
   capability = getattr(jax.devices()[0], "compute_capability", "0.0")
   return float(capability) >= 9
+
+
+def _takes_heads(head_dim: int) -> bool:
+  return head_dim % 8 == 0 and head_dim <= 128
 
 
 def _groups(q_shape: tuple[int, ...], kv_heads: int) -> int:

@@ -1,4 +1,4 @@
-"""Hugging Face directories in and out: config.json, safetensors, and the files that travel with them.
+"""Hugging Face directories in and out: safetensors, config.json (hf_config.py), and the files that travel with them.
 
 Reading goes straight from the memory-mapped file into each device's shard: no tensor is ever whole on the host
 unless a device holds it whole. Writing streams one tensor at a time. Names, shapes and dtypes are those of the
@@ -7,7 +7,6 @@ published files.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 import pathlib
@@ -19,7 +18,10 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from fipo_jax.models import tensor_files
-from fipo_jax.models.transformer import NUMERICS, Model, ModelConfig
+from fipo_jax.models.hf_config import published_config, read_config, template_config
+from fipo_jax.models.transformer import Model, ModelConfig
+
+__all__ = ["load", "read_config", "save"]
 
 # Our parameter -> (published name, layout). "same": HF [out, in] is ours once [H, h] are joined or split;
 # "flip": ours is the transpose. Names with {} have one tensor per layer, stacked by us on a leading axis.
@@ -32,6 +34,8 @@ NAMES: dict[tuple[str, ...], tuple[str, str]] = {
   ("layers", "attention", "k_bias_Kh"): ("model.layers.{}.self_attn.k_proj.bias", "same"),
   ("layers", "attention", "v_DKh"): ("model.layers.{}.self_attn.v_proj.weight", "flip"),
   ("layers", "attention", "v_bias_Kh"): ("model.layers.{}.self_attn.v_proj.bias", "same"),
+  ("layers", "attention", "q_scale_h"): ("model.layers.{}.self_attn.q_norm.weight", "same"),
+  ("layers", "attention", "k_scale_h"): ("model.layers.{}.self_attn.k_norm.weight", "same"),
   ("layers", "attention", "o_DHh"): ("model.layers.{}.self_attn.o_proj.weight", "same"),
   ("layers", "mlp_norm", "scale_D"): ("model.layers.{}.post_attention_layernorm.weight", "same"),
   ("layers", "mlp", "gate_DF"): ("model.layers.{}.mlp.gate_proj.weight", "flip"),
@@ -44,79 +48,9 @@ COMPANIONS = (
   "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json",
   "added_tokens.json", "chat_template.jinja", "chat_template.json", "generation_config.json", "LICENSE",
 )  # fmt: skip
+DERIVED = ("rotary_emb.inv_freq",)  # ends of names of tensors, in some old files, that config.json says as well
 # config.json fields that say how the weights are stored; the second is the newer name.
 STORAGE_FIELDS = ("torch_dtype", "dtype")
-
-
-# ---- config.json ----
-
-
-def read_config(directory) -> ModelConfig:
-  """The ModelConfig of a Hugging Face directory; numerics (`transformer.NUMERICS`) are left at their defaults.
-
-  Raises:
-    FileNotFoundError: no config.json. ValueError: not JSON, a field is missing, or a model this code is not.
-  """
-  path = pathlib.Path(directory) / "config.json"
-  if not path.is_file():
-    raise FileNotFoundError(f"{path} does not exist; expected a Hugging Face model directory.")
-  published = tensor_files.read_json(path)
-
-  def need(field):
-    if field not in published:
-      raise ValueError(f"{path}: the field {field!r} is missing.")
-    return published[field]
-
-  if need("model_type") != "qwen2":
-    raise ValueError(f"{path}: model_type={published['model_type']!r} is not supported; only 'qwen2' is.")
-  if published.get("use_sliding_window"):
-    raise ValueError(f"{path}: use_sliding_window=true is not supported; only full attention is.")
-  if published.get("hidden_act", "silu") != "silu":
-    raise ValueError(f"{path}: hidden_act={published['hidden_act']!r} is not supported; only 'silu' is.")
-  rope = published.get("rope_parameters") or published.get("rope_scaling") or {}
-  kind = rope.get("rope_type", rope.get("type", "default"))
-  if kind != "default":
-    raise ValueError(f"{path}: rotary scaling {kind!r} is not supported; only 'default' is.")
-  return ModelConfig(
-    vocab_size=need("vocab_size"),
-    num_layers=need("num_hidden_layers"),
-    d_model=need("hidden_size"),
-    d_mlp=need("intermediate_size"),
-    num_heads=need("num_attention_heads"),
-    num_kv_heads=need("num_key_value_heads"),
-    head_dim=published.get("head_dim") or need("hidden_size") // need("num_attention_heads"),
-    rope_theta=float(rope["rope_theta"] if "rope_theta" in rope else need("rope_theta")),
-    norm_eps=float(need("rms_norm_eps")),
-    tie_embeddings=bool(need("tie_word_embeddings")),
-    max_position=need("max_position_embeddings"),
-    init_std=float(published.get("initializer_range", 0.02)),
-  )
-
-
-def _published(config: ModelConfig) -> dict:
-  """config.json as the Qwen2.5 files have it."""
-  return {
-    "architectures": ["Qwen2ForCausalLM"],
-    "attention_dropout": 0.0,
-    "hidden_act": "silu",
-    "hidden_size": config.d_model,
-    "initializer_range": config.init_std,
-    "intermediate_size": config.d_mlp,
-    "max_position_embeddings": config.max_position,
-    "max_window_layers": config.num_layers,
-    "model_type": "qwen2",
-    "num_attention_heads": config.num_heads,
-    "num_hidden_layers": config.num_layers,
-    "num_key_value_heads": config.num_kv_heads,
-    "rms_norm_eps": config.norm_eps,
-    "rope_theta": config.rope_theta,
-    "sliding_window": None,
-    "tie_word_embeddings": config.tie_embeddings,
-    "torch_dtype": "float32",
-    "use_cache": True,
-    "use_sliding_window": False,
-    "vocab_size": config.vocab_size,
-  }
 
 
 # ---- reading ----
@@ -129,10 +63,12 @@ def load(directory, model: Model, mesh) -> dict:
     directory: holds model.safetensors, or the files named in model.safetensors.index.json; f32, f16 or bf16.
     model: says shapes and dtype; its param_dtype is what comes out.
   Raises:
-    FileNotFoundError: no weights. ValueError: a file is broken, a tensor is missing or has another shape.
+    FileNotFoundError: no weights. ValueError: a file is broken, a tensor is missing, has another shape, or is one that
+      this model has no place for.
   """
   tensors = tensor_files.open_all(pathlib.Path(directory))
   shapes, shardings = model.abstract(), model.shardings(mesh)
+  _check_all_are_used(directory, tensors, shapes)
   for path, target in _leaves(shapes):  # all shapes first: nothing is allocated for a model that does not fit
     for name in _published_names(path, target.shape):
       expected = _published_shape(path, target.shape)
@@ -151,6 +87,26 @@ def load(directory, model: Model, mesh) -> dict:
   return _nest(flat)
 
 
+def _check_all_are_used(directory, tensors, shapes) -> None:
+  """Refuses tensors that would be left out and are none that follow from others."""
+  used = {name for path, target in _leaves(shapes) for name in _published_names(path, target.shape)}
+  head, table = NAMES["head_VD",][0], NAMES["embed_VD",][0]
+  if head in tensors and head not in used:  # some tied models are published with both
+    a, b = (tensors[name] for name in (head, table))
+    if a.dtype != b.dtype or a.shape != b.shape or not _equal(a, b):
+      raise ValueError(f"{directory}: tie_word_embeddings=true, but tensors {head} and {table} differ.")
+  left = sorted(name for name in tensors if name not in used and name != head and not name.endswith(DERIVED))
+  if left:
+    more = f" ({len(left)} such tensors)" if len(left) > 1 else ""
+    raise ValueError(f"{directory}: tensor {left[0]} has no place in the model that config.json describes{more}.")
+
+
+def _equal(a, b, rows: int = 4096) -> bool:
+  """Whether two large tables have the same bytes, some rows at a time."""
+  part = lambda x, i: x[i : i + rows].view(np.uint8)
+  return all(np.array_equal(part(a, i), part(b, i)) for i in range(0, len(a), rows))
+
+
 def _shard(path, target, sources, index) -> np.ndarray:
   """The part `index` of one parameter, read from its published tensors ([out, in] each)."""
   stacked, bounds = path[0] == "layers", [range(size)[cut] for size, cut in zip(target.shape, index, strict=True)]
@@ -164,7 +120,7 @@ def _shard(path, target, sources, index) -> np.ndarray:
       joined = slice(inner[1].start * size, inner[1].stop * size)
       width = slice(inner[0].start, inner[0].stop)
       part = part[joined, width].T if NAMES[path][1] == "flip" else part[width, joined]
-    elif path[-1].endswith("h"):  # bias [heads, h]
+    elif _has_heads(path):  # bias [heads, h]
       part = part[inner[0].start * target.shape[-1] : inner[0].stop * target.shape[-1]]
     else:
       cuts = tuple(slice(bound.start, bound.stop) for bound in inner)
@@ -195,7 +151,7 @@ def save(
   """
   directory = pathlib.Path(directory)
   template = None if template_dir is None else pathlib.Path(template_dir)
-  published = _published(config) if template is None else _template_config(template, config)
+  published = published_config(config) if template is None else template_config(template, config)
   known = next((published[field] for field in STORAGE_FIELDS if published.get(field)), "float32")
   dtype = known if dtype is None else dtype
   if dtype not in tensor_files.DTYPE_NAMES:
@@ -244,24 +200,10 @@ def _fetch(path, leaf, layer: int, dtype: str) -> np.ndarray:
     host = np.asarray(leaf[layer] if stacked else leaf)
   else:
     host = np.asarray(_gathered(leaf, layer if stacked else None, NamedSharding(leaf.sharding.mesh, PartitionSpec())))
-  if path[-1].endswith("h"):
+  if _has_heads(path):
     host = host.reshape(*host.shape[:-2], -1)
   host = host.T if NAMES[path][1] == "flip" else host
   return np.ascontiguousarray(host.astype(target, copy=False))
-
-
-def _template_config(template: pathlib.Path, config: ModelConfig) -> dict:
-  """The template's config.json with this model's longest sequence; all other sizes must be equal."""
-  theirs = read_config(template)
-  for field in dataclasses.fields(ModelConfig):
-    name = field.name
-    if name in NUMERICS or name == "max_position":
-      continue
-    if getattr(theirs, name) != getattr(config, name):
-      raise ValueError(
-        f"{template}: {name}={getattr(theirs, name)} of the template, but {getattr(config, name)} of the model to save."
-      )
-  return tensor_files.read_json(template / "config.json") | {"max_position_embeddings": config.max_position}
 
 
 def _replace(partial: pathlib.Path, directory: pathlib.Path) -> None:
@@ -300,6 +242,11 @@ def _nest(flat) -> dict:
   return tree
 
 
+def _has_heads(path) -> bool:
+  """Whether the last two axes are [heads, h], one axis in the files."""
+  return path[-1].endswith(("Hh", "Kh"))
+
+
 def _published_names(path, shape) -> list[str]:
   name = NAMES[path][0]
   return [name.format(layer) for layer in range(shape[0])] if "{}" in name else [name]
@@ -308,6 +255,6 @@ def _published_names(path, shape) -> list[str]:
 def _published_shape(path, shape) -> tuple[int, ...]:
   """Shape of one published tensor of this parameter: heads joined, [out, in]."""
   shape = shape[1:] if path[0] == "layers" else shape
-  if path[-1].endswith("h"):
+  if _has_heads(path):
     shape = (*shape[:-2], shape[-2] * shape[-1])
   return shape[::-1] if NAMES[path][1] == "flip" else shape

@@ -1,4 +1,4 @@
-"""The layers of a Qwen2 block in Flax NNX.
+"""The layers of a Qwen2 or Qwen3 block in Flax NNX.
 
 Matrices are stored width first ([D, ...], also those that write back to the residual stream), so that sharding `embed`
 over `fsdp` cuts rows and never the lanes of a tile. Every parameter carries its logical axes (`axes=`), which
@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from fipo_jax.models.rotary import rotate
 from fipo_jax.models.tiles import over_tiles
 from fipo_jax.sharding import (
   constrain,
@@ -71,35 +72,6 @@ def _einsum(of_a, a, of_b, b, of_c):
     # A few rows and a matrix that is stored output first: a CPU ran matrix times columns 1.4 times as fast.
     return product(of_b, b, of_a, a, of_c[::-1]).T
   return product(of_a, a, of_b, b, of_c)
-
-
-def rotation(positions, head_dim: int, theta: float):
-  """Cosines and sines of rotary position embedding, one angle per position and pair of channels.
-
-      angle[p, i] = p · θ^(-2i / h),   i = 0 .. h/2 - 1
-
-  Args:
-    positions: [...] int32.
-  Returns:
-    (cos, sin), each [..., 1, h/2] float32; the 1 is the heads axis.
-  Source: arXiv 2104.09864.
-  """
-  frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-  angle = positions[..., None, None].astype(jnp.float32) * frequency
-  return jnp.cos(angle), jnp.sin(angle)
-
-
-def rotate(x, cos, sin):
-  """Applies rotary embedding in the half-split convention: channel i is paired with channel i + h/2.
-
-      y[i] = x[i] cos - x[i + h/2] sin,   y[i + h/2] = x[i + h/2] cos + x[i] sin
-
-  Args:
-    x: [..., heads, h]. cos, sin: [..., 1, h/2] float32, of `rotation`.
-  """
-  first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-  turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-  return turned.astype(x.dtype)
 
 
 def activation(x, *inner: str | None):
@@ -174,47 +146,64 @@ class RMSNorm(nnx.Module):
     self.scale_D = nnx.Param(jnp.ones((config.d_model,), config.param_dtype), axes=(None,))
 
   def __call__(self, x):
-    wide = x.astype(jnp.float32)
-    wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.epsilon)
-    return (wide * self.scale_D[...].astype(x.dtype).astype(jnp.float32)).astype(x.dtype)
+    return rms_norm(x, self.scale_D[...], self.epsilon)
+
+
+def rms_norm(x, scale, epsilon: float):
+  """`RMSNorm` of the last axis of x by a scale of its size."""
+  wide = x.astype(jnp.float32)
+  wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + epsilon)
+  return (wide * scale.astype(x.dtype).astype(jnp.float32)).astype(x.dtype)
 
 
 class Attention(nnx.Module):
-  """The projections around grouped-query attention: bias on q, k and v, none on the output.
+  """The projections around grouped-query attention, by `ModelConfig.family`; no bias on the output.
+
+      qwen2   q, k, v = x W + bias                          then q and k are rotated
+      qwen3   q, k = norm(x W) of each head, v = x W        one scale for all heads; then q and k are rotated
 
   joined: q, k and v are one matrix, of each key/value head its g = H / K queries, its key and its value (see `join`).
   """
 
   def __init__(self, config, rngs: nnx.Rngs, joined: bool = False):
     D, H, K, h = config.d_model, config.num_heads, config.num_kv_heads, config.head_dim
-    normal, zeros = nnx.initializers.normal(config.init_std), jnp.zeros
-    dtype = config.param_dtype
-    self.head_dim, self.theta, self.joined = h, config.rope_theta, joined
+    normal, dtype = nnx.initializers.normal(config.init_std), config.param_dtype
+    self.head_dim, self.epsilon, self.joined = h, config.norm_eps, joined
+    self.biased, self.normed = config.family == "qwen2", config.family == "qwen3"
+    matrix = lambda shape, *axes: nnx.Param(normal(rngs.params(), shape, dtype), axes=axes)
+    bias = lambda shape, *axes: nnx.Param(jnp.zeros(shape, dtype), axes=axes)
     if joined:
-      x = H // K + 2
-      self.qkv_DKxh = nnx.Param(normal(rngs.params(), (D, K, x, h), dtype), axes=("embed", "kv_heads", None, None))
-      self.qkv_bias_Kxh = nnx.Param(zeros((K, x, h), dtype), axes=("kv_heads", None, None))
-      self.o_DHh = nnx.Param(normal(rngs.params(), (D, H, h), dtype), axes=("embed", "heads", None))
-      return
-    self.q_DHh = nnx.Param(normal(rngs.params(), (D, H, h), dtype), axes=("embed", "heads", None))
-    self.k_DKh = nnx.Param(normal(rngs.params(), (D, K, h), dtype), axes=("embed", "kv_heads", None))
-    self.v_DKh = nnx.Param(normal(rngs.params(), (D, K, h), dtype), axes=("embed", "kv_heads", None))
-    self.o_DHh = nnx.Param(normal(rngs.params(), (D, H, h), dtype), axes=("embed", "heads", None))
-    self.q_bias_Hh = nnx.Param(zeros((H, h), dtype), axes=("heads", None))
-    self.k_bias_Kh = nnx.Param(zeros((K, h), dtype), axes=("kv_heads", None))
-    self.v_bias_Kh = nnx.Param(zeros((K, h), dtype), axes=("kv_heads", None))
+      self.qkv_DKxh = matrix((D, K, H // K + 2, h), "embed", "kv_heads", None, None)
+    else:
+      self.q_DHh = matrix((D, H, h), "embed", "heads", None)
+      self.k_DKh = matrix((D, K, h), "embed", "kv_heads", None)
+      self.v_DKh = matrix((D, K, h), "embed", "kv_heads", None)
+    self.o_DHh = matrix((D, H, h), "embed", "heads", None)
+    if self.biased and joined:
+      self.qkv_bias_Kxh = bias((K, H // K + 2, h), "kv_heads", None, None)
+    elif self.biased:
+      self.q_bias_Hh = bias((H, h), "heads", None)
+      self.k_bias_Kh = bias((K, h), "kv_heads", None)
+      self.v_bias_Kh = bias((K, h), "kv_heads", None)
+    if self.normed:
+      self.q_scale_h = nnx.Param(jnp.ones((h,), dtype), axes=(None,))
+      self.k_scale_h = nnx.Param(jnp.ones((h,), dtype), axes=(None,))
 
   def project(self, x, cos, sin):
     """Normalised [..., D] -> queries [..., H, h], keys and values [..., K, h]; q and k rotated."""
     x = enter(x, "heads")
+    biased = lambda y, name: y + getattr(self, name)[...].astype(y.dtype) if self.biased else y
     if self.joined:
-      qkv = matmul("...d,dkze->...kze", x, self.qkv_DKxh[...]) + self.qkv_bias_Kxh[...].astype(x.dtype)
+      qkv = biased(matmul("...d,dkze->...kze", x, self.qkv_DKxh[...]), "qkv_bias_Kxh")
       q = qkv[..., :-2, :].reshape(*x.shape[:-1], -1, self.head_dim)
       k, v = qkv[..., -2, :], qkv[..., -1, :]
     else:
-      q = matmul("...d,dhe->...he", x, self.q_DHh[...]) + self.q_bias_Hh[...].astype(x.dtype)
-      k = matmul("...d,dke->...ke", x, self.k_DKh[...]) + self.k_bias_Kh[...].astype(x.dtype)
-      v = matmul("...d,dke->...ke", x, self.v_DKh[...]) + self.v_bias_Kh[...].astype(x.dtype)
+      q = biased(matmul("...d,dhe->...he", x, self.q_DHh[...]), "q_bias_Hh")
+      k = biased(matmul("...d,dke->...ke", x, self.k_DKh[...]), "k_bias_Kh")
+      v = biased(matmul("...d,dke->...ke", x, self.v_DKh[...]), "v_bias_Kh")
+    if self.normed:  # a scale is every head's: its gradient adds up over the devices that have them
+      q = rms_norm(q, enter(self.q_scale_h[...], "heads"), self.epsilon)
+      k = rms_norm(k, enter(self.k_scale_h[...], "kv_heads"), self.epsilon)
     q, k = rotate(q, cos, sin), rotate(k, cos, sin)
     return (activation(q, "heads", None), activation(k, "kv_heads", None), activation(v, "kv_heads", None))
 
@@ -297,14 +286,13 @@ def join(tree: dict) -> dict:
 
       qkv[d, k] = (q[d, k g], ..., q[d, k g + g - 1], k[d, k], v[d, k]),  g = H / K;   gate_up[d] = (gate[d], up[d])
   """
-  a, m = tree["attention"], tree["mlp"]
-  K = a["k_bias_Kh"].shape[0]
+  a, m = dict(tree["attention"]), tree["mlp"]
+  K = a["k_DKh"].shape[1]
   grouped = lambda q: q.reshape(*q.shape[:-2], K, -1, q.shape[-1])
   one = lambda x: x[..., None, :]
-  stacked = lambda q, k, v: jnp.concatenate([grouped(q), one(k), one(v)], axis=-2)
-  attention = {
-    "qkv_DKxh": stacked(a["q_DHh"], a["k_DKh"], a["v_DKh"]),
-    "qkv_bias_Kxh": stacked(a["q_bias_Hh"], a["k_bias_Kh"], a["v_bias_Kh"]), "o_DHh": a["o_DHh"],
-  }  # fmt: skip
+  stacked = lambda q, k, v: jnp.concatenate([grouped(a.pop(q)), one(a.pop(k)), one(a.pop(v))], axis=-2)
+  attention = {"qkv_DKxh": stacked("q_DHh", "k_DKh", "v_DKh")}
+  if "q_bias_Hh" in a:
+    attention["qkv_bias_Kxh"] = stacked("q_bias_Hh", "k_bias_Kh", "v_bias_Kh")
   mlp = {"gate_up_DxF": jnp.stack([m["gate_DF"], m["up_DF"]], axis=1), "down_DF": m["down_DF"]}
-  return tree | {"attention": attention, "mlp": mlp}
+  return tree | {"attention": attention | a, "mlp": mlp}

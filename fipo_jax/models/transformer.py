@@ -1,4 +1,4 @@
-"""The Qwen2 / Qwen2.5 decoder: a record of pure functions over a plain tree of parameters.
+"""The decoder of Qwen2, Qwen2.5 and Qwen3: a record of pure functions over a plain tree of parameters.
 
 Flax NNX describes the layers and stays inside this folder: `Model` takes and returns nested dicts of arrays. Layers are
 stacked on a leading axis L and run under one `lax.scan`, so the program's size does not depend on depth.
@@ -15,6 +15,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from fipo_jax.models import attention, attention_cudnn, attention_splash, layers, tiles
+from fipo_jax.models.rotary import Yarn, rotation
 from fipo_jax.sharding import HOST, RULES, constrain, named
 
 # Names of values that the backward pass may find where the forward pass left them.
@@ -42,6 +43,7 @@ REMAT = {
 TILED = ("context", "full")  # rows of it under which a layer's products run tile by tile and keep nothing
 UNROLL = 4  # layers of one turn of the loop under remat "none"
 DTYPES = ("float32", "bfloat16")
+FAMILIES = ("qwen2", "qwen3")  # model_type of config.json; how they differ: layers.Attention
 # Fields of ModelConfig that are ours to choose and no part of a published model: config.model has them, too.
 NUMERICS = ("dtype", "param_dtype", "remat", "offload_inputs", "attention", "tile_tokens", "sum_dtype")
 
@@ -50,6 +52,7 @@ NUMERICS = ("dtype", "param_dtype", "remat", "offload_inputs", "attention", "til
 class ModelConfig:
   """Sizes and numerics of one decoder.
 
+  family: a name of FAMILIES. max_position: max_position_embeddings of config.json. yarn: scaling of rotary angles.
   dtype: of matmuls and activations (norms, softmax, rotary angles and logits are float32 always). param_dtype: of
   the stored parameters. init_std: of random matrices. remat: a row of REMAT. offload_inputs: whether the inputs of
   layers wait for the backward pass in the host's memory; remat "context" or "full". attention: a name of
@@ -69,6 +72,8 @@ class ModelConfig:
   tie_embeddings: bool
   max_position: int
   init_std: float = 0.02
+  family: str = "qwen2"
+  yarn: Yarn | None = None
   dtype: str = "float32"
   param_dtype: str = "float32"
   remat: str = "none"
@@ -85,12 +90,17 @@ class ModelConfig:
       raise ValueError(f"head_dim={self.head_dim} must be even: rotary embedding turns pairs of channels.")
     for field, allowed in (
       ("dtype", DTYPES), ("param_dtype", DTYPES), ("remat", REMAT), ("attention", attention.NAMES),
-      ("sum_dtype", ("", *DTYPES)),
+      ("sum_dtype", ("", *DTYPES)), ("family", FAMILIES),
     ):
       if getattr(self, field) not in allowed:
         raise ValueError(f"model.{field}={getattr(self, field)!r} is unknown; choose from {sorted(allowed)}.")
     if self.offload_inputs and self.remat not in TILED:
       raise ValueError(f"model.offload_inputs=True needs model.remat='full' or 'context', not {self.remat!r}.")
+
+  @property
+  def longest(self) -> int:
+    """Positions that the model can be used at: max_position, or as many as YaRN is made for where those are more."""
+    return max(self.max_position, self.yarn.longest if self.yarn else 0)
 
 
 class ValueHead(nnx.Module):
@@ -272,7 +282,7 @@ class Model:
       (hidden_SD, cache).
     """
     x_SD = layers.activation(layers.lookup_whole(params["embed_VD"], token_S, self.config.dtype), None)
-    cos, sin = layers.rotation(position_S, self.config.head_dim, self.config.rope_theta)
+    cos, sin = self._rotation(position_S)
     block, norm = _parts(self.config, isinstance(params["layers"], tuple))
 
     def layer(carry, numbered):
@@ -289,10 +299,13 @@ class Model:
     x_SD, cache = carry
     return nnx.merge(norm, params["final_norm"])(x_SD), cache
 
+  def _rotation(self, positions):
+    return rotation(positions, self.config.head_dim, self.config.rope_theta, self.config.yarn)
+
   def _rows(self, params, tokens_RT, positions_RT, segments_RT, *, keep: bool):
     lookup = layers.lookup_whole if keep else layers.lookup  # for sampling, parameters are whole along `embed`
     x_RTD = layers.activation(lookup(params["embed_VD"], tokens_RT, self.config.dtype), None)
-    cos, sin = layers.rotation(positions_RT, self.config.head_dim, self.config.rope_theta)
+    cos, sin = self._rotation(positions_RT)
     block, norm = _parts(self.config, isinstance(params["layers"], tuple))
 
     def attend(q, k, v):
