@@ -35,6 +35,7 @@ MAY_IMPORT = {
     *MIDDLE, *STAGES, "fipo_jax/alarms", "fipo_jax/assemble", "fipo_jax/collect", "fipo_jax/evaluate",
     "fipo_jax/report", "fipo_jax/rollback",
   ),
+  "fipo_jax/sweeps/": ("fipo_jax/config", "fipo_jax/assemble"),
   "launch/": ("fipo_jax/",),
   "launch/compile": ("fipo_jax/", "launch/chips", "launch/hlo"),
   "launch/benchmark": ("fipo_jax/", "launch/chips", "launch/compile"),

@@ -1,7 +1,6 @@
-"""launch/sweep.py: what it refuses, the statistics, and a sweep of real runs that goes on where it stopped."""
+"""launch/sweep.py: what it refuses, what it prints, and a sweep of real runs that goes on where it stopped."""
 
 import json
-import math
 import os
 import pathlib
 import signal
@@ -9,13 +8,12 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
 
+from fipo_jax.sweeps import plan, runs
 from launch import sweep
 from tests.loop_test import model, settings  # noqa: F401
 from tests.processes_test import environment
-from tests.tolerances import close
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SWEEPS = sorted((ROOT / "experiments/sweeps").glob("*.py"))
@@ -25,17 +23,16 @@ GOOD = {
 }  # fmt: skip
 
 
-SUMS = {"terms": 5, "dtype": np.float64, "scale": 4}  # of at most so many numbers of that size
-
-
 def write(path, **rows):
   path.write_text("".join(f"{name} = {value!r}\n" for name, value in rows.items()))
   return str(path)
 
 
 def refused(capsys, *arguments):
-  assert sweep.main(list(arguments)) == 1
-  (line,) = capsys.readouterr().err.splitlines()
+  assert sweep.main(list(arguments)) == 2
+  out, err = capsys.readouterr()
+  (line,) = err.splitlines()
+  assert out == ""
   return line
 
 
@@ -46,8 +43,8 @@ def refused(capsys, *arguments):
 def test_every_sweep_file_is_valid_in_every_arm(path, monkeypatch, tmp_path):
   monkeypatch.chdir(ROOT)
   (tmp_path / "prompts").touch()
-  found = sweep.read_sweep(str(path), {"data.path": str(tmp_path / "prompts")})  # the user's to name
-  jobs = sweep.make_jobs(found)
+  found = plan.read_sweep(str(path), {"data.path": str(tmp_path / "prompts")})  # the user's to name
+  jobs = plan.make_jobs(found)
   assert [(job.seed, job.arm) for job in jobs] == [(seed, arm) for seed in found.seeds for arm in found.arms]
   configs = {json.dumps(json.loads(job.cfg.to_json()) | {"seed": 0, "workdir": ""}) for job in jobs}
   assert len(configs) == len(found.arms)
@@ -79,7 +76,7 @@ def test_there_are_sweeps():
 )  # fmt: skip
 def test_mistakes_in_a_sweep_file_are_one_line_before_anything_runs(says, rows, capsys, monkeypatch, tmp_path):
   monkeypatch.chdir(ROOT)
-  monkeypatch.setattr(sweep, "execute", lambda *a, **k: pytest.fail("something was run"))
+  monkeypatch.setattr(runs, "execute", lambda *a, **k: pytest.fail("something was run"))
   assert says in refused(capsys, f"--sweep={write(tmp_path / 's.py', **GOOD | rows)}", f"--out={tmp_path}")
 
 
@@ -116,7 +113,7 @@ def test_values_arrive_as_they_were_written(monkeypatch, tmp_path):
   }  # fmt: skip
   arms = {"a": values, "b": {"algorithm.weight_clip": ()}}
   rows = GOOD | {"ARMS": arms, "SEEDS": (3,), "COMMON": {"steps": 5, "eval.prompts": 6}}
-  a, b = sweep.make_jobs(sweep.read_sweep(write(tmp_path / "s.py", **rows), {"steps": "7"}))
+  a, b = plan.make_jobs(plan.read_sweep(write(tmp_path / "s.py", **rows), {"steps": "7"}))
   for field, value in values.items():
     node = a.cfg
     for key in field.split("."):
@@ -125,69 +122,6 @@ def test_values_arrive_as_they_were_written(monkeypatch, tmp_path):
   assert b.cfg.algorithm.weight_clip == ()
   assert (b.cfg.steps, b.cfg.eval.prompts) == (7, 6)  # the command line wins over COMMON
   assert (a.cfg.seed, a.cfg.workdir) == (3, "runs/sweeps/s/a/seed3")
-
-
-# Statistics
-
-
-def test_interval_by_hand():
-  """1, 2, 3, 4, 5: mean 3, standard deviation √2.5, t(4) = 2.776."""
-  got = sweep.interval([1.0, 2.0, 3.0, 4.0, 5.0])
-  half = 2.776 * math.sqrt(2.5 / 5)
-  close(got, {"n": 5, "mean": 3.0, "low": 3 - half, "high": 3 + half}, **SUMS)
-  assert sweep.interval([2.0]) == {"n": 1, "mean": 2.0, "low": None, "high": None}
-  assert sweep.interval([])["mean"] is None
-
-
-@pytest.mark.parametrize("df", range(1, 31))
-def test_quantiles_leave_two_and_a_half_percent_above(df):
-  """With x = √df · tan(θ) Student's density is cos(θ)^(df - 1) up to a factor, which Simpson's rule divides out."""
-
-  def area(low, high):
-    theta = np.linspace(low, high, 20_001)
-    weights = np.r_[1, np.tile([4, 2], 9_999), 4, 1]
-    return (np.cos(theta) ** (df - 1) * weights).sum() * (high - low) / 60_000
-
-  def above(t):
-    return area(math.atan(t / math.sqrt(df)), math.pi / 2) / area(-math.pi / 2, math.pi / 2)
-
-  half_a_digit = 0.000501  # the table has three; and a little for what is itself a half
-  assert above(sweep.T_975[df - 1] + half_a_digit) < 0.025 < above(sweep.T_975[df - 1] - half_a_digit)
-
-
-def result(before, after, length):
-  return {"accuracy_before": before, "accuracy_after": after, "length_after": length, "versions": {}}
-
-
-RUNS = {
-  "base": {0: result(0.3, 0.70, 30.0), 1: result(0.3, 0.60, 20.0), 2: result(0.2, 0.50, 10.0)},
-  "better": {0: result(0.3, 0.72, 33.0), 1: result(0.3, 0.63, 20.0), 2: result(0.2, 0.54, 10.0)},
-  "partial": {1: result(0.3, 0.5, 25.0), 3: result(0.3, 0.9, 25.0)},  # 3 is missing in the baseline
-  "none": {},
-}
-
-
-def test_differences_are_paired_by_seed():
-  got = sweep.summarize(RUNS, "base")
-  # 0.02, 0.03, 0.04: mean 0.03, standard deviation 0.01, t(2) = 4.303; unpaired the interval would be 20 times as wide.
-  accuracy, half = got["differences"]["better"]["accuracy after"], 4.303 * 0.01 / math.sqrt(3)
-  close(accuracy, {"n": 3, "mean": 0.03, "low": 0.03 - half, "high": 0.03 + half}, **SUMS)
-  close(got["differences"]["better"]["length after"]["low"], 1 - 4.303, **SUMS)  # 3, 0, 0: deviation √3
-  one = got["differences"]["partial"]["accuracy after"]
-  close(one.pop("mean"), -0.1, **SUMS)
-  assert one == {"n": 1, "low": None, "high": None}
-  assert got["differences"]["none"]["accuracy after"]["n"] == 0
-  close(got["arms"]["base"]["accuracy gain"]["mean"], 1.0 / 3, **SUMS)
-  assert list(got["differences"]) == ["better", "partial", "none"]
-
-
-def test_the_text_says_which_intervals_exclude_zero_and_names_what_is_missing():
-  found = sweep.Sweep("name", "file.py", (0, 1, 2, 3), {"steps": "3"}, {arm: {} for arm in RUNS}, "base")
-  text = sweep.markdown(found, RUNS, sweep.summarize(RUNS, "base"), ["partial seed 0", "none seed 2"])
-  assert "Missing: partial seed 0, none seed 2." in text
-  assert "Intervals that exclude 0: accuracy after of better (+0.030 [+0.005, +0.055]).\n" in text
-  assert "| better |  | 3 | 0.630 [0.406, 0.854] |" in text
-  assert "| 1 | 0.300 -> 0.600, 20.0 | 0.300 -> 0.630, 20.0 | 0.300 -> 0.500, 25.0 | missing |" in text
 
 
 # Running
@@ -264,21 +198,21 @@ def test_processes_share_the_cpus(monkeypatch):
     given[slots] = []
     monkeypatch.setattr(os, "sched_setaffinity", lambda _, cpus, slots=slots: given[slots].append(list(cpus)))
     for slot in range(slots):
-      sweep.limit_cpus(slot, slots)
+      runs.limit_cpus(slot, slots)
   assert given == {1: [], 2: [[2, 3], [4, 7, 9]], 5: [[2], [3], [4], [7], [9]], 6: []}
 
 
 def test_a_base_model_is_made_once_and_before(monkeypatch, tmp_path):
   monkeypatch.chdir(ROOT)
   extra = {"model.path": str(tmp_path / "base/export")}
-  jobs = sweep.make_jobs(sweep.read_sweep(write(tmp_path / "s.py", **GOOD), extra))
-  (base,) = sweep.base_jobs(jobs)
+  jobs = plan.make_jobs(plan.read_sweep(write(tmp_path / "s.py", **GOOD), extra))
+  (base,) = plan.base_jobs(jobs)
   assert base.flags == ["--config=experiments/quickstart_base.py", f"--config.workdir={tmp_path}/base"]
   (tmp_path / "base/export").mkdir(parents=True)
   (tmp_path / "base/export/config.json").touch()
-  assert sweep.base_jobs(jobs) == []
+  assert plan.base_jobs(jobs) == []
   other = json.loads(base.cfg.to_json())
   other["optimizer"]["b1"] = 0.5
   (tmp_path / "base/config.json").write_text(json.dumps(other))
   with pytest.raises(ValueError, match="holds a run of another config: optimizer.b1: 0.5 -> 0.9"):
-    sweep.base_jobs(jobs)
+    plan.base_jobs(jobs)
