@@ -65,7 +65,8 @@ def read(options: argparse.Namespace, more: list[str]) -> plan.Sweep:
   if options.config:
     return plan.from_config(
       options.config, options.axis, extra, zipped=options.zip,
-      seeds="1" if options.seeds is None else options.seeds, baseline=options.baseline or "", name=options.name or "",
+      seeds="1" if options.seeds is None else options.seeds, baseline=options.baseline,
+      name=options.name,
     )  # fmt: skip
   if given := [name for name in OF_A_CONFIG if getattr(options, name) not in (None, False, [])]:
     raise ValueError(f"--{given[0]}: goes with --config=FILE; a sweep file has rows of its own for that.")

@@ -71,6 +71,8 @@ def test_there_are_sweeps():
     ("batch.prompts", {"ARMS": {"a": {}, "b": {"batch.prompts": "many"}}}),
     ("b: seed is set by the sweep", {"ARMS": {"a": {}, "b": {"seed": 3}}}),
     ("'b/c' names a folder", {"ARMS": {"a": {}, "b/c": {}}}),
+    ("BASELINE=['a']: expected one of", {"BASELINE": ["a"]}),
+    ("SEEDS=([1],): [1] is no seed", {"SEEDS": ([1],)}),
     ("eval.every=0", {"COMMON": {"eval.every": 0}}),
   ],
 )  # fmt: skip
@@ -124,6 +126,220 @@ def test_values_arrive_as_they_were_written(monkeypatch, tmp_path):
   assert (a.cfg.seed, a.cfg.workdir) == (3, "runs/sweeps/s/a/seed3")
 
 
+# A config with axes
+
+
+def planned(*arguments):
+  """The sweep and the jobs of flags."""
+  found = sweep.read(*sweep.parser().parse_known_args(arguments))
+  return found, plan.make_jobs(found)
+
+
+TAU = "--axis=algorithm.half_life_tokens=8|32"
+
+
+def test_axes_are_arms_named_by_their_values(monkeypatch):
+  monkeypatch.chdir(ROOT)
+  config = "--config=experiments/quickstart.py"
+  clip = "--axis=config.algorithm.weight_clip=(0.8, 1.2)|()"
+  found, jobs = planned(config, TAU, clip, "--seeds=3|5", "--config.steps=5")
+  names = [f"half_life_tokens={tau},weight_clip={clip}" for tau in (8, 32) for clip in ("0.8_1.2", "empty")]
+  assert list(found.arms) == names and found.baseline == names[0] and found.seeds == (3, 5)
+  assert [(job.seed, job.arm) for job in jobs] == [(seed, arm) for seed in (3, 5) for arm in names]
+  assert jobs[0].flags == [
+    config, "--config.steps=5", "--config.algorithm.half_life_tokens=8", "--config.algorithm.weight_clip=(0.8, 1.2)",
+    "--config.seed=3", f"--config.workdir=runs/sweeps/quickstart-half_life_tokens-weight_clip/{names[0]}/seed3",
+  ]  # fmt: skip
+  held = [(job.cfg.algorithm.half_life_tokens, job.cfg.algorithm.weight_clip) for job in jobs[4:]]
+  assert held == [(8.0, (0.8, 1.2)), (8.0, ()), (32.0, (0.8, 1.2)), (32.0, ())]
+
+  names = ["half_life_tokens=8,steps=5", "half_life_tokens=32,steps=6"]
+  found, jobs = planned(config, TAU, "--axis=steps=5|6", "--zip", "--name=mine", f"--baseline={names[1]}")
+  assert [job.arm for job in jobs] == names
+  assert (found.name, found.seeds, found.baseline) == ("mine", (0,), names[1])
+
+
+HYPERS = [path for path in sorted((ROOT / "experiments").glob("*.py")) if "def get_hyper(" in path.read_text()]
+
+
+@pytest.mark.parametrize("path", HYPERS, ids=lambda p: p.stem)
+def test_every_get_hyper_is_valid_in_every_arm(path, monkeypatch, capsys):
+  monkeypatch.chdir(ROOT)
+  found, jobs = planned(f"--config={path}")
+  assert found.name == path.stem and len(jobs) == len(found.arms) > 1
+  planned(f"--config={path}", TAU)  # says so once, and takes the axes
+  assert capsys.readouterr().err == f"{path}: its get_hyper is left aside, --axis is given\n"
+
+
+def with_hyper(path, body):
+  path.write_text(f"from experiments import quickstart\nget_config = quickstart.get_config\n{body}\n")
+  return f"--config={path}"
+
+
+def test_get_hyper_reads_as_other_projects_write_it(monkeypatch, tmp_path):
+  monkeypatch.chdir(ROOT)
+  body = """
+def get_hyper(hyper):
+  print("many thoughts")
+  fix = lambda **kw: hyper.product([hyper.fixed(f"config.{k}", v, length=1) for k, v in kw.items()])
+  dapo = hyper.sweep("config.algorithm.name", ["dapo"])
+  fipo = hyper.zipit([
+    hyper.sweep("config.algorithm.half_life_tokens", (t for t in (8, 32.0))),
+    hyper.sweep("algorithm.weight_clip", [(1.0, 1.2), ()]),
+  ])
+  return map(dict, hyper.product([hyper.chainit([dapo, fipo]), hyper.sweep("config.steps", hyper.discrete([4, 5])),
+                                  fix(**{"log.samples": 2, "data.instruction": "{question}, please"})]))
+"""
+  found, jobs = planned(with_hyper(tmp_path / "mine.py", body))
+  assert found.name == "mine" and len(jobs) == 6
+  assert [job.cfg.algorithm.name for job in jobs] == ["dapo"] * 2 + ["fipo"] * 4
+  assert [job.cfg.steps for job in jobs] == [4, 5] * 3
+  assert jobs[-1].cfg.algorithm.weight_clip == () and jobs[-1].cfg.algorithm.half_life_tokens == 32
+  assert {job.cfg.data.instruction for job in jobs} == {"{question}, please"}
+  assert jobs[2].arm.startswith("half_life_tokens=8,weight_clip=1_1.2,steps=4,samples=2,instruction=question_please")
+
+
+@pytest.mark.parametrize(
+  "says, arguments",
+  [
+    ("give --sweep=FILE, or --config=FILE with --axis", []),
+    ("nothing to compare; give --axis=", ["--config={quickstart}"]),
+    ("--config='none.py': no such file", ["--config=none.py", TAU]),
+    ("--sweep: not allowed with argument --config", ["--config={quickstart}", "--sweep=s.py"]),
+    ("--emit: not allowed with argument --list", ["--config={quickstart}", TAU, "--list", "--emit=commands"]),
+    ("invalid choice: 'lines'", ["--config={quickstart}", TAU, "--emit=lines"]),
+    ("--axis: goes with --config=FILE", ["--sweep={file}", TAU]),
+    ("--seeds: goes with --config=FILE", ["--sweep={file}", "--seeds=3"]),
+    ("--zip pairs the values of several --axis", ["--config={hyper}", "--zip"]),
+    ("--zip: lists of 2, 1 values", ["--config={quickstart}", TAU, "--axis=steps=3", "--zip"]),
+    ("--axis: algorithm.half_life: no such field of the config; algorithm.half_life_tokens?",
+     ["--config={quickstart}", "--axis=algorithm.half_life=8"]),
+    ("--config.stepps: stepps: no such field of the config; steps?",
+     ["--config={quickstart}", TAU, "--config.stepps=3"]),
+    ("--axis: seed is set by the sweep; use --seeds", ["--config={quickstart}", "--axis=seed=1|2"]),
+    ("--axis: workdir is set by the sweep", ["--config={quickstart}", "--axis=config.workdir=a|b"]),
+    ("--config.seed: set by the sweep", ["--config={quickstart}", TAU, "--config.seed=3"]),
+    ("--config.algorithm.half_life_tokens: arm 'half_life_tokens=8' has its own value; change --axis instead",
+     ["--config={quickstart}", TAU, "--config.algorithm.half_life_tokens=3"]),
+    ("--axis: steps=x: flag --config.steps=x", ["--config={quickstart}", "--axis=steps=3|x"]),
+    ("--axis: steps=3 and steps=3 are the same config", ["--config={quickstart}", "--axis=steps=3|4|3"]),
+    ("algorithm.half_life_tokens=8 and algorithm.half_life_tokens=8.0 are the same",
+     ["--config={quickstart}", "--axis=algorithm.half_life_tokens=8|8.0"]),
+    ("arm 'algorithm.name=fippo': algorithm.name='fippo': expected one of",
+     ["--config={quickstart}", "--axis=algorithm.name=fipo|fippo"]),
+    ("--baseline=half_life_tokens=31: no such arm; half_life_tokens=32?",
+     ["--config={quickstart}", TAU, "--baseline=half_life_tokens=31"]),
+    ("--name=a/b: names a folder", ["--config={quickstart}", TAU, "--name=a/b"]),
+    ("--name=: names a folder", ["--config={quickstart}", TAU, "--name="]),
+    ("--seeds=: expected how many", ["--config={quickstart}", TAU, "--seeds="]),
+    ("--seeds=0: expected at least one", ["--config={quickstart}", TAU, "--seeds=0"]),
+    ("--jobs: invalid int value: 'two'", ["--config={quickstart}", TAU, "--jobs=two"]),
+    ("hyper.py: get_hyper: AttributeError: hyper.loguniform: arms must be countable", ["--config={hyper}"]),
+  ],
+)  # fmt: skip
+def test_mistakes_in_axes_are_one_line_before_anything_runs(says, arguments, capsys, monkeypatch, tmp_path):
+  monkeypatch.chdir(ROOT)
+  monkeypatch.setattr(runs, "execute", lambda *a, **k: pytest.fail("something was run"))
+  with_hyper(tmp_path / "hyper.py", "def get_hyper(hyper):\n  return hyper.loguniform('config.steps', 1)")
+  files = {
+    "quickstart": "experiments/quickstart.py", "hyper": tmp_path / "hyper.py", "file": write(tmp_path / "s.py", **GOOD)
+  }  # fmt: skip
+  assert says in refused(capsys, *(argument.format(**files) for argument in arguments))
+
+
+@pytest.mark.parametrize(
+  "says, body",
+  [
+    ("seed is set by the sweep; use --seeds", "return hyper.sweep('config.seed', range(3))"),
+    ("get_hyper: data.nam: no such field of the config; data.name?", "return hyper.sweep('config.data.nam', ['a'])"),
+    ("get_hyper: expected at least one arm", "return []"),
+    ("TypeError: its result: expected arms", "return [1]"),
+    ("steps=3 and steps=3 are the same config", "return hyper.sweep('config.steps', [3, 3])"),
+    ("TypeError: 'NoneType' object is not iterable", "pass"),
+    ("ZeroDivisionError: division by zero", "1 / 0"),
+    ("steps=many: flag --config.steps=many", "return hyper.sweep('config.steps', ['many'])"),
+  ],
+)
+def test_mistakes_in_get_hyper(says, body, capsys, monkeypatch, tmp_path):
+  monkeypatch.chdir(ROOT)
+  found = refused(capsys, with_hyper(tmp_path / "mine.py", f"def get_hyper(hyper):\n  {body}"))
+  assert says in found and "mine.py: get_hyper" in found
+
+
+def test_a_config_that_cannot_be_loaded_is_one_line(capsys, monkeypatch, tmp_path):
+  monkeypatch.chdir(ROOT)
+  path = tmp_path / "mine.py"
+  for text, says in (("import nothing_like_it", "No module named"), ("def get_config():\n  return 1 / 0", "division")):
+    path.write_text(text)
+    assert says in refused(capsys, f"--config={path}", TAU)
+    assert says in refused(capsys, f"--sweep={write(tmp_path / 's.py', **GOOD | {'EXPERIMENT': str(path)})}")
+
+
+def finish(job):
+  """What a run that has ended leaves of what a sweep looks at."""
+  job.workdir.mkdir(parents=True)
+  (job.workdir / "config.json").write_text(job.cfg.to_json())
+  figures = {"accuracy_before": 0.25, "accuracy_after": 0.5, "length_before": 8.0, "length_after": 9.0, "seconds": 3.0}
+  (job.workdir / "result.json").write_text(json.dumps({"steps": job.cfg.steps} | figures))
+
+
+def test_more_values_and_seeds_keep_what_is_finished(capsys, monkeypatch, tmp_path):
+  monkeypatch.chdir(tmp_path)
+  config = f"--config={ROOT}/experiments/quickstart.py"
+  for job in planned(config, TAU, "--axis=algorithm.clip_high=0.28", "--seeds=2")[1]:
+    finish(job)
+  more = [config, "--axis=algorithm.half_life_tokens=4|8.0|32", "--axis=algorithm.clip_high=0.3|0.28", "--seeds=3"]
+  assert sweep.main([*more, "--list"]) == 0
+  said = [line.split(",")[:2] for line in capsys.readouterr().out.splitlines() if ": finished" in line]
+  assert said == [[f"half_life_tokens={tau}", f"clip_high=0.28 seed {i}: finished"] for i in (0, 1) for tau in (8, 32)]
+  assert sweep.main([*more, "--report_only", "--out=out"]) == 0
+  report = json.loads((tmp_path / "out/quickstart-half_life_tokens-clip_high.json").read_text())
+  assert len(report["runs"]) == 4 and len(report["missing"]) == 18 - 4
+
+
+# Commands for a scheduler
+
+
+def test_emit_prints_what_a_shell_reads_as_the_commands_and_runs_nothing(capsys, monkeypatch, tmp_path):
+  monkeypatch.chdir(tmp_path)
+  body = "print('from the config')\ndef get_hyper(hyper):\n  return hyper.sweep('data.instruction', TEXTS)"
+  texts = ["{question} 'a'; $HOME `b`\\", '"*" & {question} | c']
+  config = with_hyper(tmp_path / "mine file.py", f"TEXTS = {texts!r}\n{body}")
+  arguments = [config, "--seeds=2", "--config.model.base_experiment=", f"--config.model.path={tmp_path}"]
+  jobs = planned(*arguments)[1]
+  capsys.readouterr()
+  finish(jobs[1])
+  before = sorted(tmp_path.rglob("*"))
+  with monkeypatch.context() as patch:
+    patch.setattr(subprocess, "Popen", lambda *a, **k: pytest.fail("something was run"))
+    assert sweep.main([*arguments, "--emit=commands"]) == 0
+  out, err = capsys.readouterr()
+  assert sorted(tmp_path.rglob("*")) == before
+  assert "from the config" in err and "mine file: 3 runs to do, 1 of 4 are finished and left out." in err
+  lines = out.splitlines()
+  assert len(lines) == 3
+  for line, job in zip(lines, [jobs[0], *jobs[2:]], strict=True):
+    read = subprocess.run(["sh", "-c", f"set -- {line}\nprintf '%s\\0' \"$@\""], capture_output=True, text=True)
+    assert read.stdout.split("\0")[:-1] == job.command and read.stderr == ""
+  assert jobs[0].cfg.data.instruction == texts[0]
+
+
+def test_emit_begins_with_the_base_model(capsys, monkeypatch, tmp_path):
+  monkeypatch.chdir(ROOT)
+  arguments = ["--config=experiments/quickstart.py", TAU, f"--config.model.path={tmp_path}/base/export"]
+  assert sweep.main([*arguments, "--emit=commands"]) == 0
+  out, err = capsys.readouterr()
+  first, *rest = out.splitlines()
+  assert first.endswith(f"--config=experiments/quickstart_base.py --config.workdir={tmp_path}/base") and len(rest) == 2
+  assert "the first line makes a base model, to be there before the others start" in err
+
+
+def test_emit_refuses_what_is_no_line(capsys, monkeypatch):
+  monkeypatch.chdir(ROOT)
+  arguments = ["--config=experiments/quickstart.py", TAU, "--config.data.instruction={question}\nGo."]
+  assert "--config.data.instruction has a line break" in refused(capsys, *arguments, "--emit=commands")
+
+
 # Running
 
 
@@ -163,15 +379,18 @@ def test_runs_every_arm_reports_the_one_that_fails_and_goes_on_where_it_stopped(
 
   if not again:
     return
-  # With that arm mended: what is finished is left alone, only the rest runs.
+  # With that arm mended: what is finished is left alone, only the rest is to run, here as a scheduler would do it.
   tiny(tmp_path, model, ARMS=arms | {"bad": {"data.options.max_terms": 3}})
   (tmp_path / "runs/sweeps/tiny/bad/seed0/config.json").unlink()
   before = (run / "result.json").stat().st_mtime_ns
+  emitted = start(tmp_path, "--config.log.samples=2", "--emit=commands").communicate(timeout=600)[0]
+  (line,) = emitted.splitlines()
+  subprocess.run(["sh", "-c", line], cwd=tmp_path, env=environment(devices=8), check=True, timeout=600)
   process = start(tmp_path, "--jobs=2", "--config.log.samples=2")
   out, err = process.communicate(timeout=600)
   assert process.returncode == 0, out + err
   assert (run / "result.json").stat().st_mtime_ns == before
-  assert [line.split(":")[0] for line in out.splitlines() if "was finished" in line] == ["a seed 0"]
+  assert [line.split(":")[0] for line in out.splitlines() if "was finished" in line] == ["a seed 0", "bad seed 0"]
   report = json.loads((tmp_path / "out/tiny.json").read_text())
   assert [(r["arm"], r["seed"]) for r in report["runs"]] == [("a", 0), ("bad", 0)]
   assert report["missing"] == [] and report["summary"]["differences"]["bad"]["accuracy after"]["n"] == 1

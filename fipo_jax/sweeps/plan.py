@@ -133,8 +133,8 @@ def texts(overrides: dict[str, Any]) -> dict[str, str]:
 
 
 def from_config(
-  path: str, axis: list[str], extra: dict[str, str], *, zipped: bool = False, seeds: str = "1", baseline: str = "",
-  name: str = "",
+  path: str, axis: list[str], extra: dict[str, str], *, zipped: bool = False, seeds: str = "1",
+  baseline: str | None = None, name: str | None = None,
 ) -> Sweep:  # fmt: skip
   """The sweep of a config over --axis flags, or over its get_hyper where there are none.
 
@@ -142,8 +142,8 @@ def from_config(
     axis: "FIELD=VALUE|VALUE" each; all combinations, or with `zipped` the first values, the second ones, and so on.
     extra: overrides for all runs.
     seeds: how many, or which, as axes.parse_seeds reads it.
-    baseline: the name of an arm; "" = the first.
-    name: of the folder and the report; "" = that of the file, and of the fields that --axis names.
+    baseline: the name of an arm; None = the first.
+    name: of the folder and the report; None = that of the file, and of the fields that --axis names.
   Raises:
     ValueError: for what is wrong with any of these, in one line.
   """
@@ -162,13 +162,16 @@ def from_config(
     check_known(field, known, f"--config.{field}")
   arms = name_arms(path, [texts(row) for row in rows], extra, known, source)
   check_extra(extra, arms, source)
-  if baseline and baseline not in arms:
+  if baseline is None:
+    baseline = next(iter(arms))
+  if baseline not in arms:
     near = difflib.get_close_matches(baseline, arms, n=1, cutoff=0.0)
     raise ValueError(f"--baseline={baseline}: no such arm; {near[0]}? There are {len(arms)}, --list names them.")
-  if name and not re.fullmatch(ARM, name):
+  if name is None:
+    name = axes.sweep_name(pathlib.Path(path).stem, fields if axis else [], known)
+  elif not re.fullmatch(ARM, name):
     raise ValueError(f"--name={name}: names a folder; use letters, digits and . _ + -.")
-  name = name or axes.sweep_name(pathlib.Path(path).stem, fields if axis else [], known)
-  return Sweep(name, path, seed_numbers, dict(extra), arms, baseline or next(iter(arms)))
+  return Sweep(name, path, seed_numbers, dict(extra), arms, baseline)
 
 
 def axis_arms(path: str, axis: list[str], zipped: bool) -> list[dict[str, str]]:
