@@ -102,7 +102,7 @@ def emit(sweep: plan.Sweep, jobs: list[plan.Job]) -> int:
   if bases:
     lines = "first line makes a base model" if len(bases) == 1 else f"first {len(bases)} lines make base models"
     said += f"; the {lines}, to be there before the others start"
-  print(f"{said}. The same command without --emit then writes the figures.", file=sys.stderr)
+  print(f"{said}. Run them from this folder; then the same command without --emit writes the figures.", file=sys.stderr)
   return 0
 
 

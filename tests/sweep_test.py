@@ -28,6 +28,12 @@ def write(path, **rows):
   return str(path)
 
 
+@pytest.fixture(autouse=True)
+def nothing_runs(monkeypatch):
+  """Sweeps that run are processes of their own here; what a fault would let this one start takes minutes."""
+  monkeypatch.setattr(runs, "execute", lambda *a, **k: pytest.fail("something was run"))
+
+
 def refused(capsys, *arguments):
   assert sweep.main(list(arguments)) == 2
   out, err = capsys.readouterr()
@@ -78,7 +84,6 @@ def test_there_are_sweeps():
 )  # fmt: skip
 def test_mistakes_in_a_sweep_file_are_one_line_before_anything_runs(says, rows, capsys, monkeypatch, tmp_path):
   monkeypatch.chdir(ROOT)
-  monkeypatch.setattr(runs, "execute", lambda *a, **k: pytest.fail("something was run"))
   assert says in refused(capsys, f"--sweep={write(tmp_path / 's.py', **GOOD | rows)}", f"--out={tmp_path}")
 
 
@@ -239,7 +244,6 @@ def get_hyper(hyper):
 )  # fmt: skip
 def test_mistakes_in_axes_are_one_line_before_anything_runs(says, arguments, capsys, monkeypatch, tmp_path):
   monkeypatch.chdir(ROOT)
-  monkeypatch.setattr(runs, "execute", lambda *a, **k: pytest.fail("something was run"))
   with_hyper(tmp_path / "hyper.py", "def get_hyper(hyper):\n  return hyper.loguniform('config.steps', 1)")
   files = {
     "quickstart": "experiments/quickstart.py", "hyper": tmp_path / "hyper.py", "file": write(tmp_path / "s.py", **GOOD)
@@ -315,7 +319,8 @@ def test_emit_prints_what_a_shell_reads_as_the_commands_and_runs_nothing(capsys,
     assert sweep.main([*arguments, "--emit=commands"]) == 0
   out, err = capsys.readouterr()
   assert sorted(tmp_path.rglob("*")) == before
-  assert "from the config" in err and "mine file: 3 runs to do, 1 of 4 are finished and left out." in err
+  assert "from the config" in err and "Run them from this folder" in err
+  assert "mine file: 3 runs to do, 1 of 4 are finished and left out." in err
   lines = out.splitlines()
   assert len(lines) == 3
   for line, job in zip(lines, [jobs[0], *jobs[2:]], strict=True):
