@@ -43,7 +43,8 @@ def parser() -> Parser:
   where = found.add_mutually_exclusive_group()
   where.add_argument("--sweep", help="a sweep file")
   where.add_argument("--config", help="an experiment file, with --axis or a get_hyper(hyper) of its own")
-  found.add_argument("--axis", action="append", default=[], help='"FIELD=VALUE|VALUE", once for each field to vary')
+  axis = '"FIELD=VALUE|VALUE", once for each field to vary; a value with | in it needs a sweep file'
+  found.add_argument("--axis", action="append", default=[], help=axis)
   found.add_argument("--zip", action="store_true", help="pair the values of all --axis instead of combining them")
   found.add_argument("--seeds", help='how many, from 0 on, or which: "3|5|7"; default 1')
   found.add_argument("--baseline", help="the arm that the others are compared with; default the first")
@@ -98,7 +99,7 @@ def emit(sweep: plan.Sweep, jobs: list[plan.Job]) -> int:
   bases, rest = plan.base_jobs(jobs), [job for job in jobs if not runs.finished(job)]
   for line in runs.commands(bases + rest):
     print(line)
-  said = f"{sweep.name}: {len(rest)} runs to do, {len(jobs) - len(rest)} of {len(jobs)} are finished and left out"
+  said = f"{sweep.name}: {len(rest)} of {len(jobs)} runs to do, {len(jobs) - len(rest)} finished and left out"
   if bases:
     lines = "first line makes a base model" if len(bases) == 1 else f"first {len(bases)} lines make base models"
     said += f"; the {lines}, to be there before the others start"

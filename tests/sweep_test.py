@@ -320,7 +320,7 @@ def test_emit_prints_what_a_shell_reads_as_the_commands_and_runs_nothing(capsys,
   out, err = capsys.readouterr()
   assert sorted(tmp_path.rglob("*")) == before
   assert "from the config" in err and "Run them from this folder" in err
-  assert "mine file: 3 runs to do, 1 of 4 are finished and left out." in err
+  assert "mine file: 3 of 4 runs to do, 1 finished and left out." in err
   lines = out.splitlines()
   assert len(lines) == 3
   for line, job in zip(lines, [jobs[0], *jobs[2:]], strict=True):
