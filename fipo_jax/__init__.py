@@ -17,6 +17,7 @@ Where to look:
     data/, rewards/  prompts in, scores out
     sharding.py      meshes and the one table of logical axes
     processes.py     many hosts that are one run
+    sweeps/          many runs that are compared
 
 This file imports nothing.
 """

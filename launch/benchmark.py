@@ -28,6 +28,8 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
+from launch import interpreter  # noqa: F401, I001 - first: it may end the program
+
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -35,6 +35,8 @@ from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
+from launch import interpreter  # noqa: F401, I001 - first: it may end the program
+
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -22,6 +22,8 @@ from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
+from launch import interpreter  # noqa: F401, I001 - first: it may end the program
+
 from absl import app, flags
 
 from fipo_jax.data import rows

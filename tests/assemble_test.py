@@ -1,10 +1,12 @@
 """What a run is assembled from: data that share nothing, random streams, the schedule, how responses are drawn."""
 
+import json
 import pathlib
 import types
 
 import jax
 import numpy as np
+import pytest
 
 from fipo_jax import assemble, config
 from fipo_jax.data.tokenizer import characters

@@ -47,6 +47,7 @@ MAY_IMPORT = {
     *MIDDLE, *STAGES, "fipo_jax/alarms", "fipo_jax/assemble", "fipo_jax/collect", "fipo_jax/describe",
     "fipo_jax/evaluate", "fipo_jax/report", "fipo_jax/rollback", "fipo_jax/workdir",
   ),
+  "fipo_jax/sweeps/": ("fipo_jax/config", "fipo_jax/changes", "fipo_jax/workdir", "fipo_jax/assemble"),
   "launch/": ("fipo_jax/", "launch/interpreter"),
   "launch/compile": ("fipo_jax/", "launch/interpreter", "launch/chips", "launch/hlo"),
   "launch/benchmark": ("fipo_jax/", "launch/interpreter", "launch/chips", "launch/compile"),

@@ -315,4 +315,101 @@ ROWS = (
     "samples[round(i * (len(samples) - 1) / (limit - 1))]", "samples[round(i * (len(samples) - 1) / limit)]",
     "report_test.py::test_many_samples_are_thinned_evenly", "the newest samples are not shown",
   ),
+  # ---- sweeps ----
+  (
+    "axes_zipped", "fipo_jax/sweeps/axes.py",
+    "for rows in itertools.product(*_lists(parts, \"product\"))]", "for rows in zip(*_lists(parts, \"product\"))]",
+    "axes_test.py", "a sweep of two fields lacks most of its combinations",
+  ),
+  (
+    "zip_cuts", "fipo_jax/sweeps/axes.py",
+    "if len(set(counts)) > 1 or length not in (None, counts[0]):", "if length not in (None, counts[0]):",
+    "axes_test.py", "lists of different lengths are refused in words that name no length",
+  ),
+  (
+    "field_given_twice", "fipo_jax/sweeps/axes.py",
+    "if twice := arm.keys() & row.keys():", "if twice := ():",
+    "axes_test.py", "of two values of a field in one arm one is lost",
+  ),
+  (
+    "seeds_from_one", "fipo_jax/sweeps/axes.py",
+    "seeds = tuple(range(int(text)))", "seeds = tuple(range(1, int(text) + 1))",
+    "axes_test.py::test_seeds_are_how_many_or_which", "a sweep and its file have other seeds",
+  ),
+  (
+    "names_collide", "fipo_jax/sweeps/axes.py",
+    " or count[name.casefold()] > 1 else name", " else name",
+    "axes_test.py::test_no_two_arms_share_a_folder_and_every_name_can_be_one", "two arms write to one folder",
+  ),
+  (
+    "replaced_characters_collide", "fipo_jax/sweeps/axes.py",
+    "return (plain if plain == text else f\"{plain}-{_digest(text)}\") if text else \"empty\"",
+    "return plain if text else \"empty\"",
+    "axes_test.py::test_a_name_does_not_depend_on_the_arms_beside_it", "a new arm gives a finished one another folder",
+  ),
+  (
+    "field_name_ambiguous", "fipo_jax/sweeps/axes.py",
+    "== 1:\n      return end", ">= 1:\n      return end",
+    "axes_test.py::test_names_are_the_shortest_end_of_the_field_and_the_value", "name=dapo says not which name",
+  ),
+  (
+    "named_as_written", "fipo_jax/sweeps/plan.py",
+    "operator.attrgetter(field)(cfg) for field in row}", "row[field] for field in row}",
+    "sweep_test.py::test_more_values_and_seeds_keep_what_is_finished", "8 and 8.0 are two runs of one config",
+  ),
+  (
+    "same_arm_twice", "fipo_jax/sweeps/plan.py",
+    "if before is not row:", "if False:",
+    "sweep_test.py::test_mistakes_in_get_hyper", "the same runs are made twice and compared",
+  ),
+  (
+    "numpy_number_kept", "fipo_jax/sweeps/axes.py",
+    "value.item() if hasattr(value, \"item\") else value}", "value}",
+    "axes_test.py::test_values_are_pythons_own", "a sweep over numpy.linspace is refused",
+  ),
+  (
+    "emit_runs", "launch/sweep.py",
+    "      return emit(sweep, jobs)\n", "      emit(sweep, jobs)\n",
+    "sweep_test.py::test_emit_prints_what_a_shell_reads_as_the_commands_and_runs_nothing",
+    "a scheduler's list of commands trains on the login node",
+  ),
+  (
+    "emit_not_quoted", "fipo_jax/sweeps/runs.py",
+    "return [shlex.join(job.command) for job in jobs]", "return [\" \".join(job.command) for job in jobs]",
+    "sweep_test.py::test_emit_prints_what_a_shell_reads_as_the_commands_and_runs_nothing",
+    "the shell cuts values at their spaces",
+  ),
+  (
+    "emit_all", "launch/sweep.py",
+    "[job for job in jobs if not runs.finished(job)]", "list(jobs)",
+    "sweep_test.py::test_emit_prints_what_a_shell_reads_as_the_commands_and_runs_nothing",
+    "a scheduler starts what is finished",
+  ),
+  (
+    "config_prints_among_commands", "launch/sweep.py",
+    "with contextlib.redirect_stdout(sys.stderr):", "with contextlib.nullcontext():",
+    "sweep_test.py::test_emit_prints_what_a_shell_reads_as_the_commands_and_runs_nothing",
+    "what a config prints is run as a command",
+  ),
+  (
+    "mistake_in_flags_is_a_failed_run", "launch/sweep.py",
+    "return 1 if started else 2", "return 1",
+    "sweep_test.py::test_mistakes_in_axes_are_one_line_before_anything_runs", "a script tries a misspelt sweep again",
+  ),
+  (
+    "get_hyper_dropped", "fipo_jax/sweeps/plan.py",
+    "  if \"get_hyper\" in run_file(path):\n", "  if False:\n",
+    "sweep_test.py::test_every_get_hyper_is_valid_in_every_arm", "nobody learns that get_hyper was not read",
+  ),
+  (
+    "quantile_of_the_wrong_tail", "fipo_jax/sweeps/figures.py",
+    "special.stdtrit(df, 0.975)", "special.stdtrit(df, 0.95)",
+    "figures_test.py", "intervals of 90% are called 95%",
+  ),
+  (
+    "differences_not_paired", "fipo_jax/sweeps/figures.py",
+    "pairs = [(r, runs[baseline][seed]) for seed, r in runs[arm].items() if seed in runs[baseline]]",
+    "pairs = list(zip(runs[arm].values(), runs[baseline].values(), strict=False))",
+    "figures_test.py::test_differences_are_paired_by_seed", "seeds that one arm lacks are compared with others",
+  ),
 )  # fmt: skip

@@ -1,7 +1,6 @@
-"""launch/sweep.py: what it refuses, the statistics, and a sweep of real runs that goes on where it stopped."""
+"""launch/sweep.py: what it refuses, what it prints, and a sweep of real runs that goes on where it stopped."""
 
 import json
-import math
 import os
 import pathlib
 import signal
@@ -9,13 +8,12 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
 
+from fipo_jax.sweeps import plan, runs
 from launch import sweep
 from tests.loop_test import model, settings  # noqa: F401
 from tests.processes_test import environment
-from tests.tolerances import close
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SWEEPS = sorted((ROOT / "experiments/sweeps").glob("*.py"))
@@ -25,17 +23,22 @@ GOOD = {
 }  # fmt: skip
 
 
-SUMS = {"terms": 5, "dtype": np.float64, "scale": 4}  # of at most so many numbers of that size
-
-
 def write(path, **rows):
   path.write_text("".join(f"{name} = {value!r}\n" for name, value in rows.items()))
   return str(path)
 
 
+@pytest.fixture(autouse=True)
+def nothing_runs(monkeypatch):
+  """Sweeps that run are processes of their own here; what a fault would let this one start takes minutes."""
+  monkeypatch.setattr(runs, "execute", lambda *a, **k: pytest.fail("something was run"))
+
+
 def refused(capsys, *arguments):
-  assert sweep.main(list(arguments)) == 1
-  (line,) = capsys.readouterr().err.splitlines()
+  assert sweep.main(list(arguments)) == 2
+  out, err = capsys.readouterr()
+  (line,) = err.splitlines()
+  assert out == ""
   return line
 
 
@@ -46,8 +49,8 @@ def refused(capsys, *arguments):
 def test_every_sweep_file_is_valid_in_every_arm(path, monkeypatch, tmp_path):
   monkeypatch.chdir(ROOT)
   (tmp_path / "prompts").touch()
-  found = sweep.read_sweep(str(path), {"data.path": str(tmp_path / "prompts")})  # the user's to name
-  jobs = sweep.make_jobs(found)
+  found = plan.read_sweep(str(path), {"data.path": str(tmp_path / "prompts")})  # the user's to name
+  jobs = plan.make_jobs(found)
   assert [(job.seed, job.arm) for job in jobs] == [(seed, arm) for seed in found.seeds for arm in found.arms]
   configs = {json.dumps(json.loads(job.cfg.to_json()) | {"seed": 0, "workdir": ""}) for job in jobs}
   assert len(configs) == len(found.arms)
@@ -74,12 +77,13 @@ def test_there_are_sweeps():
     ("batch.prompts", {"ARMS": {"a": {}, "b": {"batch.prompts": "many"}}}),
     ("b: seed is set by the sweep", {"ARMS": {"a": {}, "b": {"seed": 3}}}),
     ("'b/c' names a folder", {"ARMS": {"a": {}, "b/c": {}}}),
+    ("BASELINE=['a']: expected one of", {"BASELINE": ["a"]}),
+    ("SEEDS=([1],): [1] is no seed", {"SEEDS": ([1],)}),
     ("eval.every=0", {"COMMON": {"eval.every": 0}}),
   ],
 )  # fmt: skip
 def test_mistakes_in_a_sweep_file_are_one_line_before_anything_runs(says, rows, capsys, monkeypatch, tmp_path):
   monkeypatch.chdir(ROOT)
-  monkeypatch.setattr(sweep, "execute", lambda *a, **k: pytest.fail("something was run"))
   assert says in refused(capsys, f"--sweep={write(tmp_path / 's.py', **GOOD | rows)}", f"--out={tmp_path}")
 
 
@@ -116,7 +120,7 @@ def test_values_arrive_as_they_were_written(monkeypatch, tmp_path):
   }  # fmt: skip
   arms = {"a": values, "b": {"algorithm.weight_clip": ()}}
   rows = GOOD | {"ARMS": arms, "SEEDS": (3,), "COMMON": {"steps": 5, "eval.prompts": 6}}
-  a, b = sweep.make_jobs(sweep.read_sweep(write(tmp_path / "s.py", **rows), {"steps": "7"}))
+  a, b = plan.make_jobs(plan.read_sweep(write(tmp_path / "s.py", **rows), {"steps": "7"}))
   for field, value in values.items():
     node = a.cfg
     for key in field.split("."):
@@ -127,67 +131,218 @@ def test_values_arrive_as_they_were_written(monkeypatch, tmp_path):
   assert (a.cfg.seed, a.cfg.workdir) == (3, "runs/sweeps/s/a/seed3")
 
 
-# Statistics
+# A config with axes
 
 
-def test_interval_by_hand():
-  """1, 2, 3, 4, 5: mean 3, standard deviation √2.5, t(4) = 2.776."""
-  got = sweep.interval([1.0, 2.0, 3.0, 4.0, 5.0])
-  half = 2.776 * math.sqrt(2.5 / 5)
-  close(got, {"n": 5, "mean": 3.0, "low": 3 - half, "high": 3 + half}, **SUMS)
-  assert sweep.interval([2.0]) == {"n": 1, "mean": 2.0, "low": None, "high": None}
-  assert sweep.interval([])["mean"] is None
+def planned(*arguments):
+  """The sweep and the jobs of flags."""
+  found = sweep.read(*sweep.parser().parse_known_args(arguments))
+  return found, plan.make_jobs(found)
 
 
-@pytest.mark.parametrize("df", range(1, 31))
-def test_quantiles_leave_two_and_a_half_percent_above(df):
-  """With x = √df · tan(θ) Student's density is cos(θ)^(df - 1) up to a factor, which Simpson's rule divides out."""
-
-  def area(low, high):
-    theta = np.linspace(low, high, 20_001)
-    weights = np.r_[1, np.tile([4, 2], 9_999), 4, 1]
-    return (np.cos(theta) ** (df - 1) * weights).sum() * (high - low) / 60_000
-
-  def above(t):
-    return area(math.atan(t / math.sqrt(df)), math.pi / 2) / area(-math.pi / 2, math.pi / 2)
-
-  half_a_digit = 0.000501  # the table has three; and a little for what is itself a half
-  assert above(sweep.T_975[df - 1] + half_a_digit) < 0.025 < above(sweep.T_975[df - 1] - half_a_digit)
+TAU = "--axis=algorithm.half_life_tokens=8|32"
 
 
-def result(before, after, length):
-  return {"accuracy_before": before, "accuracy_after": after, "length_after": length, "versions": {}}
+def test_axes_are_arms_named_by_their_values(monkeypatch):
+  monkeypatch.chdir(ROOT)
+  config = "--config=experiments/quickstart.py"
+  clip = "--axis=config.algorithm.weight_clip=(0.8, 1.2)|()"
+  found, jobs = planned(config, TAU, clip, "--seeds=3|5", "--config.steps=5")
+  names = [f"half_life_tokens={tau},weight_clip={clip}" for tau in (8, 32) for clip in ("0.8_1.2", "empty")]
+  assert list(found.arms) == names and found.baseline == names[0] and found.seeds == (3, 5)
+  assert [(job.seed, job.arm) for job in jobs] == [(seed, arm) for seed in (3, 5) for arm in names]
+  assert jobs[0].flags == [
+    config, "--config.steps=5", "--config.algorithm.half_life_tokens=8", "--config.algorithm.weight_clip=(0.8, 1.2)",
+    "--config.seed=3", f"--config.workdir=runs/sweeps/quickstart-half_life_tokens-weight_clip/{names[0]}/seed3",
+  ]  # fmt: skip
+  held = [(job.cfg.algorithm.half_life_tokens, job.cfg.algorithm.weight_clip) for job in jobs[4:]]
+  assert held == [(8.0, (0.8, 1.2)), (8.0, ()), (32.0, (0.8, 1.2)), (32.0, ())]
+
+  names = ["half_life_tokens=8,steps=5", "half_life_tokens=32,steps=6"]
+  found, jobs = planned(config, TAU, "--axis=steps=5|6", "--zip", "--name=mine", f"--baseline={names[1]}")
+  assert [job.arm for job in jobs] == names
+  assert (found.name, found.seeds, found.baseline) == ("mine", (0,), names[1])
 
 
-RUNS = {
-  "base": {0: result(0.3, 0.70, 30.0), 1: result(0.3, 0.60, 20.0), 2: result(0.2, 0.50, 10.0)},
-  "better": {0: result(0.3, 0.72, 33.0), 1: result(0.3, 0.63, 20.0), 2: result(0.2, 0.54, 10.0)},
-  "partial": {1: result(0.3, 0.5, 25.0), 3: result(0.3, 0.9, 25.0)},  # 3 is missing in the baseline
-  "none": {},
-}
+HYPERS = [path for path in sorted((ROOT / "experiments").glob("*.py")) if "def get_hyper(" in path.read_text()]
 
 
-def test_differences_are_paired_by_seed():
-  got = sweep.summarize(RUNS, "base")
-  # 0.02, 0.03, 0.04: mean 0.03, standard deviation 0.01, t(2) = 4.303; unpaired the interval would be 20 times as wide.
-  accuracy, half = got["differences"]["better"]["accuracy after"], 4.303 * 0.01 / math.sqrt(3)
-  close(accuracy, {"n": 3, "mean": 0.03, "low": 0.03 - half, "high": 0.03 + half}, **SUMS)
-  close(got["differences"]["better"]["length after"]["low"], 1 - 4.303, **SUMS)  # 3, 0, 0: deviation √3
-  one = got["differences"]["partial"]["accuracy after"]
-  close(one.pop("mean"), -0.1, **SUMS)
-  assert one == {"n": 1, "low": None, "high": None}
-  assert got["differences"]["none"]["accuracy after"]["n"] == 0
-  close(got["arms"]["base"]["accuracy gain"]["mean"], 1.0 / 3, **SUMS)
-  assert list(got["differences"]) == ["better", "partial", "none"]
+@pytest.mark.parametrize("path", HYPERS, ids=lambda p: p.stem)
+def test_every_get_hyper_is_valid_in_every_arm(path, monkeypatch, capsys):
+  monkeypatch.chdir(ROOT)
+  found, jobs = planned(f"--config={path}")
+  assert found.name == path.stem and len(jobs) == len(found.arms) > 1
+  planned(f"--config={path}", TAU)  # says so once, and takes the axes
+  assert capsys.readouterr().err == f"{path}: its get_hyper is left aside, --axis is given\n"
 
 
-def test_the_text_says_which_intervals_exclude_zero_and_names_what_is_missing():
-  found = sweep.Sweep("name", "file.py", (0, 1, 2, 3), {"steps": "3"}, {arm: {} for arm in RUNS}, "base")
-  text = sweep.markdown(found, RUNS, sweep.summarize(RUNS, "base"), ["partial seed 0", "none seed 2"])
-  assert "Missing: partial seed 0, none seed 2." in text
-  assert "Intervals that exclude 0: accuracy after of better (+0.030 [+0.005, +0.055]).\n" in text
-  assert "| better |  | 3 | 0.630 [0.406, 0.854] |" in text
-  assert "| 1 | 0.300 -> 0.600, 20.0 | 0.300 -> 0.630, 20.0 | 0.300 -> 0.500, 25.0 | missing |" in text
+def with_hyper(path, body):
+  path.write_text(f"from experiments import quickstart\nget_config = quickstart.get_config\n{body}\n")
+  return f"--config={path}"
+
+
+def test_get_hyper_reads_as_other_projects_write_it(monkeypatch, tmp_path):
+  monkeypatch.chdir(ROOT)
+  body = """
+def get_hyper(hyper):
+  print("many thoughts")
+  fix = lambda **kw: hyper.product([hyper.fixed(f"config.{k}", v, length=1) for k, v in kw.items()])
+  dapo = hyper.sweep("config.algorithm.name", ["dapo"])
+  fipo = hyper.zipit([
+    hyper.sweep("config.algorithm.half_life_tokens", (t for t in (8, 32.0))),
+    hyper.sweep("algorithm.weight_clip", [(1.0, 1.2), ()]),
+  ])
+  return map(dict, hyper.product([hyper.chainit([dapo, fipo]), hyper.sweep("config.steps", hyper.discrete([4, 5])),
+                                  fix(**{"log.samples": 2, "data.instruction": "{question}, please"})]))
+"""
+  found, jobs = planned(with_hyper(tmp_path / "mine.py", body))
+  assert found.name == "mine" and len(jobs) == 6
+  assert [job.cfg.algorithm.name for job in jobs] == ["dapo"] * 2 + ["fipo"] * 4
+  assert [job.cfg.steps for job in jobs] == [4, 5] * 3
+  assert jobs[-1].cfg.algorithm.weight_clip == () and jobs[-1].cfg.algorithm.half_life_tokens == 32
+  assert {job.cfg.data.instruction for job in jobs} == {"{question}, please"}
+  assert jobs[2].arm.startswith("half_life_tokens=8,weight_clip=1_1.2,steps=4,samples=2,instruction=question_please")
+
+
+@pytest.mark.parametrize(
+  "says, arguments",
+  [
+    ("give --sweep=FILE, or --config=FILE with --axis", []),
+    ("nothing to compare; give --axis=", ["--config={quickstart}"]),
+    ("--config='none.py': no such file", ["--config=none.py", TAU]),
+    ("--sweep: not allowed with argument --config", ["--config={quickstart}", "--sweep=s.py"]),
+    ("--emit: not allowed with argument --list", ["--config={quickstart}", TAU, "--list", "--emit=commands"]),
+    ("invalid choice: 'lines'", ["--config={quickstart}", TAU, "--emit=lines"]),
+    ("--axis: goes with --config=FILE", ["--sweep={file}", TAU]),
+    ("--seeds: goes with --config=FILE", ["--sweep={file}", "--seeds=3"]),
+    ("--zip pairs the values of several --axis", ["--config={hyper}", "--zip"]),
+    ("--zip: lists of 2, 1 values", ["--config={quickstart}", TAU, "--axis=steps=3", "--zip"]),
+    ("--axis: algorithm.half_life: no such field of the config; algorithm.half_life_tokens?",
+     ["--config={quickstart}", "--axis=algorithm.half_life=8"]),
+    ("--config.stepps: stepps: no such field of the config; steps?",
+     ["--config={quickstart}", TAU, "--config.stepps=3"]),
+    ("--axis: seed is set by the sweep; use --seeds", ["--config={quickstart}", "--axis=seed=1|2"]),
+    ("--axis: workdir is set by the sweep", ["--config={quickstart}", "--axis=config.workdir=a|b"]),
+    ("--config.seed: set by the sweep", ["--config={quickstart}", TAU, "--config.seed=3"]),
+    ("--config.algorithm.half_life_tokens: arm 'half_life_tokens=8' has its own value; change --axis instead",
+     ["--config={quickstart}", TAU, "--config.algorithm.half_life_tokens=3"]),
+    ("--axis: steps=x: flag --config.steps=x", ["--config={quickstart}", "--axis=steps=3|x"]),
+    ("--axis: steps=3 and steps=3 are the same config", ["--config={quickstart}", "--axis=steps=3|4|3"]),
+    ("algorithm.half_life_tokens=8 and algorithm.half_life_tokens=8.0 are the same",
+     ["--config={quickstart}", "--axis=algorithm.half_life_tokens=8|8.0"]),
+    ("arm 'algorithm.name=fippo': algorithm.name='fippo': expected one of",
+     ["--config={quickstart}", "--axis=algorithm.name=fipo|fippo"]),
+    ("--baseline=half_life_tokens=31: no such arm; half_life_tokens=32?",
+     ["--config={quickstart}", TAU, "--baseline=half_life_tokens=31"]),
+    ("--name=a/b: names a folder", ["--config={quickstart}", TAU, "--name=a/b"]),
+    ("--name=: names a folder", ["--config={quickstart}", TAU, "--name="]),
+    ("--seeds=: expected how many", ["--config={quickstart}", TAU, "--seeds="]),
+    ("--seeds=0: expected at least one", ["--config={quickstart}", TAU, "--seeds=0"]),
+    ("--jobs: invalid int value: 'two'", ["--config={quickstart}", TAU, "--jobs=two"]),
+    ("hyper.py: get_hyper: AttributeError: hyper.loguniform: arms must be countable", ["--config={hyper}"]),
+  ],
+)  # fmt: skip
+def test_mistakes_in_axes_are_one_line_before_anything_runs(says, arguments, capsys, monkeypatch, tmp_path):
+  monkeypatch.chdir(ROOT)
+  with_hyper(tmp_path / "hyper.py", "def get_hyper(hyper):\n  return hyper.loguniform('config.steps', 1)")
+  files = {
+    "quickstart": "experiments/quickstart.py", "hyper": tmp_path / "hyper.py", "file": write(tmp_path / "s.py", **GOOD)
+  }  # fmt: skip
+  assert says in refused(capsys, *(argument.format(**files) for argument in arguments))
+
+
+@pytest.mark.parametrize(
+  "says, body",
+  [
+    ("seed is set by the sweep; use --seeds", "return hyper.sweep('config.seed', range(3))"),
+    ("get_hyper: data.nam: no such field of the config; data.name?", "return hyper.sweep('config.data.nam', ['a'])"),
+    ("get_hyper: expected at least one arm", "return []"),
+    ("TypeError: its result: expected arms", "return [1]"),
+    ("steps=3 and steps=3 are the same config", "return hyper.sweep('config.steps', [3, 3])"),
+    ("TypeError: 'NoneType' object is not iterable", "pass"),
+    ("ZeroDivisionError: division by zero", "1 / 0"),
+    ("steps=many: flag --config.steps=many", "return hyper.sweep('config.steps', ['many'])"),
+  ],
+)
+def test_mistakes_in_get_hyper(says, body, capsys, monkeypatch, tmp_path):
+  monkeypatch.chdir(ROOT)
+  found = refused(capsys, with_hyper(tmp_path / "mine.py", f"def get_hyper(hyper):\n  {body}"))
+  assert says in found and "mine.py: get_hyper" in found
+
+
+def test_a_config_that_cannot_be_loaded_is_one_line(capsys, monkeypatch, tmp_path):
+  monkeypatch.chdir(ROOT)
+  path = tmp_path / "mine.py"
+  for text, says in (("import nothing_like_it", "No module named"), ("def get_config():\n  return 1 / 0", "division")):
+    path.write_text(text)
+    assert says in refused(capsys, f"--config={path}", TAU)
+    assert says in refused(capsys, f"--sweep={write(tmp_path / 's.py', **GOOD | {'EXPERIMENT': str(path)})}")
+
+
+def finish(job):
+  """What a run that has ended leaves of what a sweep looks at."""
+  job.workdir.mkdir(parents=True)
+  (job.workdir / "config.json").write_text(job.cfg.to_json())
+  figures = {"accuracy_before": 0.25, "accuracy_after": 0.5, "length_before": 8.0, "length_after": 9.0, "seconds": 3.0}
+  (job.workdir / "result.json").write_text(json.dumps({"steps": job.cfg.steps} | figures))
+
+
+def test_more_values_and_seeds_keep_what_is_finished(capsys, monkeypatch, tmp_path):
+  monkeypatch.chdir(tmp_path)
+  config = f"--config={ROOT}/experiments/quickstart.py"
+  for job in planned(config, TAU, "--axis=algorithm.clip_high=0.28", "--seeds=2")[1]:
+    finish(job)
+  more = [config, "--axis=algorithm.half_life_tokens=4|8.0|32", "--axis=algorithm.clip_high=0.3|0.28", "--seeds=3"]
+  assert sweep.main([*more, "--list"]) == 0
+  said = [line.split(",")[:2] for line in capsys.readouterr().out.splitlines() if ": finished" in line]
+  assert said == [[f"half_life_tokens={tau}", f"clip_high=0.28 seed {i}: finished"] for i in (0, 1) for tau in (8, 32)]
+  assert sweep.main([*more, "--report_only", "--out=out"]) == 0
+  report = json.loads((tmp_path / "out/quickstart-half_life_tokens-clip_high.json").read_text())
+  assert len(report["runs"]) == 4 and len(report["missing"]) == 18 - 4
+
+
+# Commands for a scheduler
+
+
+def test_emit_prints_what_a_shell_reads_as_the_commands_and_runs_nothing(capsys, monkeypatch, tmp_path):
+  monkeypatch.chdir(tmp_path)
+  body = "print('from the config')\ndef get_hyper(hyper):\n  return hyper.sweep('data.instruction', TEXTS)"
+  texts = ["{question} 'a'; $HOME `b`\\", '"*" & {question} | c']
+  config = with_hyper(tmp_path / "mine file.py", f"TEXTS = {texts!r}\n{body}")
+  arguments = [config, "--seeds=2", "--config.model.base_experiment=", f"--config.model.path={tmp_path}"]
+  jobs = planned(*arguments)[1]
+  capsys.readouterr()
+  finish(jobs[1])
+  before = sorted(tmp_path.rglob("*"))
+  with monkeypatch.context() as patch:
+    patch.setattr(subprocess, "Popen", lambda *a, **k: pytest.fail("something was run"))
+    assert sweep.main([*arguments, "--emit=commands"]) == 0
+  out, err = capsys.readouterr()
+  assert sorted(tmp_path.rglob("*")) == before
+  assert "from the config" in err and "Run them from this folder" in err
+  assert "mine file: 3 of 4 runs to do, 1 finished and left out." in err
+  lines = out.splitlines()
+  assert len(lines) == 3
+  for line, job in zip(lines, [jobs[0], *jobs[2:]], strict=True):
+    read = subprocess.run(["sh", "-c", f"set -- {line}\nprintf '%s\\0' \"$@\""], capture_output=True, text=True)
+    assert read.stdout.split("\0")[:-1] == job.command and read.stderr == ""
+  assert jobs[0].cfg.data.instruction == texts[0]
+
+
+def test_emit_begins_with_the_base_model(capsys, monkeypatch, tmp_path):
+  monkeypatch.chdir(ROOT)
+  arguments = ["--config=experiments/quickstart.py", TAU, f"--config.model.path={tmp_path}/base/export"]
+  assert sweep.main([*arguments, "--emit=commands"]) == 0
+  out, err = capsys.readouterr()
+  first, *rest = out.splitlines()
+  assert first.endswith(f"--config=experiments/quickstart_base.py --config.workdir={tmp_path}/base") and len(rest) == 2
+  assert "the first line makes a base model, to be there before the others start" in err
+
+
+def test_emit_refuses_what_is_no_line(capsys, monkeypatch):
+  monkeypatch.chdir(ROOT)
+  arguments = ["--config=experiments/quickstart.py", TAU, "--config.data.instruction={question}\nGo."]
+  assert "--config.data.instruction has a line break" in refused(capsys, *arguments, "--emit=commands")
 
 
 # Running
@@ -229,15 +384,18 @@ def test_runs_every_arm_reports_the_one_that_fails_and_goes_on_where_it_stopped(
 
   if not again:
     return
-  # With that arm mended: what is finished is left alone, only the rest runs.
+  # With that arm mended: what is finished is left alone, only the rest is to run, here as a scheduler would do it.
   tiny(tmp_path, model, ARMS=arms | {"bad": {"data.options.max_terms": 3}})
   (tmp_path / "runs/sweeps/tiny/bad/seed0/config.json").unlink()
   before = (run / "result.json").stat().st_mtime_ns
+  emitted = start(tmp_path, "--config.log.samples=2", "--emit=commands").communicate(timeout=600)[0]
+  (line,) = emitted.splitlines()
+  subprocess.run(["sh", "-c", line], cwd=tmp_path, env=environment(devices=8), check=True, timeout=600)
   process = start(tmp_path, "--jobs=2", "--config.log.samples=2")
   out, err = process.communicate(timeout=600)
   assert process.returncode == 0, out + err
   assert (run / "result.json").stat().st_mtime_ns == before
-  assert [line.split(":")[0] for line in out.splitlines() if "was finished" in line] == ["a seed 0"]
+  assert [line.split(":")[0] for line in out.splitlines() if "was finished" in line] == ["a seed 0", "bad seed 0"]
   report = json.loads((tmp_path / "out/tiny.json").read_text())
   assert [(r["arm"], r["seed"]) for r in report["runs"]] == [("a", 0), ("bad", 0)]
   assert report["missing"] == [] and report["summary"]["differences"]["bad"]["accuracy after"]["n"] == 1
@@ -264,21 +422,21 @@ def test_processes_share_the_cpus(monkeypatch):
     given[slots] = []
     monkeypatch.setattr(os, "sched_setaffinity", lambda _, cpus, slots=slots: given[slots].append(list(cpus)))
     for slot in range(slots):
-      sweep.limit_cpus(slot, slots)
+      runs.limit_cpus(slot, slots)
   assert given == {1: [], 2: [[2, 3], [4, 7, 9]], 5: [[2], [3], [4], [7], [9]], 6: []}
 
 
 def test_a_base_model_is_made_once_and_before(monkeypatch, tmp_path):
   monkeypatch.chdir(ROOT)
   extra = {"model.path": str(tmp_path / "base/export")}
-  jobs = sweep.make_jobs(sweep.read_sweep(write(tmp_path / "s.py", **GOOD), extra))
-  (base,) = sweep.base_jobs(jobs)
+  jobs = plan.make_jobs(plan.read_sweep(write(tmp_path / "s.py", **GOOD), extra))
+  (base,) = plan.base_jobs(jobs)
   assert base.flags == ["--config=experiments/quickstart_base.py", f"--config.workdir={tmp_path}/base"]
   (tmp_path / "base/export").mkdir(parents=True)
   (tmp_path / "base/export/config.json").touch()
-  assert sweep.base_jobs(jobs) == []
+  assert plan.base_jobs(jobs) == []
   other = json.loads(base.cfg.to_json())
   other["optimizer"]["b1"] = 0.5
   (tmp_path / "base/config.json").write_text(json.dumps(other))
   with pytest.raises(ValueError, match="holds a run of another config: optimizer.b1: 0.5 -> 0.9"):
-    sweep.base_jobs(jobs)
+    plan.base_jobs(jobs)
