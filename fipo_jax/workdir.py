@@ -121,7 +121,8 @@ def _examine(cfg, allow: Collection[str]) -> tuple[Claim, list[dict[str, Any]]]:
   step = max(steps, default=0)
   old = _old_config(folder)
   logged = (folder / "metrics.jsonl").is_file() and (folder / "metrics.jsonl").stat().st_size > 0
-  if old is not None and not (steps or logged or _steps_of(cfg.workdir, old)):
+  made = any((folder / name).exists() for name in ("export", "result.json"))
+  if old is not None and not (steps or logged or made or _steps_of(cfg.workdir, old)):
     old, starts = None, []  # a start that failed before it had anything to lose
   facts = facts_of(cfg)
   if old is not None:

@@ -194,15 +194,15 @@ def test_too_few_informative_groups_train_on_what_there_is_or_stop(model, tmp_pa
 
 def test_a_verifier_that_raises_or_hangs_is_counted_or_stops(model, tmp_path):
   verifier = (
-    "import itertools, time\n"
-    "calls = itertools.count(1)\n"
+    "import time\n"
     "def verify(response, answer, extras):\n"
-    "  call = next(calls)\n"  # of this worker process
-    "  if call % 3 == 0: raise RuntimeError('no idea')\n"
-    f"  if call % 5 == 0: time.sleep({HANG_S})\n"
-    "  return float(sum(map(ord, response)) % 2)\n"
+    "  if response == f'Answer: {answer}': return 1.0\n"  # the call before training
+    "  coin = sum(map(ord, response))\n"  # not how often it was called: on a slow machine a process is soon replaced
+    "  if coin % 5 == 0: raise RuntimeError('no idea')\n"
+    f"  if coin % 5 == 1: time.sleep({HANG_S})\n"
+    "  return float(coin % 2)\n"
   )
-  more = {"verifier": verifier, "reward.timeout_s": 0.3, "steps": 1}
+  more = {"verifier": verifier, "reward.timeout_s": 1.0, "steps": 1, "rollout.samples_per_prompt": 8}
   started = time.monotonic()
   loop.train(small(model, tmp_path / "a", **more))
   assert lines(tmp_path / "a")[-1]["reward_errors"] > 0 and lines(tmp_path / "a")[-1]["reward_timeouts"] > 0

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import pickle
 import subprocess
 import sys
 import tempfile
@@ -43,9 +44,12 @@ def verify(response, answer, extras):
     return len(response)
   if response == "memory":
     return float(len(bytearray(10**10)))
-  if response == "slow":
+  if response == "gate" or response.startswith("meet"):  # waits until a file is there, or until four have met
     import time
-    time.sleep(0.3)
+    if response != "gate":
+      open(response, "w").close()
+    while len([name for name in os.listdir() if name[:4] == response[:4]]) < (1 if response == "gate" else 4):
+      time.sleep(0.01)
   if response == "who":
     return os.getpid()
   return response == answer
@@ -60,7 +64,7 @@ def verifier_file(tmp_path):
 
 
 def make(verifier_file=None, **options):
-  defaults = {"workers": 2, "timeout_s": 5.0, "on_error": "score_wrong", "wrong_score": -1.0}
+  defaults = {"workers": 2, "timeout_s": 60.0, "on_error": "score_wrong", "wrong_score": -1.0}
   return Scorer(verifier_file=verifier_file, **defaults | options)
 
 
@@ -79,12 +83,19 @@ def test_results_keep_the_order_of_the_jobs():
     assert (scorer.timeouts, scorer.errors, scorer.first_error) == (0, 0, "")
 
 
-def test_a_batch_of_trivial_jobs_is_quick():
+def test_a_batch_of_trivial_jobs_costs_little():
+  """CPU time of this process, which another's load does not change, against what pickling alone takes."""
+  jobs = [Job("math_dapo", "Answer: 4" + " " * 5000, "4")] * 512
+  start = time.process_time()
+  for _ in range(20):
+    for one in jobs:
+      pickle.loads(pickle.dumps(one))
+  pickling = time.process_time() - start
   with make() as scorer:
     scorer.start()
-    start = time.perf_counter()
-    scorer.score([Job("math_dapo", "Answer: 4" + " " * 5000, "4")] * 512)
-    assert time.perf_counter() - start < 3.0  # 0.1 s on an idle machine
+    start = time.process_time()
+    scorer.score(jobs)
+    assert time.process_time() - start < 100 * pickling
 
 
 @pytest.mark.parametrize("response", ["hang", "regex"])
@@ -270,20 +281,18 @@ def test_the_first_error_is_said_at_once_and_only_once(verifier_file):
 
 def test_batches_are_scored_side_by_side(verifier_file):
   """A batch that waits for a slow verdict does not hold up the next."""
-  with make(verifier_file, workers=2, timeout_s=1.5) as scorer:
-    scorer.start()
-    slow, quick = scorer.submit([job("hang")]), scorer.submit([job("right")] * 20)
-    assert [s.score for s in quick.result(30)] == [1.0] * 20 and not slow.done()
-    assert slow.result(30)[0].flags == ("timeout",)
+  with make(verifier_file, workers=2) as scorer:
+    slow, quick = scorer.submit([job("gate", "gate")]), scorer.submit([job("right")] * 20)
+    assert [s.score for s in quick.result()] == [1.0] * 20 and not slow.done()
+    pathlib.Path(verifier_file).with_name("gate").touch()
+    assert slow.result()[0].score == 1.0
 
 
 def test_many_slow_batches_share_all_workers(verifier_file):
-  """Eight of 0.3 s on four workers: two rounds and not eight."""
+  """None of four ends before all have begun: where they wait for one another, none ends at all."""
   with make(verifier_file, workers=4) as scorer:
-    scorer.score([job("right")] * 4)
-    start = time.perf_counter()
-    one_by_one = sum(s.seconds for f in [scorer.submit([job("slow")]) for _ in range(8)] for s in f.result())
-    assert one_by_one > 8 * 0.3 and time.perf_counter() - start < 0.8 * one_by_one
+    batches = [scorer.submit([job(f"meet{k}", f"meet{k}")]) for k in range(4)]
+    assert [s.score for batch in batches for s in batch.result()] == [1.0] * 4
 
 
 def test_closing_ends_what_waits(verifier_file):

@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from fipo_jax.data import SOURCES
 from fipo_jax.sweeps import plan, runs
 from launch import sweep
 from tests.loop_test import model, settings  # noqa: F401
@@ -49,7 +50,8 @@ def refused(capsys, *arguments):
 def test_every_sweep_file_is_valid_in_every_arm(path, monkeypatch, tmp_path):
   monkeypatch.chdir(ROOT)
   (tmp_path / "prompts").touch()
-  found = plan.read_sweep(str(path), {"data.path": str(tmp_path / "prompts")})  # the user's to name
+  own = SOURCES[plan.parsed([f"--config={plan.read_sweep(str(path), {}).experiment}"]).data.source].is_file
+  found = plan.read_sweep(str(path), {"data.path": str(tmp_path / "prompts")} if own else {})  # the user's to name
   jobs = plan.make_jobs(found)
   assert [(job.seed, job.arm) for job in jobs] == [(seed, arm) for seed in found.seeds for arm in found.arms]
   configs = {json.dumps(json.loads(job.cfg.to_json()) | {"seed": 0, "workdir": ""}) for job in jobs}
