@@ -53,7 +53,7 @@ def compare(old: dict, new: dict) -> Compared:
   if "cosine" in (before.get("optimizer.schedule"), now.get("optimizer.schedule")):
     free_fields = tuple(field for field in RESUMABLE if field != "steps")
   found = Compared({}, {}, [])
-  for field in sorted(before.keys() | now.keys()):
+  for field in sorted((before.keys() | now.keys()) - {"workdir"}):  # it is where the old one was found
     if field not in now:
       if before[field] != GONE.get(field, before[field]):
         found.altering[field] = (before[field], "(no such field any more)")

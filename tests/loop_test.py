@@ -89,7 +89,7 @@ def lines(workdir, name="metrics.jsonl"):
 
 
 def without_time(records):
-  measured = ("seconds", "tokens_per_second", "update_tflops", "host_memory", "device_memory", "rollout/")
+  measured = ("time", "seconds", "tokens_per_second", "update_tflops", "host_memory", "device_memory", "rollout/")
   return [{k: v for k, v in r.items() if not k.startswith(measured)} for r in records]
 
 
