@@ -71,20 +71,22 @@ class Sampler:
     with self.lock:
       self.engine.update(hf.load(directory, self.model, self.mesh))
 
-  def sample(self, tokens, *, seed, limit, stop_ids, stop_strings, stops_after=0, **drawn):
+  def sample(self, tokens, *, seed, limit, stop_ids, stop_strings, stops_after=0, strict=False, **drawn):
     """(tokens, log-probabilities, finish reason, what matched); the token that ended it is among them.
 
-    stops_after: tokens up to which stop strings are not looked for.
+    stops_after: tokens up to which stop strings are not looked for. strict: a response that may become too long is
+    refused, not cut.
     """
-    if limit > LONGEST or not 1 <= len(tokens) <= CONTEXT - limit:
+    if limit > LONGEST or not 1 <= len(tokens) < CONTEXT or (strict and len(tokens) + limit >= CONTEXT):
       raise Refused(
-        f"This model's maximum context length is {CONTEXT} tokens. However, you requested {limit} output tokens and "
-        f"your prompt contains {len(tokens)} input tokens."
+        f"This model's maximum context length is {CONTEXT} tokens. However, your prompt contains {len(tokens)} input "
+        f"tokens, and {limit} were requested."
       )
     prompt = Prompt(0, np.array(tokens, np.int32), "", "", "none")
     sampling = Sampling(max_tokens=LONGEST, stop_ids=tuple(sorted(stop_ids)), **drawn)
     with self.lock:
       [[r]] = self.engine.generate([prompt], 1, key=jax.random.key(seed or 0), sampling=sampling)
+    limit = min(limit, CONTEXT - len(tokens))
     text, ids, logp = "", r.tokens[:limit].tolist(), r.logp[:limit].tolist()
     for n, token in enumerate(ids, 1):
       known, text = len(text), text + f"<{token}>"
@@ -118,7 +120,6 @@ def completions(sampler: Sampler, eos: int, body: dict, fault: str) -> dict:
   )
   if reason == "stop" and not keep_stop:  # harsher than vLLM, which leaves it out of the text only
     tokens, logp = tokens[:-1], logp[:-1]
-  tokens, logp = (tokens[:6], logp[:6]) if fault == "cut" else (tokens, logp)
   logp = {"nan": [float("nan"), *logp[1:]], "short": logp[:-1]}.get(fault, logp)
   asked = body.get("logprobs") is not None and fault != "nologprobs"
   return {
@@ -147,11 +148,11 @@ def generate(sampler: Sampler, eos: int, body: dict, fault: str) -> dict:
     limit=limit,
     stop_ids=set() if sent.get("ignore_eos", False) else {*sent.get("stop_token_ids", ()), eos},
     stop_strings=sent.get("stop", ()),
+    strict=True,
     top_k=max(0, sent.get("top_k", -1)),
     min_tokens=sent.get("min_new_tokens", 0),
     **common(sent),
   )
-  tokens, logp = (tokens[:6], logp[:6]) if fault == "cut" else (tokens, logp)
   finish = {"type": "stop", "matched": matched}
   if reason == "length" or len(tokens) == limit:  # looked at first
     finish = {"type": "length", "length": limit}

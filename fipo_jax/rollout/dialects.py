@@ -56,6 +56,7 @@ class Dialect:
   load: directory -> (path, body) of the requests that make the server take these weights, in order.
   rename: name -> (path, body) of the request that names the weights, None where `load` does. name_path: where to ask
     for that name ("weight_version"); another one at each start of the server.
+  spare: tokens of a server's context that a response never fills.
   needs, load_needs, length_needs: what errors ask of the server: when it answers without ids or log-probabilities,
     when it does not take weights, and (an option) when it has no room for a response.
   """
@@ -66,6 +67,7 @@ class Dialect:
   load: Callable[[str], list[tuple[str, dict[str, Any]]]]
   rename: Callable[[str], tuple[str, dict[str, Any]]] | None
   name_path: str
+  spare: int
   needs: str
   load_needs: str
   length_needs: str
@@ -152,6 +154,7 @@ DIALECTS: dict[str, Dialect] = {
     load=_vllm_load,
     rename=lambda name: ("/update_weight_version", {"new_version": name}),
     name_path="/weight_info",
+    spare=0,
     needs="it must know return_token_ids and logprobs (vLLM 0.10.2 or later)",
     load_needs="it must see the directory, be of February 2026 or later, and be started with VLLM_SERVER_DEV_MODE=1",
     length_needs="--max-model-len",
@@ -163,6 +166,7 @@ DIALECTS: dict[str, Dialect] = {
     load=lambda name: [("/update_weights_from_disk", {"model_path": name, "weight_version": name})],
     rename=None,
     name_path="/get_model_info",
+    spare=1,
     needs="it must know return_logprob (an SGLang server asked at its own port)",
     load_needs="it must see the directory",
     length_needs="--context-length",

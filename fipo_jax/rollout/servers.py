@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 from fipo_jax.rollout.dialects import Dialect, dig
-from fipo_jax.rollout.wire import EngineError, Wire, quote, start
+from fipo_jax.rollout.wire import EngineError, TryAgain, Wire, quote, start
 
 SURE_S = 5.0  # after a server showed which weights it has: it cannot be started anew in less
 
@@ -81,9 +81,10 @@ class Servers:
 
   def room_needed(self) -> str:
     """What helps when a response is too long for a server."""
+    d, spare = self.dialect, f" + {self.dialect.spare}" if self.dialect.spare else ""
     return (
-      f"start it with {self.dialect.length_needs} of at least {self.need} = data.max_prompt_tokens + "
-      "rollout.max_response_tokens, or lower these"
+      f"start it with {d.length_needs} of at least {self.need + d.spare} = data.max_prompt_tokens + "
+      f"rollout.max_response_tokens{spare}, or lower these"
     )
 
   def _at_each(self, wire: Wire, work: Callable[[str], None], what: str) -> None:
@@ -98,7 +99,7 @@ class Servers:
     room = dig(wire.get(url, "/v1/models"), "data", 0, "max_model_len")
     if not isinstance(room, int):
       self.say(f"{url} does not say in /v1/models how long its context is; {self.room_needed()}")
-    elif room < self.need:
+    elif room < self.need + self.dialect.spare:
       raise EngineError(f"{url} has a context of {room} tokens; {self.room_needed()}.")
 
   def _load(self, wire: Wire, url: str) -> None:
@@ -108,7 +109,7 @@ class Servers:
       # A server that has failed to load weights fails again, or serves half of them.
       said = wire.post(url, path, body, advice=lambda _: f"; {self.dialect.load_needs}", final=(500,))
       if dig(said, "success") is False:
-        raise EngineError(f"{url}{path} answered {quote(str(said))}; {self.dialect.load_needs}.")
+        raise TryAgain(f"{path} answered {quote(str(said))}")  # keys and values that are still in use, says vLLM
     if self.dialect.rename and url not in self._nameless:
       path, body = self.dialect.rename(self.name)
       wire.offer(url, path, body)
