@@ -19,7 +19,7 @@ from typing import Any
 
 NAMES = (
   "collapse", "entropy_collapse", "entropy_explosion", "length_runaway", "reward_stuck", "future_kl_zero",
-  "eval_parse_failures", "verifier_trouble",
+  "eval_parse_failures", "verifier_trouble", "sampler_gap",
 )  # fmt: skip
 # The five signs of a collapse: metric -> how a message names it.
 SIGNS = {
@@ -58,7 +58,7 @@ class Limits:
   warmup_steps: int = 10  # steps; before so many have been seen, nothing is compared with what is usual
   window_steps: int = 60  # healthy steps behind a usual value: twice a slow collapse, which must not become usual
   noise_sigmas: float = 3.0  # standard deviations of a metric's own step-to-step noise that a collapse sign must exceed
-  hold_steps: int = 5  # steps in a row that a level must hold (all alarms but collapse, a surge of length, evaluations)
+  hold_steps: int = 5  # steps in a row that a level must hold (not: collapse, surge of length, evaluations, gap)
   clear_steps: int = 5  # times in a row that a raised alarm must be absent before it can be raised again
 
   # collapse: unmasked Future-KL in the paper takes KL from 0.002 to 0.01 and the low-clip share from 0 to 1e-5.
@@ -88,6 +88,10 @@ class Limits:
   parse_failures_max: float = 0.5  # share of held-out responses without an answer (0 = off)
   parse_failures_evals: int = 2  # evaluations in a row: the one before training may see a model without the format
   verifier_trouble_max: float = 0.05  # share of responses whose verification timed out or raised (0 = off)
+  # sampler_gap: mean |log-prob of the trainer - of the sampler|, by model.dtype. One policy in two programs differs by
+  # rounding: about 1e-7 nats were seen in float32, 1e-3 to 2e-2 in bfloat16.
+  sampler_gap_float32: float = 1e-3  # nats (0 = off); a sampler in bfloat16, or TF32 at its worst, is above
+  sampler_gap_bfloat16: float = 0.05  # nats (0 = off); weights of another run or step are above, sooner or later
 
   def __post_init__(self):
     for field, value in dataclasses.asdict(self).items():
@@ -107,10 +111,13 @@ class Watch:
 
   An alarm is raised when an episode of its condition begins, and again only after that has ended: one line an episode.
   A step without a metric, or with one that is not finite, neither raises nor clears what depends on it.
+
+  Args:
+    dtype: model.dtype, the trainer's compute.
   """
 
-  def __init__(self, limits: Limits):
-    self._limits = limits
+  def __init__(self, limits: Limits, dtype: str = "bfloat16"):
+    self._limits, self._dtype = limits, dtype
     self._rules = {name: getattr(self, f"_{name}") for name in NAMES}
     self._memory: dict[str, Any] = {
       "usual": {metric: [] for metric in SIGNS},  # values of the last healthy steps
@@ -340,6 +347,20 @@ class Watch:
       f"{timeouts:.0f} verifications timed out and {errors:.0f} raised, {share:.0%} of responses, above "
       f"{limits.verifier_trouble_max:.0%} for {limits.hold_steps} steps. They score as wrong whatever they say; see "
       "reward.timeout_s, reward.workers and the verifier itself."
+    )
+
+  def _sampler_gap(self, values) -> str | None:
+    """Rounding is there from the first step on and does not jump: one step above the limit is enough."""
+    gap, high = _number(values, "sampler_gap_mean"), getattr(self._limits, f"sampler_gap_{self._dtype}")
+    if gap is None or not high:
+      return None
+    if not self._on("sampler_gap", gap > high, 1):
+      return ""
+    return (
+      f"log-probabilities of sampler and trainer are {gap:.3g} nats apart on average, above {high:.3g} for "
+      f"model.dtype={self._dtype!r}. The sampler has other weights (a server that was started anew, or on a CPU kept a "
+      "tied head), another dtype (a server's --dtype, rollout.cache_dtype), or reports another distribution than it "
+      "draws from (top-k, top-p, min-p, a temperature without processed log-probabilities)."
     )
 
 

@@ -100,13 +100,19 @@ class Run:
     return sharding.to_mesh(self.mesh, batch, None, "rows", "tokens")
 
   def sampling(self, *, evaluation: bool) -> Sampling:
-    """How responses are drawn: in training, or on the held-out prompts."""
+    """How responses are drawn: in training, or on the held-out prompts.
+
+    A stop string that is one special token becomes a stop id: it can be kept out before min_tokens.
+    """
     c = self.cfg.eval if evaluation else self.cfg.rollout
     own = dict(repetition_penalty=c.repetition_penalty) if evaluation else dict(min_tokens=c.min_tokens)
+    ids = {text: self.tokenizer.special_id(text) for text in self.cfg.rollout.stop_strings}
+    special = [i for i in ids.values() if i is not None]
     return Sampling(
       temperature=c.temperature, top_k=c.top_k, top_p=c.top_p, min_p=c.min_p,
-      max_tokens=self.cfg.rollout.max_response_tokens, stop_ids=tuple(self.tokenizer.stop_ids),
-      stop_strings=tuple(self.cfg.rollout.stop_strings), **own,
+      max_tokens=self.cfg.rollout.max_response_tokens,
+      stop_ids=tuple(dict.fromkeys([*self.tokenizer.stop_ids, *special])),
+      stop_strings=tuple(text for text, i in ids.items() if i is None), **own,
     )  # fmt: skip
 
 
@@ -173,7 +179,8 @@ def build(cfg: ml_collections.ConfigDict, *, allow: Collection[str] = (), step: 
       resume_data(stream, host["data"], allow)
     surplus, pending = (stored.decode(host.pop(name, [])) for name in ("surplus", "pending"))
     engine = open_engine(cfg, model, mesh, tokenizer)
-    watch = alarms.Watch(alarms.Limits(**{f.name: cfg.alarms[f.name] for f in dataclasses.fields(alarms.Limits)}))
+    limits = alarms.Limits(**{f.name: cfg.alarms[f.name] for f in dataclasses.fields(alarms.Limits)})
+    watch = alarms.Watch(limits, cfg.model.dtype)
     if "watch" in host:
       watch.restore(host["watch"])
     ddof = cfg.algorithm.advantage_std_ddof
@@ -321,17 +328,17 @@ def open_scorer(cfg, stream, heldout: list[Prompt], *, check: bool) -> tuple[Sco
 
 def open_engine(cfg, model: Model, mesh, tokenizer) -> Engine:
   """The configured row of ENGINES."""
-  r = cfg.rollout
+  r, text = cfg.rollout, functools.partial(tokenizer.decode, skip_special=False)
   limits = dict(max_prompt_tokens=cfg.data.max_prompt_tokens, max_response_tokens=r.max_response_tokens)
   own = {
     "native": dict(
       slots=r.slots, pad_id=tokenizer.pad_id, page_tokens=r.page_tokens, cache_tokens=r.cache_tokens,
-      cache_dtype=r.cache_dtype, attention=r.attention, text=tokenizer.decode,
+      cache_dtype=r.cache_dtype, attention=r.attention, text=text,
     ),
     "http": dict(
-      urls=tuple(r.urls), dialect=r.dialect, timeout_s=r.timeout_s, retries=r.retries, concurrency=r.concurrency,
+      urls=tuple(r.urls), dialect=r.dialect, timeout_s=r.timeout_s, retry_s=r.retry_s, concurrency=r.concurrency,
       export_dir=os.path.join(os.path.abspath(cfg.workdir), "served"), template_dir=cfg.model.path or None,
-      api_key=os.environ.get("FIPO_API_KEY", ""), model_name=r.model_name,
+      api_key=os.environ.get("FIPO_API_KEY", ""), model_name=r.model_name, text=text,
     ),
   }[r.engine]  # fmt: skip
   return ENGINES[r.engine](model.policy(), sharding.for_rollout(mesh, r.tensor), **limits, **own)

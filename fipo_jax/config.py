@@ -132,7 +132,7 @@ def default() -> ml_collections.ConfigDict:
   c.rollout.urls = ()  # engine http: the servers, as http://host:8000
   c.rollout.dialect = "vllm"  # engine http: vllm | sglang
   c.rollout.timeout_s = 600.0  # engine http: of one response, or of loading weights
-  c.rollout.retries = 3  # engine http
+  c.rollout.retry_s = 300.0  # engine http: what failed is tried again so long; a restart of vLLM takes 1 to 3 minutes
   c.rollout.concurrency = 64  # engine http: requests under way
   c.rollout.model_name = ""  # engine http: as served; "" = leave it to the server
 
@@ -260,7 +260,7 @@ def _check_ranges(c) -> None:
     "eval.prompts", "eval.samples_per_prompt", "checkpoint.every", "checkpoint.keep", "rollout.temperature",
   )  # fmt: skip
   not_negative(
-    "seed", "checkpoint.keep_best", "rollout.cache_tokens", "rollout.retries", "rollout.min_tokens", "rollout.tensor",
+    "seed", "checkpoint.keep_best", "rollout.cache_tokens", "rollout.retry_s", "rollout.min_tokens", "rollout.tensor",
     "model.tile_tokens", "algorithm.clip_low", "algorithm.clip_high", "algorithm.dual_clip", "rollout.top_k",
     "eval.top_k", "algorithm.delta_clamp", "algorithm.participation_ratio", "model.max_position",
     "eval.temperature", "reward.workers", "reward.write_mb", "reward.response_characters",

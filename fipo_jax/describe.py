@@ -35,8 +35,11 @@ def mesh(mesh) -> str:
 def model(cfg, model: Model, tokenizer: Tokenizer) -> str:
   """Which model, of what size, and what ends its responses."""
   sizes = [math.prod(x.shape) for x in jax.tree.leaves(model.abstract())]
-  ends = ", ".join(f"{i} {tokenizer.decode([i], skip_special=False)!r}" for i in tokenizer.stop_ids)
-  strings = f", and the texts {', '.join(map(repr, cfg.rollout.stop_strings))}" if cfg.rollout.stop_strings else ""
+  texts = {text: tokenizer.special_id(text) for text in cfg.rollout.stop_strings}
+  ids = dict.fromkeys([*tokenizer.stop_ids, *(i for i in texts.values() if i is not None)])
+  ends = ", ".join(f"{i} {tokenizer.decode([i], skip_special=False)!r}" for i in ids)
+  plain = [text for text, i in texts.items() if i is None]
+  strings = f", and the texts {', '.join(map(repr, plain))}" if plain else ""
   return (
     f"model: {cfg.model.path or cfg.model.preset}, {_count(sum(sizes))} parameters in {cfg.model.param_dtype}, "
     f"computed in {cfg.model.dtype}; responses end at {ends}{strings}"

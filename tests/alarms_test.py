@@ -30,6 +30,7 @@ def stream(steps, seed=0, **changes):
       "reward_timeouts": int(rng.integers(0, 3)),
       "reward_errors": 0,
       "tokens_generated": 512_000,
+      "sampler_gap_mean": float(np.clip(0.005 * rng.lognormal(0, 0.5), 1e-3, 2e-2)),  # of bfloat16
     }
     if step % 5 == 0:
       values |= {"eval/accuracy": 0.5, "eval/no_answer": 0.03}
@@ -230,6 +231,8 @@ def test_length_is_held_against_its_latest_values_while_it_grows():
     ({"minibatch_future_kl_abs_mean": between(50, 99, [0.0])}, ("future_kl_zero", 54)),
     ({"eval_no_answer": between(50, 99, 0.7)}, ("eval_parse_failures", 55)),
     ({"reward_timeouts": between(50, 99, 20), "reward_errors": between(50, 99, 20)}, ("verifier_trouble", 54)),
+    ({"sampler_gap_mean": between(50, 99, 0.06)}, ("sampler_gap", 50)),
+    ({"sampler_gap_mean": lambda step: 0.06}, ("sampler_gap", 1)),
   ],
 )
 def test_alarm_fires_once_at_its_step(changes, expected):
@@ -273,10 +276,22 @@ def test_a_surge_waits_until_there_are_steps_enough_to_look_back():
     {"eval_no_answer": between(50, 99, 0.4)},
     {"reward_timeouts": between(50, 99, 15)},
     {"reward_errors": between(50, 53, 200)},
+    {"sampler_gap_mean": between(50, 99, 0.04)},
   ],
 )
 def test_near_miss_is_quiet(changes):
   assert fired(stream(90, **changes)) == []
+
+
+@pytest.mark.parametrize(("dtype", "well", "wrong"), [("float32", 1e-4, 2e-3), ("bfloat16", 2e-2, 0.06)])
+def test_the_gap_to_the_sampler_is_judged_by_the_compute_dtype(dtype, well, wrong):
+  """What is usual in bfloat16 is a fault in float32."""
+  watch = Watch(LIMITS, dtype)
+  seen = [watch.check(step, {"sampler_gap_mean": well if step < 9 else wrong}) for step in range(1, 12)]
+  [[alarm]] = [found for found in seen if found]
+  assert (alarm.name, alarm.step) == ("sampler_gap", 9) and "\n" not in alarm.message
+  assert f"are {wrong:.3g} nats apart" in alarm.message and f"model.dtype={dtype!r}" in alarm.message
+  assert "started anew" in alarm.message and "tied head" in alarm.message and "--dtype" in alarm.message
 
 
 def test_supervised_training_may_lose_its_entropy():
@@ -361,6 +376,7 @@ OFF = {
   "entropy_explosion": ("entropy_max", "entropy_multiple"), "length_runaway": ("truncated_max", "length_surge"),
   "reward_stuck": ("stuck_margin",), "future_kl_zero": ("future_kl_zero",),
   "eval_parse_failures": ("parse_failures_max",), "verifier_trouble": ("verifier_trouble_max",),
+  "sampler_gap": ("sampler_gap_bfloat16",),
 }  # fmt: skip
 ALL_WRONG = {
   "collapse": collapse(40, 1, 1, 0.1), "entropy_collapse": {"entropy": between(30, 90, 0.0)},
@@ -370,6 +386,7 @@ ALL_WRONG = {
   "future_kl_zero": {"minibatch_future_kl_abs_mean": between(30, 90, [0.0, 0.0])},
   "eval_parse_failures": {"eval_no_answer": between(30, 90, 1.0)},
   "verifier_trouble": {"reward_errors": between(30, 90, 500)},
+  "sampler_gap": {"sampler_gap_mean": between(30, 90, 0.5)},
 }  # fmt: skip
 
 

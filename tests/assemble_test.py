@@ -36,14 +36,16 @@ def test_no_two_uses_share_random_numbers():
 def test_responses_are_drawn_as_the_section_says():
   c = make(**{
     "rollout.temperature": 0.9, "rollout.min_tokens": 2, "rollout.top_k": 3, "rollout.max_response_tokens": 9,
-    "rollout.stop_strings": ("end",), "eval.temperature": 0.5, "eval.top_p": 0.75, "eval.repetition_penalty": 1.25,
+    "rollout.stop_strings": ("end", "<|endoftext|>", "<|im_end|>"), "eval.temperature": 0.5, "eval.top_p": 0.75,
+    "eval.repetition_penalty": 1.25,
   })  # fmt: skip
   run = types.SimpleNamespace(cfg=c, tokenizer=characters("ab"))
   train, held = (assemble.Run.sampling(run, evaluation=evaluation) for evaluation in (False, True))
   how = lambda s: (s.temperature, s.top_k, s.top_p, s.min_tokens, s.repetition_penalty)
   assert how(train) == (0.9, 3, 1.0, 2, 1.0) and how(held) == (0.5, 0, 0.75, 0, 1.25)
   for sampling in (train, held):
-    assert (sampling.max_tokens, sampling.stop_ids, sampling.stop_strings) == (9, (2,), ("end",))
+    # A special token is an id to stop at, once.
+    assert (sampling.max_tokens, sampling.stop_ids, sampling.stop_strings) == (9, (2, 0), ("end",))
 
 
 def test_the_schedule_ends_with_the_last_update():

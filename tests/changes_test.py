@@ -65,7 +65,7 @@ def test_fields_that_are_gone():
 
 def test_every_name_in_the_tables_is_a_field_or_a_section():
   known = changes.flat(config.default().to_dict())
-  gone = {*changes.GONE, "rollout.retry_s"}
+  gone = {*changes.GONE}
   for name in (*changes.RESUMABLE, *changes.BEFORE):
     assert name in gone or any(changes.within(field, [name]) for field in known), name
 

@@ -1,10 +1,12 @@
 """The HTTP engine against a real server process: the native engine behind vLLM's and SGLang's endpoints."""
 
+import contextlib
 import dataclasses
 import http.client
 import json
 import os
 import pathlib
+import shutil
 import socket
 import subprocess
 import sys
@@ -17,7 +19,9 @@ import pytest
 
 from fipo_jax.models import PRESETS, hf, make_model
 from fipo_jax.rollout import Sampling
-from fipo_jax.rollout.http import DIALECTS, EngineError, HttpEngine
+from fipo_jax.rollout import servers as servers_lib
+from fipo_jax.rollout.dialects import DIALECTS
+from fipo_jax.rollout.http import EngineError, HttpEngine
 from fipo_jax.rollout.native import NativeEngine
 from fipo_jax.sharding import make_mesh
 from fipo_jax.types import Prompt
@@ -108,11 +112,12 @@ def make(server, tmp_path):
   """Makes engines that have their parameters."""
 
   def make(dialect="vllm", *, urls=None, params=PARAMS, **settings):
-    settings = {"timeout_s": 60.0, "retries": 0, "concurrency": 4, "export_dir": str(tmp_path / "export")} | settings
+    settings = {"timeout_s": 60.0, "retry_s": 0.0, "concurrency": 4, "export_dir": str(tmp_path / "export")} | settings
     sizes = {"max_prompt_tokens": 40, "max_response_tokens": 12}
-    engine = HttpEngine(
-      MODEL, one_device(), urls=urls or (server,), dialect=dialect, template_dir=None, **(sizes | settings)
-    )
+    lines = []
+    own = {"urls": urls or (server,), "dialect": dialect, "template_dir": None, "text": as_text, "say": lines.append}
+    engine = HttpEngine(MODEL, one_device(), **(own | sizes | settings))
+    engine.lines = lines
     if params is not None:
       engine.update(params)
     return engine
@@ -126,13 +131,38 @@ def post(url, path, body):
   return json.loads(connection.getresponse().read())
 
 
-def fault(url, kind, times):
-  post(url, "/_fault", {"kind": kind, "times": times})
+def fault(url, kind, times, *paths):
+  """The next requests for samples, or of these paths, go wrong."""
+  post(url, "/_fault", {"kind": kind, "times": times} | ({"paths": paths} if paths else {}))
 
 
 def seen(url):
   """Requests for samples since the last time."""
   return [r for r in post(url, "/_seen", None) if r["path"] in ("/v1/completions", "/generate")]
+
+
+def asked(url):
+  """Paths of all requests since the last time."""
+  return [r["path"] for r in post(url, "/_seen", None)]
+
+
+def restart(url):
+  """The server starts anew while nothing is asked of it."""
+  fault(url, "restart", 1, "/elsewhere")
+  with contextlib.suppress(http.client.HTTPException, OSError):
+    post(url, "/elsewhere", None)
+
+
+def move(engine, *urls):
+  """Asks these servers from now on, as if they had loaded what the others have."""
+  old, engine.urls = engine.servers, urls
+  engine.servers = servers_lib.Servers(urls, old.dialect, old.need, old.say)
+  engine.servers.name = old.name
+
+
+def as_text(tokens):
+  """The server's own texts of tokens."""
+  return "".join(f"<{t}>" for t in tokens)
 
 
 def dead_url():
@@ -200,6 +230,31 @@ def test_stop_strings(make, whole, dialect):
   assert r.tokens.tolist() == whole[0][0].tokens[:2].tolist() and r.stop_reason == "stop"
 
 
+@DIALECT
+def test_stop_strings_mean_the_same_as_in_the_native_engine(make, native, whole, dialect):
+  """Across the border of a continued response; not before min_tokens; at the last token allowed."""
+  tokens = whole[1][0].tokens
+  text = lambda a, b: as_text(tokens[a:b])
+  engine, native.text = make(dialect), as_text
+  for cut_at, limit, least, string in [
+    (5, 12, 0, text(4, 6)), (5, 12, 6, text(4, 6)), (0, 12, 4, text(2, 4)), (0, 12, 3, text(2, 4)),
+    (0, 6, 0, text(4, 6)), (0, 3, 3, text(1, 2)), (4, 12, 5, text(2, 4)),
+  ]:  # fmt: skip
+    sampling = dataclasses.replace(GREEDY, stop_strings=(string,), min_tokens=least, max_tokens=limit)
+    pending = [[cut(whole[1][0], cut_at)]]
+    want = native.generate([], 1, key=KEY, sampling=sampling, pending=[[_from_native(r) for r in g] for g in pending])
+    assert_same(engine.generate([], 1, key=KEY, sampling=sampling, pending=pending), want)
+
+
+def _from_native(r):
+  return dataclasses.replace(r, raw_logp=r.raw_logp[: len(r.tokens)])
+
+
+def test_stop_strings_need_text(make):
+  with pytest.raises(ValueError, match="sampling.stop_strings=.*no way to make text"):
+    make(text=None).generate(PROMPTS, 1, key=KEY, sampling=dataclasses.replace(GREEDY, stop_strings=("a",)))
+
+
 def test_only_the_stop_ids_end_a_response(make, whole):
   """vLLM leaves the model's own end token out when told to. SGLang does so only where there are no stop ids at all."""
   only_12, none = (dataclasses.replace(GREEDY, stop_ids=ids) for ids in ((12,), ()))
@@ -263,17 +318,115 @@ def test_an_update_changes_what_is_sampled(make, native, whole, dialect, tmp_pat
 
 def test_vllm_forgets_the_keys_and_values_of_old_weights(make, server):
   make()
-  paths = [r["path"] for r in post(server, "/_seen", None)]
-  assert paths == ["/collective_rpc", "/reset_prefix_cache?reset_running_requests=true"]
+  assert asked(server)[1:3] == ["/collective_rpc", "/reset_prefix_cache?reset_running_requests=true"]
 
 
 def test_a_failed_update_leaves_nothing_to_sample_from(make, server):
   engine = make()
-  engine.urls = (server, f"{server}/elsewhere")
+  move(engine, server, f"{server}/elsewhere")
   with pytest.raises(EngineError, match="elsewhere/collective_rpc refused with HTTP 404.*VLLM_SERVER_DEV_MODE=1"):
-    engine.update(PARAMS)
+    engine.update(OTHERS)
   with pytest.raises(ValueError, match=r"call update\(params\)"):
     engine.generate(PROMPTS, 1, key=KEY, sampling=GREEDY)
+
+
+@pytest.mark.parametrize(("dialect", "path"), [
+  ("vllm", "/collective_rpc"), ("vllm", "/reset_prefix_cache?reset_running_requests=true"),
+  ("sglang", "/update_weights_from_disk"),
+])  # fmt: skip
+def test_a_failed_load_is_not_tried_again(make, server, dialect, path):
+  engine = make(dialect, params=None, retry_s=5.0)
+  fault(server, "500", 1, path)
+  with pytest.raises(EngineError, match=r"refused with HTTP 500.*kind 500.*it must see the directory"):
+    engine.update(PARAMS)
+  assert asked(server).count(path) == 1
+
+
+def test_a_cache_that_was_not_reset(make, server, whole):
+  """It may be in use for a moment, says vLLM; but nothing is sampled until it is reset."""
+  path = "/reset_prefix_cache?reset_running_requests=true"
+  fault(server, "unsuccessful", 2, path)
+  with pytest.raises(EngineError, match=r"in 1 try \(.*reset_prefix_cache.* answered .*'success': False"):
+    make(params=None).update(PARAMS)
+  engine = make(retry_s=1.0)
+  assert_same(engine.generate(PROMPTS[:1], 1, key=KEY, sampling=GREEDY), whole[:1])
+  assert asked(server).count(path) == 3 and "'success': False" in engine.lines[0]
+
+
+@DIALECT
+def test_the_same_policy_is_pushed_once(make, server, tmp_path, dialect, monkeypatch):
+  """Not even where another call let go of it; the servers are asked whether they have it."""
+  monkeypatch.setattr(servers_lib, "SURE_S", 0.0)
+  engine = make(dialect)
+  asked(server)
+  engine.release()
+  engine.update(dict(PARAMS))  # a tree of its own, of the same arrays
+  assert asked(server) == [engine.dialect.name_path]
+  assert engine.version == 1 and sorted(os.listdir(tmp_path / "export")) == ["000001"]
+  engine.generate(PROMPTS[:1], 1, key=KEY, sampling=GREEDY)
+  restart(server)
+  asked(server)
+  engine.update(PARAMS)
+  assert engine.dialect.load("")[0][0] in asked(server) and engine.version == 1
+  engine.update(jax.tree.map(lambda x: x + 0, PARAMS))  # equal numbers, other arrays
+  assert engine.version == 2
+
+
+@DIALECT
+def test_a_server_that_was_started_anew_gets_the_weights(make, server, whole, dialect, monkeypatch):
+  monkeypatch.setattr(servers_lib, "SURE_S", 0.0)
+  engine = make(dialect, concurrency=1)
+  restart(server)
+  assert_same(engine.generate(PROMPTS[:2], 1, key=KEY, sampling=GREEDY), whole[:2])
+  [line] = engine.lines
+  assert "was started anew, its weights are 'default'" in line and "000001 is loaded again" in line
+
+
+@DIALECT
+def test_a_server_that_is_started_anew_under_way_gets_the_weights(make, server, whole, dialect):
+  engine = make(dialect, concurrency=1, retry_s=1.0)
+  fault(server, "restart", 1)
+  assert_same(engine.generate(PROMPTS[:2], 1, key=KEY, sampling=GREEDY), whole[:2])
+  first, anew, last = engine.lines
+  assert "trying again for rollout.retry_s=1 s" in first and "was started anew" in anew and "goes on" in last
+
+
+def test_a_server_that_cannot_take_the_weights_again(make, server, tmp_path):
+  engine = make(concurrency=1, retry_s=1.0)
+  shutil.rmtree(tmp_path / "export")
+  fault(server, "restart", 1)
+  with pytest.raises(EngineError, match=r"collective_rpc refused with HTTP 500.*does not exist") as caught:
+    engine.generate(PROMPTS, 1, key=KEY, sampling=GREEDY)
+  assert [r.stop_reason for [r] in caught.value.groups] == ["unfinished"] * 4
+
+
+def test_a_server_that_keeps_no_name(make, server, whole):
+  """It is said, and a connection that breaks is reason enough to push the weights."""
+  engine = make(params=None, concurrency=1, retry_s=1.0)
+  fault(server, "404", 10, "/update_weight_version", "/weight_info")
+  engine.update(PARAMS)
+  [line] = engine.lines
+  assert "keeps no name of its weights (in /weight_info)" in line
+  asked(server)
+  engine.update(PARAMS)  # whether it has them cannot be known
+  assert "/collective_rpc" in asked(server) and engine.version == 1 and len(engine.lines) == 1
+  fault(server, "restart", 1)
+  assert_same(engine.generate(PROMPTS[:2], 1, key=KEY, sampling=GREEDY), whole[:2])
+  assert "was lost for a while" in engine.lines[2]
+
+
+@DIALECT
+def test_the_context_is_asked_for_at_the_first_update(make, server, tmp_path, dialect):
+  engine = make(dialect, params=None, max_prompt_tokens=45 - DIALECTS[dialect].spare)  # one too many
+  with pytest.raises(EngineError, match=r"context of 56 tokens; start it with --.* of at least 57 = data.max_prompt"):
+    engine.update(PARAMS)
+  assert not (tmp_path / "export").exists() and asked(server) == ["/v1/models"]
+  engine = make(dialect)
+  engine.update(OTHERS)
+  assert asked(server).count("/v1/models") == 1 and engine.lines == []
+  fault(server, "404", 1, "/v1/models")
+  engine = make(dialect)
+  assert "does not say in /v1/models how long its context is; start it with --" in engine.lines[0]
 
 
 # ---- unfinished groups ----
@@ -373,14 +526,32 @@ def test_ctrl_c_waits_for_nobody(make, server):
 
 @pytest.mark.parametrize("kind", ["500", "503", "429", "drop", "abort"])
 def test_passing_faults_are_tried_again(make, server, whole, kind):
-  engine = make(retries=2, concurrency=1)
+  engine = make(retry_s=1.0, concurrency=1)
   fault(server, kind, 2)
   assert_same(engine.generate(PROMPTS[:2], 1, key=KEY, sampling=GREEDY), whole[:2])
   assert len(seen(server)) == 4
 
 
+def test_retrying_is_said_once_and_so_is_its_end(make, server, whole):
+  engine = make(retry_s=5.0, concurrency=4)
+  fault(server, "503", 6)
+  assert_same(engine.generate(PROMPTS, 1, key=KEY, sampling=GREEDY), whole)
+  first, last = engine.lines
+  assert first.startswith(f"{server}: HTTP 503") and first.endswith("trying again for rollout.retry_s=5 s")
+  assert last.startswith(f"{server} answers, after ") and last.endswith("sampling goes on")
+
+
+def test_the_first_cause_is_kept(make, server):
+  engine, dead = make(retry_s=0.2, concurrency=1), dead_url()
+  move(engine, server, dead)
+  fault(server, "503", 1)
+  said = rf"in 2 tries \(first {server}: HTTP 503 .*kind 503.*; at last {dead}: Connection refused\); see that"
+  with pytest.raises(EngineError, match=said):
+    engine.generate(PROMPTS[:1], 1, key=KEY, sampling=GREEDY)
+
+
 def test_a_silent_server_is_asked_again(make, server, whole):
-  engine = make("sglang", retries=1, concurrency=1)
+  engine = make("sglang", retry_s=0.15, concurrency=1)
   ask = lambda: engine.generate(PROMPTS[:1], 1, key=KEY, sampling=GREEDY)
   ask()  # compiles
   began = time.monotonic()
@@ -403,15 +574,15 @@ def test_a_prompt_stays_with_its_server_and_prompts_go_round(make, server):
 
 
 def test_a_dead_server_is_replaced_by_the_next(make, server, whole):
-  engine = make(retries=1)
-  engine.urls = (dead_url(), server)
+  engine = make(retry_s=1.0)
+  move(engine, dead_url(), server)
   assert_same(engine.generate(PROMPTS, 1, key=KEY, sampling=GREEDY), whole)
 
 
 def test_all_servers_dead_and_what_was_finished(make, server, whole):
-  engine = make(retries=1, concurrency=1)
+  engine = make(retry_s=0.15, concurrency=1)
   dead = dead_url()
-  engine.urls = (server, dead)
+  move(engine, server, dead)
   with pytest.raises(EngineError, match=rf"in 2 tries \(.*{server}: .*; see that the servers run") as caught:
     engine.generate(PROMPTS, 1, key=KEY, sampling=GREEDY, watch=lambda groups: fault(server, "drop", 1000))
   assert f"{dead}: Connection refused" in str(caught.value) and "\n" not in str(caught.value)
@@ -420,7 +591,7 @@ def test_all_servers_dead_and_what_was_finished(make, server, whole):
   assert_same(groups[:1], whole[:1])
   assert groups[-1][0].stop_reason == "unfinished"
   fault(server, "", 0)
-  engine.urls = (server,)
+  move(engine, server)
   assert_same(engine.generate([], 1, key=KEY, sampling=GREEDY, pending=groups), whole)
 
 
@@ -434,19 +605,24 @@ def test_all_servers_dead_and_what_was_finished(make, server, whole):
   ("vllm", "html", "/v1/completions answered no JSON: '<html>hello</html>'; is it the server's root"),
 ])  # fmt: skip
 def test_answers_that_cannot_be_used(make, server, dialect, kind, message):
-  engine = make(dialect, retries=2)
+  engine = make(dialect, retry_s=5.0)
   fault(server, kind, 1)
   with pytest.raises(EngineError, match=f"{server}.*{message}") as caught:
     engine.generate(PROMPTS[:1], 1, key=KEY, sampling=GREEDY)
   assert len(seen(server)) == 1 and [r.stop_reason for [r] in caught.value.groups] == ["unfinished"]
 
 
-@DIALECT
-def test_a_server_without_room_for_the_response(make, dialect):
-  """Its context of 56 tokens ends before the limit does: that is not our "length"."""
-  engine = make(dialect, max_prompt_tokens=50)
-  long = dataclasses.replace(PROMPTS[0], tokens=np.resize(PROMPTS[0].tokens, 50))
-  with pytest.raises(EngineError, match=r"cut a response at 6 of 12 tokens; start it with --.* of at least 62"):
+@pytest.mark.parametrize(("dialect", "tokens", "message"), [
+  ("vllm", 50, r"cut a response at 6 of 12 tokens"),
+  ("vllm", 56, r"HTTP 400: .*maximum context length is 56 tokens.*"),
+  ("sglang", 50, r"HTTP 400: .*maximum context length is 56 tokens.*"),
+])  # fmt: skip
+def test_a_server_without_room_for_the_response(make, dialect, tokens, message):
+  """It cuts the response, which is not our "length", or refuses."""
+  engine = make(dialect)
+  engine.max_prompt_tokens, engine.servers.need = 60, 72  # after it was asked for its limit
+  long = dataclasses.replace(PROMPTS[0], tokens=np.resize(PROMPTS[0].tokens, tokens))
+  with pytest.raises(EngineError, match=message + r"; start it with --.* of at least 7[23] = data.max_prompt_tokens"):
     engine.generate([long], 1, key=KEY, sampling=dataclasses.replace(GREEDY, stop_ids=()))
 
 
@@ -470,14 +646,14 @@ def test_another_model_is_noticed(make):
   ({"dialect": "tgi"}, r"rollout.dialect='tgi' is unknown; choose from \['sglang', 'vllm'\]"),
   ({"timeout_s": 0.0}, "rollout.timeout_s=0.0 must be a positive"),
   ({"timeout_s": float("nan")}, "rollout.timeout_s=nan"),
-  ({"retries": -1}, "rollout.retries=-1"),
+  ({"retry_s": -1.0}, "rollout.retry_s=-1"),
   ({"concurrency": 0}, "rollout.concurrency=0 must be at least 1"),
   ({"max_prompt_tokens": 0}, "rollout.max_prompt_tokens=0"),
   ({"max_response_tokens": 0}, "rollout.max_response_tokens=0"),
   ({"export_dir": ""}, "rollout.export_dir is empty"),
 ])  # fmt: skip
 def test_settings_that_are_refused(settings, message):
-  good = {"urls": ("http://a",), "dialect": "vllm", "timeout_s": 1.0, "retries": 0, "concurrency": 1}
+  good = {"urls": ("http://a",), "dialect": "vllm", "timeout_s": 1.0, "retry_s": 0.0, "concurrency": 1}
   good |= {"export_dir": "x", "template_dir": None, "max_prompt_tokens": 4, "max_response_tokens": 4}
   HttpEngine(MODEL, None, **good)
   with pytest.raises(ValueError, match=message):

@@ -443,6 +443,12 @@ ROWS = (
     "alarms_test.py::test_alarm_fires_once_at_its_step", "alarms come a step late",
   ),
   (
+    "one_gap_for_all_dtypes", "fipo_jax/alarms.py",
+    'f"sampler_gap_{self._dtype}"', '"sampler_gap_bfloat16"',
+    "alarms_test.py::test_the_gap_to_the_sampler_is_judged_by_the_compute_dtype",
+    "a server in bfloat16 beside a float32 trainer goes unnoticed",
+  ),
+  (
     "alarm_cleared_at_once", "fipo_jax/alarms.py",
     "(self._limits.clear_steps if on else times)", "(1 if on else times)",
     "alarms_test.py::test_an_episode_is_one_alarm", "a flickering alarm is many",

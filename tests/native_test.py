@@ -215,6 +215,20 @@ def test_stop_strings_end_a_response_at_the_token_that_completes_one(monkeypatch
     engine(SLOTS).generate(make_prompts(1), 1, key=KEY, sampling=Sampling(max_tokens=2, stop_strings=("a",)))
 
 
+def test_stop_strings_of_a_continued_response_and_before_min_tokens():
+  """A string may begin before the response was put aside; one that is complete by min_tokens does not count."""
+  e, sampling = engine(SLOTS, text=as_text), dataclasses.replace(SAMPLING, stop_ids=(), min_tokens=6)
+  [[whole]] = e.generate(make_prompts(1), 1, key=KEY, sampling=sampling)
+  text = as_text(whole.tokens)
+  for begun, string in ((7, text[6:8]), (0, text[3:6]), (3, text[4:7])):
+    cut = {name: getattr(whole, name)[:begun] for name in ("tokens", "logp", "raw_logp")}
+    pending = [[dataclasses.replace(whole, stop_reason="unfinished", **cut)]]
+    [[r]] = e.generate([], 1, key=KEY, sampling=dataclasses.replace(sampling, stop_strings=(string,)), pending=pending)
+    ends = [n for n in range(max(6, begun) + 1, 13) if text[:n].endswith(string)]
+    assert as_text(r.tokens) == text[: min(ends, default=12)]
+    assert r.stop_reason == ("stop" if ends else "length")
+
+
 def test_fewer_slots_at_the_tail():
   """Eight samples in eight slots: those left at the end move to four and to two."""
   e = engine(8)

@@ -5,8 +5,9 @@ the server's own default, not ours. Tokens have no text; where text counts, toke
 
   python openai_server.py --model DIR --dialect vllm sglang --eos 5
 
-prints its port and serves until its standard input ends. For tests only: POST /_fault {"kind", "times"} makes the next
-requests for samples go wrong, {"times": 0} ends that; POST /_seen returns the requests since it was last asked.
+prints its port and serves until its standard input ends. For tests only: POST /_fault {"kind", "times", "paths"} makes
+the next requests of these paths go wrong (of none: those for samples), {"times": 0} ends that; POST /_seen returns the
+requests since it was last asked. The fault "restart" loses the connection and starts anew: with the weights of --model.
 """
 
 from __future__ import annotations
@@ -42,6 +43,10 @@ class Refused(Exception):
   """Answered with HTTP 400."""
 
 
+class Broken(Exception):
+  """Answered with HTTP 500."""
+
+
 class Sampler:
   """The model, one request at a time."""
 
@@ -51,20 +56,32 @@ class Sampler:
     self.engine = ENGINES["native"](
       self.model, self.mesh, slots=1, max_prompt_tokens=CONTEXT, max_response_tokens=LONGEST, pad_id=0
     )
-    self.lock = threading.Lock()
-    self.load(directory)
+    self.lock, self.directory, self.name = threading.Lock(), directory, ""
+    self.restart()
+
+  def restart(self) -> None:
+    """As it was when the process began."""
+    self.load(self.directory)
+    self.name = "default"
 
   def load(self, directory: str) -> None:
     """Takes the weights of another directory."""
     if not pathlib.Path(directory).is_dir():
-      raise Refused(f"{directory} does not exist")
+      raise Broken(f"{directory} does not exist")
     with self.lock:
       self.engine.update(hf.load(directory, self.model, self.mesh))
 
-  def sample(self, tokens, *, seed, limit, stop_ids, stop_strings, **drawn):
-    """(tokens, log-probabilities, finish reason, what matched); the token that ended it is among them."""
-    if limit > LONGEST or not 1 <= len(tokens) < CONTEXT:
-      raise Refused(f"{len(tokens)} tokens and {limit} more do not fit")
+  def sample(self, tokens, *, seed, limit, stop_ids, stop_strings, stops_after=0, strict=False, **drawn):
+    """(tokens, log-probabilities, finish reason, what matched); the token that ended it is among them.
+
+    stops_after: tokens up to which stop strings are not looked for. strict: a response that may become too long is
+    refused, not cut.
+    """
+    if limit > LONGEST or not 1 <= len(tokens) < CONTEXT or (strict and len(tokens) + limit >= CONTEXT):
+      raise Refused(
+        f"This model's maximum context length is {CONTEXT} tokens. However, your prompt contains {len(tokens)} input "
+        f"tokens, and {limit} were requested."
+      )
     prompt = Prompt(0, np.array(tokens, np.int32), "", "", "none")
     sampling = Sampling(max_tokens=LONGEST, stop_ids=tuple(sorted(stop_ids)), **drawn)
     with self.lock:
@@ -72,9 +89,9 @@ class Sampler:
     limit = min(limit, CONTEXT - len(tokens))
     text, ids, logp = "", r.tokens[:limit].tolist(), r.logp[:limit].tolist()
     for n, token in enumerate(ids, 1):
-      text += f"<{token}>"
+      known, text = len(text), text + f"<{token}>"
       for string in stop_strings:
-        if string in text:
+        if n > stops_after and string in text[max(0, known - len(string) + 1) :]:
           return ids[:n], logp[:n], "stop", string
     if ids[-1] in stop_ids:
       return ids, logp, "stop", ids[-1]
@@ -96,6 +113,7 @@ def completions(sampler: Sampler, eos: int, body: dict, fault: str) -> dict:
     limit=body.get("max_tokens", 16),
     stop_ids={*body.get("stop_token_ids", ()), *(() if ignore else (eos,))},
     stop_strings=body.get("stop", ()),
+    stops_after=body.get("min_tokens", 0),
     top_k=max(0, body.get("top_k", 0)),
     min_tokens=body.get("min_tokens", 0),
     **common(body),
@@ -130,6 +148,7 @@ def generate(sampler: Sampler, eos: int, body: dict, fault: str) -> dict:
     limit=limit,
     stop_ids=set() if sent.get("ignore_eos", False) else {*sent.get("stop_token_ids", ()), eos},
     stop_strings=sent.get("stop", ()),
+    strict=True,
     top_k=max(0, sent.get("top_k", -1)),
     min_tokens=sent.get("min_new_tokens", 0),
     **common(sent),
@@ -150,34 +169,64 @@ def collective_rpc(sampler: Sampler, eos: int, body: dict, fault: str) -> dict:
   return {"results": [None]}
 
 
+def reset_prefix_cache(sampler: Sampler, eos: int, body: dict, fault: str) -> dict:
+  return {"success": fault != "unsuccessful"}
+
+
+def update_weight_version(sampler: Sampler, eos: int, body: dict, fault: str) -> dict:
+  sampler.name = body["new_version"]
+  return {"success": True, "new_version": sampler.name}
+
+
 def update_weights_from_disk(sampler: Sampler, eos: int, body: dict, fault: str) -> dict:
   sampler.load(body["model_path"])
-  return {"success": True, "message": ""}
+  sampler.name = body.get("weight_version") or sampler.name
+  return {"success": True, "message": "", "num_paused_requests": 0}
+
+
+def models(sampler: Sampler, *_) -> dict:
+  return {"object": "list", "data": [{"id": sampler.directory, "object": "model", "max_model_len": CONTEXT}]}
+
+
+def weight_info(sampler: Sampler, *_) -> dict:
+  return {"weight_version": sampler.name}
 
 
 PATHS = {
   "vllm": {
+    "/v1/models": models,
     "/v1/completions": completions,
     "/collective_rpc": collective_rpc,
-    "/reset_prefix_cache?reset_running_requests=true": lambda *_: None,
+    "/reset_prefix_cache?reset_running_requests=true": reset_prefix_cache,
+    "/update_weight_version": update_weight_version,
+    "/weight_info": weight_info,
   },
-  "sglang": {"/generate": generate, "/update_weights_from_disk": update_weights_from_disk},
+  "sglang": {
+    "/v1/models": models,
+    "/generate": generate,
+    "/update_weights_from_disk": update_weights_from_disk,
+    "/get_model_info": weight_info,
+  },
 }
 SAMPLES = ("/v1/completions", "/generate")
 
 
 def make_handler(sampler: Sampler, dialects: list[str], eos: int):
   paths = {path: answer for dialect in dialects for path, answer in PATHS[dialect].items()}
-  lock, fault, seen = threading.Lock(), {"kind": "", "times": 0}, []
+  lock, fault, seen = threading.Lock(), {"kind": "", "times": 0, "paths": SAMPLES}, []
 
   def take_fault(path: str) -> str:
     with lock:
-      if path not in SAMPLES or not fault["times"]:
+      if path not in fault["paths"] or not fault["times"]:
         return ""
       fault["times"] -= 1
       return fault["kind"]
 
   class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+      with contextlib.suppress(OSError):
+        self.answer(None)
+
     def do_POST(self):
       body = json.loads(self.rfile.read(int(self.headers["Content-Length"])) or "null")
       with contextlib.suppress(OSError):  # the client hung up
@@ -186,7 +235,7 @@ def make_handler(sampler: Sampler, dialects: list[str], eos: int):
     def answer(self, body) -> None:
       if self.path == "/_fault":
         with lock:
-          fault.update(body)
+          fault.update({"paths": SAMPLES} | body)
         return self.say(200, {})
       if self.path == "/_seen":
         with lock:
@@ -197,7 +246,9 @@ def make_handler(sampler: Sampler, dialects: list[str], eos: int):
         headers = {name: self.headers[name] for name in ("Host", "Authorization")}
         seen.append({"path": self.path, "headers": headers, "body": body})
       kind = take_fault(self.path)
-      if kind == "drop":
+      if kind == "restart":
+        sampler.restart()
+      if kind in ("drop", "restart"):
         return None
       if kind == "slow":
         time.sleep(SLOW_S)
@@ -211,6 +262,8 @@ def make_handler(sampler: Sampler, dialects: list[str], eos: int):
         return self.say(200, paths[self.path](sampler, eos, body, kind))
       except Refused as error:
         return self.say(400, {"error": {"message": str(error)}})
+      except Broken as error:
+        return self.say(500, {"error": {"message": str(error)}})
 
     def say(self, status: int, content, data: bytes | None = None) -> None:
       data = (b"" if content is None else json.dumps(content).encode()) if data is None else data

@@ -117,6 +117,10 @@ class Tokenizer:
     """Text of token ids; ids beyond the vocabulary (a model's padding rows) read as nothing."""
     return self._core.decode([int(i) for i in ids], skip_special_tokens=skip_special)
 
+  def special_id(self, text: str) -> int | None:
+    """The id of a special or otherwise added token that reads exactly so, None where there is none."""
+    return next((i for i, token in self._core.get_added_tokens_decoder().items() if token.content == text), None)
+
   def render(self, messages: Sequence[dict[str, Any]], add_generation_prompt: bool = True) -> str:
     """Text of a conversation under the model's own chat template, ready to be answered.
 

@@ -1,210 +1,37 @@
 """The sampler that asks servers: vLLM and SGLang over HTTP, token ids and log-probabilities in and out.
 
 Weights go through a directory that the trainer writes and every server reads, so it must be on a file system that all
-of them see under one name. What a server must be started with, and what its log-probabilities are:
-
-vLLM, of February 2026 or later: VLLM_SERVER_DEV_MODE=1 opens /collective_rpc and /reset_prefix_cache. By default
-(`--logprobs-mode raw_logprobs`) it reports log softmax(logits), whatever the temperature; log-probabilities of the
-distribution sampled from (temperature, penalty, top-k, top-p, min-p) need `--logprobs-mode processed_logprobs`.
-
-SGLang: reports log softmax(logits / temperature), after the repetition penalty but before top-k, top-p and min-p, so
-with these on the log-probabilities are not those of the distribution sampled from. SGLANG_RETURN_ORIGINAL_LOGPROB must
-stay unset: it leaves out the temperature. Seeds count only under `--enable-deterministic-inference`. The penalty counts
-sampled tokens only, in vLLM those of the prompt too, and begins anew where a response is continued. The model's own
-end token always ends a response, so it must be one of `Sampling.stop_ids`, unless there are none.
-
-At temperature 0 both report log softmax(logits) of the chosen token, as the native engine does.
-
-Sources, as of 2026. vLLM: vllm/entrypoints/openai/completion/protocol.py (a prompt of ids, return_token_ids, logprobs,
-stop_token_ids, include_stop_str_in_output, ignore_eos, seed) and serving.py beside it (an answer's token_ids,
-token_logprobs, finish_reason, stop_reason); vllm/entrypoints/serve/dev/{rpc,cache}/api_router.py;
-docs.vllm.ai/en/latest/training/layerwise (reload_weights with weights_path, PR 32133), issue 32718 (without a path it
-may serve stale weights); docs.vllm.ai/en/stable/configuration/engine_args (logprobs-mode).
-SGLang: docs.sglang.io/docs/basic_usage/sampling_params; under python/sglang/srt, managers/io_struct.py
-(UpdateWeightFromDiskReqInput), sampling/sampling_params.py (top_k -1 is off, sampling_seed, no_stop_trim),
-managers/schedule_batch.py (check_finished: ignore_eos switches stop_token_ids off too, and the length is looked at
-first), layers/sampler.py (log-probabilities), managers/tokenizer_manager.py (a client that hangs up ends its request);
-docs.sglang.io/docs/advanced_features/deterministic_inference.
+of them see under one name. What a server must be started with, and what its log-probabilities are: see `dialects`.
 """
 
 from __future__ import annotations
 
 import collections
-import contextlib
 import dataclasses
-import http.client
-import json
 import math
 import os
 import pathlib
-import queue
 import shutil
-import socket
-import threading
+import sys
 import time
 import urllib.parse
+import weakref
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import numpy as np
 
 from fipo_jax.models import hf
 from fipo_jax.models.transformer import Model
+from fipo_jax.rollout.dialects import DIALECTS
 from fipo_jax.rollout.sampling import Sampling
+from fipo_jax.rollout.servers import Servers
+from fipo_jax.rollout.stops import StopSearch
 from fipo_jax.rollout.usage import Usage
+from fipo_jax.rollout.wire import LOST, EngineError, TryAgain, Wire, arrived, start
 from fipo_jax.types import Prompt, Rollout
 
-FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 5.0  # before a request is tried again; doubles from one to the other
 KEPT_EXPORTS = 2  # the weights served now, and those before: a server may still be reading them
-QUOTED = 300  # characters of a server's own words in an error
-
-
-class EngineError(OSError):
-  """The servers failed.
-
-  groups: all groups of the call as `generate` would have returned them: what was finished is, the rest is marked
-  "unfinished". Empty when weights could not be loaded.
-  """
-
-  def __init__(self, message: str, groups: Sequence[list[Rollout]] = ()):
-    super().__init__(message)
-    self.groups = list(groups)
-
-
-# ---- dialects ----
-
-
-@dataclasses.dataclass(frozen=True)
-class Answer:
-  """What a server says of one request; None where it says nothing.
-
-  logp: nats, of each token. reason: "stop", "length" or other. matched: the stop id or string that ended it.
-  """
-
-  tokens: list[int] | None
-  logp: list[float | None] | None
-  reason: str | None
-  matched: int | str | None
-
-
-@dataclasses.dataclass(frozen=True)
-class Dialect:
-  """How a kind of server is spoken to.
-
-  path: where samples are asked for.
-  request: (token ids so far, sampling, seed, model name) -> body of the request.
-  answer: body of the answer -> Answer.
-  load: directory -> (path, body) of the requests that make the server take these weights, in order.
-  needs, load_needs, length_needs: what errors ask of the server: when it answers without ids or log-probabilities,
-    when it does not take weights, and (an option) when it has no room for a response.
-  """
-
-  path: str
-  request: Callable[[list[int], Sampling, int, str], dict[str, Any]]
-  answer: Callable[[Any], Answer]
-  load: Callable[[str], list[tuple[str, dict[str, Any]]]]
-  needs: str
-  load_needs: str
-  length_needs: str
-
-
-def _vllm_request(tokens: list[int], sampling: Sampling, seed: int, model_name: str) -> dict[str, Any]:
-  # Everything is said: what is not comes from the model's generation_config.json.
-  return ({"model": model_name} if model_name else {}) | {
-    "prompt": tokens,
-    "max_tokens": sampling.max_tokens,
-    "min_tokens": sampling.min_tokens,
-    "temperature": sampling.temperature,
-    "top_k": sampling.top_k,
-    "top_p": sampling.top_p,
-    "min_p": sampling.min_p,
-    "repetition_penalty": sampling.repetition_penalty,
-    "seed": seed,
-    "stop_token_ids": list(sampling.stop_ids),
-    "stop": list(sampling.stop_strings),
-    "ignore_eos": True,  # only the stop ids end a response
-    "include_stop_str_in_output": True,
-    "skip_special_tokens": False,
-    "logprobs": 0,  # of the sampled token alone
-    "return_token_ids": True,
-  }
-
-
-def _vllm_answer(body) -> Answer:
-  choice = _dig(body, "choices", 0)
-  return Answer(
-    tokens=_dig(choice, "token_ids"),
-    logp=_dig(choice, "logprobs", "token_logprobs"),
-    reason=_dig(choice, "finish_reason"),
-    matched=_dig(choice, "stop_reason"),
-  )
-
-
-def _vllm_load(directory: str) -> list[tuple[str, dict[str, Any]]]:
-  return [
-    ("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": directory}}),
-    ("/reset_prefix_cache?reset_running_requests=true", {}),  # keys and values of the old weights
-  ]
-
-
-def _sglang_request(tokens: list[int], sampling: Sampling, seed: int, model_name: str) -> dict[str, Any]:
-  del model_name  # a server has one model
-  return {
-    "input_ids": tokens,
-    "sampling_params": {
-      "max_new_tokens": sampling.max_tokens,
-      "min_new_tokens": sampling.min_tokens,
-      "temperature": sampling.temperature,
-      "top_k": sampling.top_k or -1,
-      "top_p": sampling.top_p,
-      "min_p": sampling.min_p,
-      "repetition_penalty": sampling.repetition_penalty,
-      "sampling_seed": seed,
-      "stop_token_ids": list(sampling.stop_ids),
-      "stop": list(sampling.stop_strings),
-      "ignore_eos": not sampling.stop_ids,  # true would switch the stop ids off as well
-      "no_stop_trim": True,
-      "skip_special_tokens": False,
-    },
-    "return_logprob": True,
-  }
-
-
-def _sglang_answer(body) -> Answer:
-  said = _dig(body, "meta_info", "output_token_logprobs")  # [log-probability, id, text] of each token
-  pairs = said if isinstance(said, list) else None
-  return Answer(
-    tokens=None if pairs is None else [_dig(pair, 1) for pair in pairs],
-    logp=None if pairs is None else [_dig(pair, 0) for pair in pairs],
-    reason=_dig(body, "meta_info", "finish_reason", "type"),
-    matched=_dig(body, "meta_info", "finish_reason", "matched"),
-  )
-
-
-DIALECTS: dict[str, Dialect] = {
-  "vllm": Dialect(
-    path="/v1/completions",
-    request=_vllm_request,
-    answer=_vllm_answer,
-    load=_vllm_load,
-    needs="it must know return_token_ids and logprobs (vLLM 0.10.2 or later)",
-    load_needs="it must see the directory, be of February 2026 or later, and be started with VLLM_SERVER_DEV_MODE=1",
-    length_needs="--max-model-len",
-  ),
-  "sglang": Dialect(
-    path="/generate",
-    request=_sglang_request,
-    answer=_sglang_answer,
-    load=lambda directory: [("/update_weights_from_disk", {"model_path": directory})],
-    needs="it must know return_logprob (an SGLang server asked at its own port)",
-    load_needs="it must see the directory",
-    length_needs="--context-length",
-  ),
-}
-
-
-# ---- the engine ----
 
 
 class HttpEngine:
@@ -214,8 +41,9 @@ class HttpEngine:
   prefix cache then holds the prompt, and prompts go round the servers. A request that fails is tried again at the next
   server; one that is not wanted any more has its connection closed, upon which both kinds of server give it up.
 
-  Weights are those of the last `update`. A server that is started anew in between serves what it was started with; the
-  mismatch metrics show it.
+  Weights are those of the last `update`; a policy that a server has already is not pushed again. Each push has a name,
+  the directory's, that the server keeps with the weights and is asked for: one that has been started anew gets them
+  again before it samples. Of a server that keeps no name only a connection that broke shows it.
   """
 
   def __init__(
@@ -226,7 +54,7 @@ class HttpEngine:
     urls: tuple[str, ...],
     dialect: str,
     timeout_s: float,
-    retries: int,
+    retry_s: float,
     concurrency: int,
     export_dir: str,
     template_dir: str | None,
@@ -234,19 +62,23 @@ class HttpEngine:
     max_response_tokens: int,
     api_key: str = "",
     model_name: str = "",
+    text: Callable[[Sequence[int]], str] | None = None,
+    say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
   ):
     """See the class.
 
     Args:
       mesh: not needed here; every engine is made the same way.
       urls: roots of the servers, as http://host:8000. dialect: a row of DIALECTS.
-      timeout_s: seconds to wait for an answer, of a whole response or of loading weights. retries: further tries of a
-        request that met a dead connection, this limit, or an answer 429 or 5xx.
+      timeout_s: seconds to wait for an answer, of a whole response or of loading weights. retry_s: seconds for which
+        a request that met a dead connection, this limit, or an answer 429 or 5xx is tried again.
       concurrency: requests under way at a time, over all servers.
       export_dir: where weights are written, a directory of its own; the newest two stay. template_dir: a Hugging Face
         directory of this model, whose other files and dtype the weights get.
       max_prompt_tokens, max_response_tokens: longest prompt taken; limit that `Sampling.max_tokens` must respect.
       api_key: bearer token, "" for none. model_name: as served; "" leaves it to the server. vLLM only.
+      text: token ids -> text, special tokens included, for `Sampling.stop_strings`.
+      say: takes a line about what servers do not do.
     Raises:
       ValueError: a setting is wrong, or there is more than one process: each would sample for itself.
     """
@@ -259,8 +91,8 @@ class HttpEngine:
       raise ValueError(f"rollout.dialect={dialect!r} is unknown; choose from {sorted(DIALECTS)}.")
     if not (math.isfinite(timeout_s) and timeout_s > 0):
       raise ValueError(f"rollout.timeout_s={timeout_s} must be a positive number of seconds.")
-    if retries < 0:
-      raise ValueError(f"rollout.retries={retries} must be 0 or more.")
+    if not (math.isfinite(retry_s) and retry_s >= 0):
+      raise ValueError(f"rollout.retry_s={retry_s} must be 0 (no second try) or a positive number of seconds.")
     sizes = {
       "concurrency": concurrency,
       "max_prompt_tokens": max_prompt_tokens,
@@ -275,40 +107,35 @@ class HttpEngine:
       raise ValueError(f"rollout.engine='http' runs in one process, not {jax.process_count()}; use 'native'.")
     self.model, self.mesh, self.urls = model, mesh, tuple(url.rstrip("/") for url in urls)
     self.dialect, self.model_name = DIALECTS[dialect], model_name
-    self.timeout_s, self.tries, self.concurrency = timeout_s, retries + 1, concurrency
+    self.timeout_s, self.retry_s, self.concurrency = timeout_s, retry_s, concurrency
     self.export_dir, self.template_dir = pathlib.Path(os.path.abspath(export_dir)), template_dir
     self.max_prompt_tokens, self.max_response_tokens = max_prompt_tokens, max_response_tokens
     self.headers = {"Content-Type": "application/json", "Connection": "close"}
     if api_key:
       self.headers["Authorization"] = f"Bearer {api_key}"
+    self.text, self.say = text, say
     self.version = 0  # of the weights last written, counted on over restarts: a server never sees a path twice
-    self._loaded = False
     self.usage = Usage()
+    self.servers = Servers(self.urls, self.dialect, max_prompt_tokens + max_response_tokens, say)
+    self._loaded = False  # whether there was an update since `release`
+    self._written: list[weakref.ref] = []  # the parameters in the newest export
 
   def update(self, params) -> None:
     """Writes the policy's parameters to export_dir/<version> and has every server load them.
 
+    The very arrays of the last update are not written again, and loaded only by servers that do not have them.
+
     Raises:
-      EngineError: a server did not. None is asked for samples then, until an update succeeds.
+      EngineError: a server did not, or its context is too short. None is asked for samples until an update succeeds.
     """
-    self.release()
-    self.version = max([self.version, *self._exports()]) + 1
-    directory = self.export_dir / f"{self.version:06d}"
-    hf.save(directory, params, self.model.config, template_dir=self.template_dir)
-    for version in sorted(self._exports())[:-KEPT_EXPORTS]:
-      shutil.rmtree(self.export_dir / f"{version:06d}", ignore_errors=True)
-    wire = _Wire(self.timeout_s, self.headers)
-
-    def load(url):
-      for path, body in self.dialect.load(str(directory)):
-        wire.ask((url,), path, body, tries=self.tries, advice=f"; {self.dialect.load_needs}")
-
+    self._loaded = False
+    wire = Wire(self.timeout_s, self.retry_s, self.headers, self.say)
     try:
-      outcomes = _start(self.urls, len(self.urls), load)
-      for _ in self.urls:
-        _, outcome = outcomes.get()
-        if isinstance(outcome, BaseException):
-          raise outcome
+      self.servers.meet(wire)
+      new = not self._is_written(params)
+      if new:
+        self._write(params)
+      self.servers.push(wire, str(self._directory()), new=new)
     finally:
       wire.cut()
     self._loaded = True
@@ -351,7 +178,8 @@ class HttpEngine:
     if complete and watch and watch(complete):
       return groups
     seeds = dict(zip(todo, _seeds(key, [groups[g][i] for g, i in todo]), strict=True))
-    wire, began = _Wire(self.timeout_s, self.headers), time.perf_counter()
+    wire = Wire(self.timeout_s, self.retry_s, self.headers, self.say)
+    began = time.perf_counter()
     self.usage = Usage()
     before = {at: len(groups[at[0]][at[1]].tokens) for at in todo}
 
@@ -373,9 +201,9 @@ class HttpEngine:
       return complete, error
 
     try:
-      outcomes = _start(todo, self.concurrency, work)
+      outcomes = start(todo, self.concurrency, work)
       while left.total():
-        complete, error = place([outcomes.get(), *_arrived(outcomes)])
+        complete, error = place([outcomes.get(), *arrived(outcomes)])
         if isinstance(error, EngineError):
           raise EngineError(str(error), groups) from error
         if error is not None:
@@ -384,7 +212,7 @@ class HttpEngine:
           progress(len(todo) - left.total(), len(todo))
         if complete and watch and watch(complete):
           break
-      place(_arrived(outcomes))
+      place(arrived(outcomes))
     finally:
       wire.cut()
       self.usage.seconds = self.usage.decode_seconds = self.usage.last_sample_s = time.perf_counter() - began
@@ -393,33 +221,63 @@ class HttpEngine:
       self.usage.tokens = sum(len(r.tokens) - before[at] for at, r in done)
     return groups
 
-  def _sample(self, wire: _Wire, begun: Rollout, seed: int, home: int, sampling: Sampling) -> Rollout:
+  def _sample(self, wire: Wire, begun: Rollout, seed: int, home: int, sampling: Sampling) -> Rollout:
     """Has one response finished by a server, `home` counted round them the first choice."""
-    have, first = len(begun.tokens), home % len(self.urls)
+    first = home % len(self.urls)
+    urls, r = self.urls[first:] + self.urls[:first], begun
+    while not r.finished:  # once, but where a server finds a stop string before min_tokens
+      r = self._more(wire, urls, r, (seed + len(r.tokens) - len(begun.tokens)) & 0x7FFFFFFF, sampling)
+    return r
+
+  def _more(self, wire: Wire, urls: tuple[str, ...], r: Rollout, seed: int, sampling: Sampling) -> Rollout:
+    """The response with what one request adds."""
+    have = len(r.tokens)
     rest = dataclasses.replace(
       sampling, max_tokens=sampling.max_tokens - have, min_tokens=max(0, sampling.min_tokens - have)
     )
-    body = self.dialect.request([*begun.prompt.tokens.tolist(), *begun.tokens.tolist()], rest, seed, self.model_name)
-    tokens, logp, reason = wire.ask(
-      self.urls[first:] + self.urls[:first],
-      self.dialect.path,
-      body,
-      tries=self.tries,
-      read=lambda url, said: self._read(url, said, rest),
-    )
+    body = self.dialect.request([*r.prompt.tokens.tolist(), *r.tokens.tolist()], rest, seed, self.model_name)
+
+    def work(url):
+      self.servers.ready(wire, url)
+      try:
+        return self._read(url, wire.post(url, self.dialect.path, body, advice=self.servers.advice), rest)
+      except EngineError:
+        raise
+      except LOST as error:
+        if not isinstance(error, TimeoutError):  # it may be started anew before it is asked again
+          self.servers.doubt(url)
+        raise
+
+    tokens, logp, reason = wire.somewhere(urls, work, self.dialect.path)
+    if sampling.stop_strings:
+      tokens, logp, reason = self._by_strings(r, tokens, logp, reason, sampling)
     return dataclasses.replace(
-      begun,
-      tokens=np.concatenate([begun.tokens, np.array(tokens, np.int32)]),
-      logp=np.concatenate([begun.logp, np.array(logp, np.float32)]),
+      r,
+      tokens=np.concatenate([r.tokens, np.array(tokens, np.int32)]),
+      logp=np.concatenate([r.logp, np.array(logp, np.float32)]),
       stop_reason=reason,
     )
+
+  def _by_strings(self, r: Rollout, tokens, logp, reason, sampling: Sampling):
+    """(tokens, logp, stop_reason) where stop strings end a response, as the native engine has it.
+
+    A server does not see one that began in what it was given as a prompt; SGLang minds no min_tokens, and calls it
+    "length" where the last token allowed completes one.
+    """
+    keep = StopSearch(self.text, sampling.stop_strings, sampling.min_tokens, r.tokens).feed(tokens)
+    if keep is not None:
+      return tokens[:keep], logp[:keep], "stop"
+    count = len(r.tokens) + len(tokens)
+    if reason == "stop" and tokens[-1] not in sampling.stop_ids and count <= sampling.min_tokens:
+      reason = "unfinished" if count < sampling.max_tokens else "length"
+    return tokens, logp, reason
 
   def _read(self, url: str, said, sampling: Sampling) -> tuple[list[int], list[float], str]:
     """(tokens, logp, stop_reason) of an answer, or what is wrong with it."""
     answer = self.dialect.answer(said)
     tokens, logp = answer.tokens, answer.logp
     if answer.reason == "abort":  # it was paused, or ran out of memory
-      raise _TryAgain("gave the request up")
+      raise TryAgain("gave the request up")
     for name, what in (("token ids", tokens), ("log-probabilities", logp)):
       if not isinstance(what, list):
         raise EngineError(f"{url} answered without {name}: {self.dialect.needs}.")
@@ -443,10 +301,29 @@ class HttpEngine:
       raise EngineError(f"{url} ended a response for the reason {answer.reason!r}; expected 'stop' or 'length'.")
     if len(tokens) < sampling.max_tokens:
       raise EngineError(
-        f"{url} cut a response at {len(tokens)} of {sampling.max_tokens} tokens; start it with "
-        f"{self.dialect.length_needs} of at least {self.max_prompt_tokens + self.max_response_tokens}."
+        f"{url} cut a response at {len(tokens)} of {sampling.max_tokens} tokens; {self.servers.room_needed()}."
       )
     return tokens, logp, "length"
+
+  # ---- weights ----
+
+  def _is_written(self, params) -> bool:
+    """Whether the newest export holds these very arrays."""
+    leaves = jax.tree.leaves(params)
+    same = len(leaves) == len(self._written) and all(r() is x for r, x in zip(self._written, leaves, strict=True))
+    return same and (self._directory() / "config.json").is_file()
+
+  def _write(self, params) -> None:
+    """Exports the parameters under the next version, and removes old exports."""
+    self._written = []
+    self.version = max([self.version, *self._exports()]) + 1
+    hf.save(self._directory(), params, self.model.config, template_dir=self.template_dir)
+    for version in sorted(self._exports())[:-KEPT_EXPORTS]:
+      shutil.rmtree(self.export_dir / f"{version:06d}", ignore_errors=True)
+    self._written = [weakref.ref(x) for x in jax.tree.leaves(params)]
+
+  def _directory(self) -> pathlib.Path:
+    return self.export_dir / f"{self.version:06d}"
 
   def _exports(self) -> list[int]:
     """Versions in export_dir."""
@@ -462,6 +339,8 @@ class HttpEngine:
         f"sampling.max_tokens={sampling.max_tokens} must be at most "
         f"rollout.max_response_tokens={self.max_response_tokens}."
       )
+    if sampling.stop_strings and self.text is None:
+      raise ValueError(f"sampling.stop_strings={sampling.stop_strings}: this engine was given no way to make text.")
     vocab = self.model.config.vocab_size
     for prompt in prompts:
       n = len(prompt.tokens)
@@ -475,120 +354,6 @@ class HttpEngine:
           f"prompt id={prompt.id} has a token id outside 0..{vocab - 1}, the model's vocabulary; "
           "do tokenizer and model belong together?"
         )
-
-
-# ---- requests ----
-
-
-class _TryAgain(Exception):
-  """An answer that another try may better."""
-
-
-class _Cut(Exception):
-  """The call is over."""
-
-
-class _Wire:
-  """The requests of one call. `cut` ends all of them at once, whatever their threads are waiting for."""
-
-  def __init__(self, timeout_s: float, headers: dict[str, str]):
-    self.timeout_s, self.headers = timeout_s, headers
-    self._lock, self._sockets, self._over = threading.Lock(), set(), threading.Event()
-
-  def ask(self, urls: tuple[str, ...], path: str, body: dict[str, Any], *, tries: int, read=None, advice: str = ""):
-    """Asks round the servers until one answers: what `read` makes of (url, answer).
-
-    Args:
-      tries: in all. advice: what an error ends in.
-    Raises:
-      EngineError: no server answered, or one refused.
-    """
-    failed: dict[str, str] = {}
-    for number in range(tries):
-      url = urls[number % len(urls)]
-      if self._over.wait(min(FIRST_WAIT_S * 2 ** (number - 1), LONGEST_WAIT_S) if number else 0):
-        raise _Cut
-      try:
-        status, said = self._post(url, path, body)
-        if status == 429 or status >= 500:
-          raise _TryAgain(f"HTTP {status} {_quote(said)}")
-        if status != 200:
-          raise EngineError(f"{url}{path} refused with HTTP {status}: {_quote(said)}{advice}.")
-        return read(url, json.loads(said)) if read else None
-      except EngineError:
-        raise
-      except json.JSONDecodeError:
-        raise EngineError(f"{url}{path} answered no JSON: {_quote(said)}; is it the server's root?") from None
-      except TimeoutError:
-        failed[url] = f"no answer within rollout.timeout_s={self.timeout_s:g}"
-      except (OSError, http.client.HTTPException, _TryAgain) as error:
-        failed[url] = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    causes = "; ".join(f"{url}: {why}" for url, why in failed.items())
-    raise EngineError(
-      f"no answer to {path} in {tries} {'try' if tries == 1 else 'tries'} ({causes}); see that the servers run and can "
-      f"be reached, or raise rollout.timeout_s or rollout.retries{advice}."
-    )
-
-  def cut(self) -> None:
-    """Ends every request, now and later."""
-    self._over.set()
-    with self._lock:
-      for sock in self._sockets:
-        with contextlib.suppress(OSError):
-          socket.socket.shutdown(sock, socket.SHUT_RDWR)  # wakes its reader; past TLS, which would wait for the peer
-
-  def _post(self, url: str, path: str, body: dict[str, Any]) -> tuple[int, str]:
-    """(status, text) of one request."""
-    parts = urllib.parse.urlsplit(url)
-    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    connection = kind(parts.hostname, parts.port, timeout=self.timeout_s)
-    try:
-      connection.connect()
-      sock = connection.sock
-      with self._lock:
-        if self._over.is_set():
-          raise _Cut
-        self._sockets.add(sock)
-      try:
-        connection.request("POST", parts.path + path, json.dumps(body), self.headers)
-        response = connection.getresponse()
-        return response.status, response.read().decode("utf-8", "replace")
-      finally:
-        with self._lock:
-          self._sockets.discard(sock)
-    finally:
-      connection.close()
-
-
-def _start(jobs: Sequence, count: int, work: Callable) -> queue.SimpleQueue:
-  """Runs work(job) for all jobs in order, `count` at a time; the queue gets (job, what it returned or raised).
-
-  Daemon threads: those of concurrent.futures are waited for at the end of the process, a silent server with them.
-  """
-  waiting, outcomes = queue.SimpleQueue(), queue.SimpleQueue()
-  for job in jobs:
-    waiting.put(job)
-
-  def run():
-    for job in _arrived(waiting):
-      try:
-        outcome = work(job)
-      except _Cut:
-        return
-      except BaseException as error:  # noqa: BLE001 - raised again by the thread that reads the queue
-        outcome = error
-      outcomes.put((job, outcome))
-
-  for _ in range(min(count, len(jobs))):
-    threading.Thread(target=run, name="rollout-http", daemon=True).start()
-  return outcomes
-
-
-def _arrived(waiting: queue.SimpleQueue):
-  """What is in the queue, without waiting for more."""
-  with contextlib.suppress(queue.Empty):
-    while True:
-      yield waiting.get_nowait()
 
 
 # ---- small things ----
@@ -630,16 +395,3 @@ def _check_url(url: str) -> None:
     raise ValueError(f"rollout.urls has {url!r}, which {problem}; leave out /v1.")
 
 
-def _dig(body, *steps):
-  """body[step][step]... of parsed JSON, None where there is no such thing."""
-  for step in steps:
-    try:
-      body = body[step]
-    except (KeyError, IndexError, TypeError):
-      return None
-  return body
-
-
-def _quote(text: str) -> str:
-  """A server's words on one line, not too many of them."""
-  return repr(" ".join(text.split())[:QUOTED])

@@ -48,7 +48,7 @@ class NativeEngine:
         back and continued later. 0: the cache grows as needed (with slots="auto": from the free memory).
       cache_dtype: "int8", or "" for the model's compute dtype.
       attention: layout of the cache: "xla", "pallas" (TPU), or "auto": pallas on a TPU where the model allows it.
-      text: token ids -> text, for `Sampling.stop_strings`.
+      text: token ids -> text, special tokens included, for `Sampling.stop_strings`.
     Raises:
       ValueError: a size is out of range, or pad_id is not in the vocabulary.
     """

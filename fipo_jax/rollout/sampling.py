@@ -35,7 +35,8 @@ class Sampling:
     logits is Hugging Face's and vLLM's.
   min_tokens: no stop id can be drawn before the response has that many tokens, so the first can be token
     min_tokens + 1; 0 is off.
-  stop_strings: texts that end a response; the token that completes one stays in it. The engine looks for them.
+  stop_strings: texts that end a response, once it has more than min_tokens; the token that completes one stays in it.
+    The engine looks for them in the text with its special tokens, see `stops.StopSearch`.
   """
 
   temperature: float = 1.0

@@ -18,6 +18,7 @@ import numpy as np
 
 from fipo_jax.models.cache import KINDS
 from fipo_jax.rollout import decode
+from fipo_jax.rollout.stops import StopSearch
 from fipo_jax.rollout.usage import Usage, compile_seconds
 from fipo_jax.sharding import named_tree, to_mesh
 from fipo_jax.types import Rollout
@@ -44,6 +45,7 @@ class _Sample:
   count: int = 0
   last: int = -1
   done: bool = False
+  stops: StopSearch | None = None
 
 
 @dataclasses.dataclass
@@ -101,6 +103,10 @@ class Call:
       for sample in made:
         self.limit[sample.uid] = min(limits[number], sampling.max_tokens)
         sample.count = len(sample.rollout.tokens)
+        if sampling.stop_strings:
+          sample.stops = StopSearch(
+            engine.text, sampling.stop_strings, sampling.min_tokens, begun=sample.rollout.tokens
+          )
       self.samples += made
       self.owner += [number] * len(made)
       if begun := [s for s in made if s.count]:
@@ -280,7 +286,7 @@ class Call:
       sample.count += len(parts[0][k])
       sample.last = int(parts[0][k][-1])
       ended = sample.last in self.sampling.stop_ids
-      if self.sampling.stop_strings and self._cut(sample, len(parts[0][k])):
+      if sample.stops and self._cut(sample):
         ended = True
         strings.append(i)
       if ended or sample.count >= self.limit[i]:
@@ -297,21 +303,15 @@ class Call:
     self.usage.tokens += int((uid >= 0).sum())
     return finished
 
-  def _cut(self, sample: _Sample, new: int) -> bool:
+  def _cut(self, sample: _Sample) -> bool:
     """Ends a sample at the first token whose text completes a stop string; whether there is one."""
-    tokens = np.concatenate([sample.rollout.tokens, *sample.tokens])
-    has = lambda n: any(s in self.engine.text(tokens[:n]) for s in self.sampling.stop_strings)
-    if not has(len(tokens)):
+    new = len(sample.tokens[-1])
+    keep = sample.stops.feed(sample.tokens[-1])
+    if keep is None:
       return False
-    low, high = len(tokens) - new, len(tokens)  # not complete with low tokens, complete with high
-    while high - low > 1:
-      middle = (low + high) // 2
-      low, high = (low, middle) if has(middle) else (middle, high)
-    surplus = len(tokens) - high
-    if surplus:
-      for parts in (sample.tokens, sample.logp, sample.raw):
-        parts[-1] = parts[-1][:-surplus]
-    sample.count -= surplus
+    for parts in (sample.tokens, sample.logp, sample.raw):
+      parts[-1] = parts[-1][:keep]
+    sample.count -= new - keep
     return True
 
   def _write(self, sample: _Sample, reason: str) -> None:
