@@ -103,10 +103,10 @@ def run(cfg) -> dict:
 
   config.validate(cfg)
   assemble.check_tables(cfg, command_line.overrides())
+  assemble.check_alike(cfg)
   with workdir.hold(cfg.workdir):
     if cfg.model.base_experiment:
       # Before minutes go into the base model: what would stop the run itself afterwards.
-      assemble.check_alike(cfg)
       workdir.check(cfg, _ALLOW.value)
       make_base(cfg)
     step = _STEP.value if _STEP.value in (None, "best") else int(_STEP.value)

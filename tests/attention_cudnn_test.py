@@ -31,7 +31,7 @@ def test_rows_get_no_more_segments_than_the_kernel_takes(monkeypatch):
   sizes = PRESETS["tiny"]
   most = lambda name: make_model(dataclasses.replace(sizes, attention=name)).most_segments(4096)
   assert (most("cudnn"), most("xla"), most("splash")) == (attention_cudnn.MOST_SEGMENTS, None, None)
-  monkeypatch.setattr(attention, "automatic", lambda *row: {(4096, 40, jnp.dtype("float32")): "cudnn"}[row])
+  monkeypatch.setattr(attention, "automatic", lambda *row: {(4096, sizes.head_dim, jnp.dtype("float32")): "cudnn"}[row])
   assert most("auto") == attention_cudnn.MOST_SEGMENTS
 
 

@@ -1,5 +1,6 @@
 """The compile report: its tables, arithmetic and reading of compiled programs; and a tiny compile where libtpu is."""
 
+import dataclasses
 import json
 import math
 import types
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from fipo_jax import config as config_lib
-from fipo_jax.models import make_model
+from fipo_jax.models import PRESETS, make_model
 from fipo_jax.sharding import make_mesh
 from launch import chips, hlo
 from launch import compile as report
@@ -152,7 +153,9 @@ def test_slots_are_those_that_the_engine_takes_of_such_a_chip():
   assert plan.size == e.slots and e.mesh is plan.mesh
 
 
-def test_programs_are_measured_on_the_mesh_they_run_on():
+def test_programs_are_measured_on_the_mesh_they_run_on(monkeypatch):
+  heads = dataclasses.replace(PRESETS["tiny"], num_heads=4, num_kv_heads=2, head_dim=40)  # that two devices can share
+  monkeypatch.setitem(PRESETS, "tiny", heads)
   cfg = tiny(config_lib.default())
   cfg.mesh.fsdp, cfg.rollout.tensor, cfg.batch.micro_rows = 8, 2, 8
   plan = report.make_plan(cfg, report.CHIPS["v5p"], jax.devices(), slots=16)
