@@ -1,5 +1,6 @@
 """The compile report: its tables, arithmetic and reading of compiled programs; and a tiny compile where libtpu is."""
 
+import dataclasses
 import json
 import math
 import types
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from fipo_jax import config as config_lib
+from fipo_jax.models import PRESETS
 from fipo_jax.sharding import make_mesh
 from launch import chips, hlo
 from launch import compile as report
@@ -203,6 +205,12 @@ def test_data_need_not_be_there():
   cfg.rollout.max_response_tokens = 0
   with pytest.raises(ValueError, match="max_response_tokens"):
     report.validate(cfg)
+
+
+@pytest.fixture(autouse=True)
+def even_heads(monkeypatch):
+  """The preset's five heads do not divide over two devices."""
+  monkeypatch.setitem(PRESETS, "tiny", dataclasses.replace(PRESETS["tiny"], num_heads=4, num_kv_heads=2))
 
 
 def tiny(cfg):
