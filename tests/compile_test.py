@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fipo_jax import config as config_lib
-from fipo_jax.models import PRESETS
+from fipo_jax.models import PRESETS, make_model
 from fipo_jax.sharding import make_mesh
 from launch import chips, hlo
 from launch import compile as report
@@ -153,7 +153,9 @@ def test_slots_are_those_that_the_engine_takes_of_such_a_chip():
   assert plan.size == e.slots and e.mesh is plan.mesh
 
 
-def test_programs_are_measured_on_the_mesh_they_run_on():
+def test_programs_are_measured_on_the_mesh_they_run_on(monkeypatch):
+  heads = dataclasses.replace(PRESETS["tiny"], num_heads=4, num_kv_heads=2, head_dim=40)  # that two devices can share
+  monkeypatch.setitem(PRESETS, "tiny", heads)
   cfg = tiny(config_lib.default())
   cfg.mesh.fsdp, cfg.rollout.tensor, cfg.batch.micro_rows = 8, 2, 8
   plan = report.make_plan(cfg, report.CHIPS["v5p"], jax.devices(), slots=16)
@@ -195,6 +197,26 @@ def test_a_model_is_found_by_the_name_of_its_folder():
   cfg.model.path = "Qwen2.5-33B"
   with pytest.raises(ValueError, match="'Qwen2.5-33B' is no published size.*qwen2_5_32b"):
     report.model_config(cfg)
+  cfg.model.path = "Qwen3-8B-Base"
+  assert report.model_config(cfg).family == "qwen3" and report.model_config(cfg).d_model == 4096
+
+
+def test_a_preset_goes_before_the_path_of_an_experiment():
+  """Heads of qwen3_32b are 64 of 128 channels over a width of 5,120."""
+  cfg = config_lib.default()
+  cfg.model.path, cfg.model.preset, cfg.data.source = "Qwen2.5-32B", "qwen3_32b", "parquet"
+  report.validate(cfg)
+  model = make_model(report.model_config(cfg))
+  assert model.config.d_mlp == 25600 and (cfg.model.path, cfg.model.alphabet) == ("Qwen2.5-32B", "")
+  cfg.batch.micro_rows, cfg.batch.row_tokens = 4, 1024
+  mesh = types.SimpleNamespace(size=4, shape=dict(tensor=2))
+  linear, attention, kernels = report.forward_flops(model, cfg.batch, mesh)
+  numbers = 64 * (2 * 5120 * 64 * 128 + 2 * 5120 * 8 * 128 + 3 * 5120 * 25600 + 2 * 5120 + 2 * 128) + 5120
+  assert linear == 2 * 1024 * (numbers + 151936 * 5120)
+  assert attention == 64 * 2 * 1024 * 1024 * 64 * 128 and kernels["fwd"] == 2 * 1024 * 1024 * 64 * 128 / 2
+  cfg.model.preset = "qwen3_33b"
+  with pytest.raises(ValueError, match="model.preset='qwen3_33b' is no published size.*qwen3_32b"):
+    report.model_config(cfg)
 
 
 def test_data_need_not_be_there():
@@ -205,12 +227,6 @@ def test_data_need_not_be_there():
   cfg.rollout.max_response_tokens = 0
   with pytest.raises(ValueError, match="max_response_tokens"):
     report.validate(cfg)
-
-
-@pytest.fixture(autouse=True)
-def even_heads(monkeypatch):
-  """The preset's five heads do not divide over two devices."""
-  monkeypatch.setitem(PRESETS, "tiny", dataclasses.replace(PRESETS["tiny"], num_heads=4, num_kv_heads=2))
 
 
 def tiny(cfg):
