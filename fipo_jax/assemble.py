@@ -28,7 +28,16 @@ from fipo_jax import (
   workdir,
 )
 from fipo_jax import config as config_lib
-from fipo_jax.algorithms import OBJECTIVES, Terms, control, credit, make_advantages, make_objective
+from fipo_jax.algorithms import (
+  ESTIMATORS,
+  OBJECTIVES,
+  Terms,
+  check_given,
+  control,
+  credit,
+  make_advantages,
+  make_objective,
+)
 from fipo_jax.data import pipeline
 from fipo_jax.data.tokenizer import Tokenizer, characters
 from fipo_jax.models import PRESETS, hf, make_model
@@ -152,6 +161,8 @@ def build(cfg: ml_collections.ConfigDict, *, allow: Collection[str] = (), step: 
       f"batch.prompts={cfg.batch.prompts} is more than the {stream.len_epoch} prompts there are; use at most that many."
     )
   check_inputs_alike(cfg, model, stream, heldout)
+  given, samples = {*hyperparameters(cfg), "std_ddof"}, cfg.rollout.samples_per_prompt
+  check_given(cfg.algorithm.name, given, estimator=cfg.algorithm.advantage, samples=samples)
   for each in (rollback.overridden(cfg), cfg):  # what an alarm would change to is checked now
     make_objective(each.algorithm.name, terms=open_terms(each), **hyperparameters(each))
   steps, optimizer, abstract = open_steps(cfg, model, mesh)
@@ -186,7 +197,7 @@ def build(cfg: ml_collections.ConfigDict, *, allow: Collection[str] = (), step: 
     ddof = cfg.algorithm.advantage_std_ddof
     return Run(
       cfg, mesh, model, tokenizer, state, steps,
-      advantages=make_advantages(cfg.algorithm.name, std_ddof=None if ddof < 0 else ddof),
+      advantages=make_advantages(cfg.algorithm.name, cfg.algorithm.advantage, std_ddof=None if ddof < 0 else ddof),
       credit=open_credit(cfg), control=open_control(cfg), reference=open_reference(cfg, model, mesh), engine=engine,
       stream=stream, heldout=heldout, scorer=scorer, checkpointer=checkpointer, step=step, host=host,
       timers=metrics.Timers(), surplus=surplus, pending=stored.with_prompts(pending, stream.find), watch=watch,
@@ -210,6 +221,7 @@ def resume_data(stream, state: dict[str, Any], allow: Collection[str]) -> None:
 def check_tables(cfg, given: Collection[str] | None = None) -> None:
   """Names that must be rows of a table of variants, and sources; given: see `prompts.check`, None = later."""
   config_lib.one_of("algorithm.name", cfg.algorithm.name, tuple(OBJECTIVES))
+  config_lib.one_of("algorithm.advantage", cfg.algorithm.advantage, ("", *ESTIMATORS))
   config_lib.one_of("rollout.engine", cfg.rollout.engine, tuple(ENGINES))
   config_lib.one_of("optimizer.name", cfg.optimizer.name, OPTIMIZERS)
   if cfg.reward.verifier not in ("", "weighted"):

@@ -49,6 +49,7 @@ def default() -> ml_collections.ConfigDict:
   c.algorithm.safety_threshold = 10.0  # ratio above which a negative token counts as over-likely
   c.algorithm.sequence_reject_count = 1  # more dual-clipped tokens than this drop the response; -1 = never
   c.algorithm.loss_norm = "global_token"  # a row of LOSS_NORMS; fipo, dapo, cispo, sft
+  c.algorithm.advantage = ""  # a row of ESTIMATORS: how rewards become advantages; "" = the objective's own
   c.algorithm.advantage_std_ddof = 1  # advantages divided by the group's std with this ddof; -1 = not divided
   c.algorithm.control = "none"  # ablation of f: none | constant | permuted | past; fipo
   c.algorithm.reference_kl_coef = 0.0  # factor of the KL to the starting policy in the loss; 0 = off (its weights stay)

@@ -73,12 +73,16 @@ def write_report(workdir, out=None) -> pathlib.Path:
   result = _read_result(result_path) if result_path.is_file() else {}
   earlier = [read_lines(p)[0] for p in sorted(workdir.glob("metrics.rollback*.jsonl"))]
   marks = [(row["step"], name) for r in (*earlier, rows) for row in r for name in row.get("alarms") or ()]
+  marks += [(row["step"], f"{CHANGED}{line}") for row in rows for line in row.get("changed") or ()]
   picture = draw(found_panels(rows), earlier=[found_panels(r) for r in earlier], marks=marks)
   out.mkdir(parents=True, exist_ok=True)
   _replace(out / "report.png", picture)
   page = render(workdir.resolve().name, result, rows, picture, samples, bad + bad_samples)
   _replace(out / "report.html", page.encode())
   return out / "report.html"
+
+
+CHANGED = "changed: "  # begins a mark that is no alarm
 
 
 def read_lines(path: pathlib.Path) -> tuple[list[dict], int]:
@@ -161,8 +165,8 @@ def minibatch_panels(rows: list[dict], keys: list[str]) -> list[tuple[str, str, 
 def draw(panels: list[tuple[str, str, dict]], columns: int = 3, *, earlier=(), marks=()) -> bytes:
   """The panels as one PNG.
 
-  earlier: the panels of attempts that were rolled back, drawn dotted. marks: (step, name) of alarms,
-  vertical lines.
+  earlier: the panels of attempts that were rolled back, drawn dotted. marks: (step, name) of alarms, and of changes
+  of the config where the run was resumed, vertical lines.
   """
   columns = max(1, min(columns, len(panels)))
   height = max(1, -(-len(panels) // columns))
@@ -185,8 +189,9 @@ def draw(panels: list[tuple[str, str, dict]], columns: int = 3, *, earlier=(), m
       for key, (x, y, _) in next((lines for t, _, lines in attempt if t == title), {}).items():
         axes.plot(x, y, linestyle=":", linewidth=1.3, color="grey", label=f"{key}, rolled back")
     for n, (step, name) in enumerate(marks):
-      label = None if name in [other for _, other in marks[:n]] else f"alarm: {name}"
-      axes.axvline(step, color="red", linewidth=0.9, linestyle="--", label=label)
+      said = name if name.startswith(CHANGED) else f"alarm: {name}"
+      label = None if name in [other for _, other in marks[:n]] else said[:60]
+      axes.axvline(step, color="tab:blue" if said == name else "red", linewidth=0.9, linestyle="--", label=label)
     axes.set(title=title, xlabel="step", ylabel=unit)
     axes.grid(alpha=0.3)
     if len(axes.get_legend_handles_labels()[1]) > 1:

@@ -7,7 +7,8 @@ that score a run. Out comes one JSON line each, on standard output or in --out:
     {"line": 1, "score": 1.0, "accuracy": 1.0, "pred": "42", "flags": [], "message": "", "seconds": 0.0001}
 
 and a summary on standard error. Where a line has "right" (true or false) and the verdict is another, the JSON line says
-"agrees": false, and the exit code is 1. Exit codes: 0, 1 (a disagreement, or something the user can mend), 2 (flags).
+"agrees": false, and the exit code is 1. Exit codes: 0 done; 1 a disagreement, or an error after verdicts; 2 a mistake
+before.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from launch import interpreter  # noqa: F401, I001 - first: it may end the progr
 
 from absl import app, flags
 
+from fipo_jax import processes
 from fipo_jax.data import rows
 from fipo_jax.rewards import VERIFIERS
 from fipo_jax.rewards.score import Job, Scored, Scorer
@@ -82,10 +84,9 @@ def said(number: int, scored: Scored, right: bool | None) -> dict[str, Any]:
   return line if right is None else line | {"right": right, "agrees": (scored.accuracy >= 1) == right}
 
 
-def verify(path: str, out) -> int:
+def verify(path: str, out, counts: dict[str, int]) -> int:
   """Scores the file, writes lines and summary; returns how many verdicts are not what the lines say is right."""
   given = flags.FLAGS
-  counts = {"lines": 0, "right": 0, "unread": 0, "error": 0, "timeout": 0, "no answer": 0, "judged": 0, "disagree": 0}
   begin = time.perf_counter()
   rows = read(path, "file" if given.file else given.verifier)
   with Scorer(
@@ -117,20 +118,22 @@ def verify(path: str, out) -> int:
 def main(argv) -> None:
   given = flags.FLAGS
   if len(argv) != 2:
-    fail("give one file of lines: launch/verify.py --verifier=NAME LINES.jsonl (- is standard input).", code=2)
+    usage = "launch/verify.py --verifier=NAME LINES.jsonl (- is standard input)"
+    fail(f"give one file of lines: {usage}.", code=processes.EXIT_MISTAKE)
   if given.verifier and given.file:
-    fail("--verifier and --file: give one of them.", code=2)
+    fail("--verifier and --file: give one of them.", code=processes.EXIT_MISTAKE)
   if given.verifier and given.verifier not in VERIFIERS:
-    fail(f"--verifier={given.verifier!r}: expected one of {', '.join(VERIFIERS)}.", code=2)
+    fail(f"--verifier={given.verifier!r}: expected one of {', '.join(VERIFIERS)}.", code=processes.EXIT_MISTAKE)
+  counts = dict.fromkeys(("lines", "right", "unread", "error", "timeout", "no answer", "judged", "disagree"), 0)
   try:
     if given.out:
       with open(given.out, "w") as out:
-        disagree = verify(argv[1], out)
+        disagree = verify(argv[1], out, counts)
     else:
-      disagree = verify(argv[1], sys.stdout)
+      disagree = verify(argv[1], sys.stdout, counts)
   except (ValueError, OSError) as error:
-    fail(str(error), code=1)
-  sys.exit(1 if disagree else 0)
+    fail(str(error), code=processes.EXIT_ERROR if counts["lines"] else processes.EXIT_MISTAKE)
+  sys.exit(processes.EXIT_ERROR if disagree else processes.EXIT_DONE)
 
 
 def fail(message: str, *, code: int) -> None:
@@ -144,7 +147,7 @@ def parse(argv):
     app.define_help_flags()
     return flags.FLAGS(argv)
   except flags.Error as error:
-    fail(str(error), code=2)
+    fail(str(error), code=processes.EXIT_MISTAKE)
 
 
 if __name__ == "__main__":

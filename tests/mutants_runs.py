@@ -339,6 +339,23 @@ ROWS = (
     "metrics_test.py::test_plain_progress_is_a_line_a_step_without_control_codes",
     "7h19m for two minutes",
   ),
+  (
+    "half_a_row_runs", "fipo_jax/algorithms/__init__.py",
+    "if missing := sorted(_hyperparameters(function) - set(given)):", "if missing := []:",
+    "objectives_test.py::test_every_row_is_given_what_it_asks_for_and_half_a_row_is_refused",
+    "a new objective's own knob does nothing",
+  ),
+  (
+    "estimator_ignored", "fipo_jax/algorithms/__init__.py",
+    "return ESTIMATORS[estimator] if estimator else own", "return own",
+    "objectives_test.py::test_an_estimator_is_chosen_without_a_new_objective", "algorithm.advantage does nothing",
+  ),
+  (
+    "changes_not_drawn", "fipo_jax/report.py",
+    'for row in rows for line in row.get("changed") or ()]', "for row in () for line in ()]",
+    "report_test.py::test_attempts_that_were_rolled_back_and_alarms_are_drawn",
+    "nobody sees where the rate was changed",
+  ),
   # ---- data ----
   (
     "position_not_restored", "fipo_jax/data/pipeline.py",

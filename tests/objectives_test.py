@@ -8,7 +8,16 @@ import pytest
 from losses_test import TERMS, packed, responses, row, value_and_grad
 from tolerances import close
 
-from fipo_jax.algorithms import advantages, losses, make_advantages, make_objective
+from fipo_jax import assemble, config
+from fipo_jax.algorithms import (
+  ESTIMATORS,
+  OBJECTIVES,
+  advantages,
+  check_given,
+  losses,
+  make_advantages,
+  make_objective,
+)
 
 
 def slow_surrogate(logp, batch, *, clip_low, weigh):
@@ -135,6 +144,39 @@ def test_gspo_on_responses_of_one_token_is_grpo_and_does_not_read_the_clip_of_ot
   grpo, same = value_and_grad(make_objective("grpo", clip_low=0.2), logp, batch)
   close(ours.loss.total, grpo.loss.total, terms=8)
   close(gradient, same)
+
+
+def test_an_estimator_is_chosen_without_a_new_objective():
+  rewards = np.random.default_rng(1).normal(size=(3, 4))
+  np.testing.assert_array_equal(make_advantages("fipo", "leave_one_out")(rewards), advantages.leave_one_out(rewards))
+  with pytest.raises(ValueError, match="algorithm.advantage='gae'; choose one of group_relative, .* or '' for its own"):
+    make_advantages("fipo", "gae")
+  with pytest.raises(ValueError, match="algorithm.name='ppo' has no advantages of groups; use ''"):
+    make_advantages("ppo", "group_relative")
+
+
+def test_every_row_is_given_what_it_asks_for_and_half_a_row_is_refused(monkeypatch):
+  given = {*assemble.hyperparameters(config.default()), "std_ddof"}
+  for name in OBJECTIVES:
+    for estimator in ("", *ESTIMATORS):
+      if not estimator or OBJECTIVES[name].advantages is not advantages.rewards_themselves:
+        check_given(name, given, estimator=estimator, samples=2)
+
+  def loss(logp_RT, batch, *, clip_low, sharpness=1.0):
+    return losses.grpo(logp_RT, batch, clip_low=clip_low * sharpness)
+
+  def shrunk(rewards_PG, *, strength=0.5):
+    return np.asarray(rewards_PG) * strength
+
+  for half, says in (
+    (OBJECTIVES["grpo"]._replace(loss=loss), "loss asks for 'sharpness', which no field of the config gives"),
+    (OBJECTIVES["grpo"]._replace(advantages=shrunk), "shrunk asks for 'strength', which no field of the config gives"),
+    (OBJECTIVES["grpo"]._replace(advantages=lambda r: r[:, 9]), "its advantages fail for 2 samples a prompt: "),
+    (OBJECTIVES["grpo"]._replace(advantages=lambda r: r.ravel()), r"have shape \(4,\) for rewards \[2, 2\]"),
+  ):
+    monkeypatch.setitem(OBJECTIVES, "mine", half)
+    with pytest.raises(ValueError, match=f"algorithm.name='mine': .*{says}"):
+      check_given("mine", given)
 
 
 def test_advantages_follow_the_name():

@@ -221,14 +221,14 @@ def test_runs_as_a_script_without_jax(tmp_path):
 
 def test_attempts_that_were_rolled_back_and_alarms_are_drawn(tmp_path, monkeypatch):
   rows = [{"step": s, "accuracy": 0.5, "policy_kl": 0.001, "alarms": []} for s in (1, 2, 3)]
-  run = write_run(tmp_path / "run", rows=rows)
+  run = write_run(tmp_path / "run", rows=[*rows[:2], rows[2] | {"changed": ["optimizer.learning_rate: 1 -> 2"]}])
   gone = [{"step": s, "accuracy": 0.1, "policy_kl": 0.01 * s, "alarms": ["collapse"] * (s == 4)} for s in (3, 4)]
   (run / "metrics.rollback1.jsonl").write_text("".join(json.dumps(r) + "\n" for r in gone))
   drawn = {}
   real = report.draw
   monkeypatch.setattr(report, "draw", lambda panels, **more: (drawn.update(more), real(panels, **more))[1])
   report.write_report(run)
-  assert drawn["marks"] == [(4, "collapse")]
+  assert drawn["marks"] == [(4, "collapse"), (3, "changed: optimizer.learning_rate: 1 -> 2")]
   panels = {title: lines for title, _, lines in drawn["earlier"][0]}
   assert panels["Policy KL"]["policy_kl"][:2] == ([3, 4], [0.03, 0.04])
   plain = write_run(tmp_path / "plain", rows=rows)

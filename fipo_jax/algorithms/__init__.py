@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 import jax
@@ -20,7 +20,10 @@ from fipo_jax.algorithms.gae import credit
 from fipo_jax.algorithms.terms import KL_ESTIMATES, Terms, with_terms
 from fipo_jax.types import Batch, TokenLoss
 
-__all__ = ["CONTROLS", "KL_ESTIMATES", "OBJECTIVES", "Terms", "control", "credit", "make_advantages", "make_objective"]
+__all__ = [
+  "CONTROLS", "ESTIMATORS", "KL_ESTIMATES", "OBJECTIVES", "Terms", "check_given", "control", "credit",
+  "make_advantages", "make_objective",
+]  # fmt: skip
 
 
 class Objective(NamedTuple):
@@ -42,6 +45,36 @@ OBJECTIVES: dict[str, Objective] = {
   "ppo": Objective(losses.ppo, advantages.rewards_themselves),
   "sft": Objective(losses.sft, advantages.rewards_themselves),
 }
+
+
+# Estimators by their own names, for `algorithm.advantage`: any of them serves any objective.
+ESTIMATORS: dict[str, Callable[..., np.ndarray]] = {
+  "group_relative": advantages.group_relative,
+  "group_centred": advantages.group_centred,
+  "leave_one_out": advantages.leave_one_out,
+  "batch_normalised": advantages.batch_normalised,
+}
+
+
+def check_given(name: str, given: Collection[str], *, estimator: str = "", samples: int = 2) -> None:
+  """Raises ValueError when the loss or the estimator of an objective asks for a keyword that nobody gives it.
+
+  With a default it would run, and the field that was meant to set it would do nothing. The estimator is tried on a
+  group of `samples`, so that what it cannot take is known before the first rollout.
+  Args: given: keywords that the config gives.
+  """
+  for function in (_row(name).loss, _estimator(name, estimator)):
+    if missing := sorted(_hyperparameters(function) - set(given)):
+      raise ValueError(
+        f"algorithm.name={name!r}: {function.__name__} asks for {missing[0]!r}, which no field of the config gives; "
+        "make a field for it, or take it out."
+      )
+  try:
+    found = make_advantages(name, estimator)(np.eye(2, samples))
+  except Exception as e:
+    raise ValueError(f"algorithm.name={name!r}: its advantages fail for {samples} samples a prompt: {e}") from e
+  if found.shape != (2, samples):
+    raise ValueError(f"algorithm.name={name!r}: its advantages have shape {found.shape} for rewards [2, {samples}].")
 
 
 def make_objective(name: str, *, terms: Terms | None = None, **hyperparameters) -> Callable[..., TokenLoss]:
@@ -72,13 +105,23 @@ def make_objective(name: str, *, terms: Terms | None = None, **hyperparameters) 
   return objective
 
 
-def make_advantages(name: str, **hyperparameters) -> Callable[[np.ndarray], np.ndarray]:
-  """Binds the advantage estimator of an objective: rewards [P, G] -> advantages [P, G], float64.
+def make_advantages(name: str, estimator: str = "", **hyperparameters) -> Callable[[np.ndarray], np.ndarray]:
+  """Binds an advantage estimator: rewards [P, G] -> advantages [P, G], float64.
 
-  Hyperparameters that it does not have are left out. Raises ValueError when the name is not in OBJECTIVES.
+  Args: estimator: a row of ESTIMATORS; "" = the objective's own.
+  Hyperparameters that it does not have are left out. Raises ValueError when a name is not in its table.
   """
-  function = _row(name).advantages
+  function = _estimator(name, estimator)
   return functools.partial(function, **_own(function, hyperparameters))
+
+
+def _estimator(name: str, estimator: str) -> Callable[..., np.ndarray]:
+  if estimator and estimator not in ESTIMATORS:
+    raise ValueError(f"algorithm.advantage={estimator!r}; choose one of {', '.join(ESTIMATORS)}, or '' for its own.")
+  own = _row(name).advantages
+  if estimator and own is advantages.rewards_themselves:
+    raise ValueError(f"algorithm.advantage={estimator!r}: algorithm.name={name!r} has no advantages of groups; use ''.")
+  return ESTIMATORS[estimator] if estimator else own
 
 
 def _row(name: str) -> Objective:

@@ -12,7 +12,7 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 
 
-def group_relative(rewards_PG, *, std_ddof: int | None = 1, epsilon: float = 1e-6) -> np.ndarray:
+def group_relative(rewards_PG, epsilon: float = 1e-6, *, std_ddof: int | None = 1) -> np.ndarray:
   """How much better each sample is than its group, in deviations of the group.
 
       A[p, g] = (r[p, g] − mean_g r[p]) / (std_g r[p] + ε)
@@ -58,7 +58,7 @@ def leave_one_out(rewards_PG) -> np.ndarray:
   return centred_PG * (G / (G - 1))
 
 
-def batch_normalised(rewards_PG, *, epsilon: float = 1e-8) -> np.ndarray:
+def batch_normalised(rewards_PG, epsilon: float = 1e-8) -> np.ndarray:
   """How much better each sample is than the whole batch, in deviations of the batch.
 
       A[p, g] = (r[p, g] − mean r) / (std r + ε),    std over the batch, divided by its size
