@@ -466,7 +466,7 @@ ROWS = (
   ),
   (
     "disagreement_is_0", "launch/verify.py",
-    "  sys.exit(1 if disagree else 0)", "  sys.exit(0)",
+    "sys.exit(processes.EXIT_ERROR if disagree else processes.EXIT_DONE)", "sys.exit(processes.EXIT_DONE)",
     "verify_test.py::test_lines_are_scored_and_disagreements_end_in_1",
     "a script takes a wrong verifier for right",
   ),
