@@ -178,3 +178,15 @@ def test_check_vocab():
 def test_spread_takes_evenly_and_draws_nothing(number, ids):
   prompts = stream([record(i) for i in range(10)])
   assert [p.id for p in prompts.spread(number)] == ids and prompts.drawn == 0
+
+
+def test_only_prompts_that_may_be_too_long_are_encoded(monkeypatch):
+  from tests.tokenizer_test import byte_level
+
+  tokenizer, encoded = byte_level(), []
+  real = type(tokenizer).encode_batch
+  monkeypatch.setattr(type(tokenizer), "encode_batch", lambda self, texts: (encoded.extend(texts), real(self, texts))[1])
+  records = [record(0, "x" * 20), record(1, "y" * 21), record(2, "é" * 10), record(3, "é" * 11)]
+  options = RENDERING | {"chat_template": False}
+  data = PromptStream(records, tokenizer, seed=0, **options)
+  assert encoded == ["y" * 21, "é" * 11] and (data.len_epoch, data.dropped_long) == (2, 2)

@@ -222,3 +222,23 @@ def test_qwen_cases():
       rendered = tokenizer.render(case["messages"], case["add_generation_prompt"])
       assert rendered == case["rendered"]
       assert tokenizer.encode(rendered) == case["ids"]
+
+
+def byte_level(normalizer=None):
+  alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+  core = tokenizers.Tokenizer(tokenizers.models.BPE({c: i for i, c in enumerate(alphabet)}, merges=[]))
+  core.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+  core.add_special_tokens(["<|endoftext|>"])
+  if normalizer:
+    core.normalizer = normalizer
+  return Tokenizer(core, {"eos_token": "<|endoftext|>"}, {})
+
+
+def test_a_bound_on_tokens_holds_also_for_what_a_normalizer_makes_longer():
+  longest = "\U0001d160"  # one of those that NFC takes apart: 4 bytes become 12
+  for tokenizer in (byte_level(), byte_level(tokenizers.normalizers.NFC())):
+    for text in ("abc é", longest, "<|endoftext|>" * 3, "日本"):
+      assert len(tokenizer.encode(text)) <= tokenizer.most_tokens(text)
+  assert len(byte_level(tokenizers.normalizers.NFC()).encode(longest)) == 3 * len(byte_level().encode(longest))
+  assert byte_level(tokenizers.normalizers.NFKC()).most_tokens("a") is None
+  assert byte_level().most_tokens(" ") is None and characters("a").most_tokens("a") is None

@@ -223,6 +223,15 @@ def _endless(records: Sequence[Record], kept: np.ndarray, seed: int, shuffle: bo
   return grain.MapDataset.mix([epochs(part, seed + k) for k, part in enumerate(parts)], records.weights)
 
 
+def _lengths(tokenizer: Tokenizer, texts: list[str], limit: int) -> list[int]:
+  """Tokens of each text, or a bound on them where that is within the limit: most prompts are short."""
+  bounds = [tokenizer.most_tokens(text) for text in texts]
+  unsure = [k for k, bound in enumerate(bounds) if bound is None or bound > limit]
+  for k, tokens in zip(unsure, tokenizer.encode_batch([texts[k] for k in unsure]), strict=True):
+    bounds[k] = len(tokens)
+  return bounds
+
+
 @dataclasses.dataclass
 class _Found:
   """kept: places of the records within the limit, and ids: theirs. fingerprint: of their texts and answers. verifiers:
@@ -253,10 +262,9 @@ def _scan(
   for start in range(0, len(records), SCANNED_AT_ONCE):
     some = [records[i] for i in range(start, min(start + SCANNED_AT_ONCE, len(records)))]
     texts = [make.text(record) for record in some]
-    for index, (record, text, tokens) in enumerate(
-      zip(some, texts, make.tokenizer.encode_batch(texts), strict=True), start
+    for index, (record, text, length) in enumerate(
+      zip(some, texts, _lengths(make.tokenizer, texts, max_prompt_tokens), strict=True), start
     ):
-      length = len(tokens)
       if text in exclude:
         excluded += 1
         continue

@@ -164,5 +164,7 @@ class _Seen:
 
 
 def _hash(*parts: Any) -> int:
-  text = json.dumps(parts, sort_keys=True)  # ASCII, and a text is no list of one text
+  # A question alone is a plain text, mostly. A text is no list of one text: no JSON begins with "=".
+  plain = isinstance(parts[0], str) and parts[1:] in ((), (None, None))
+  text = f"={parts[0]}" if plain else json.dumps(parts, sort_keys=True)
   return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")

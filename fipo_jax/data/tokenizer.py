@@ -103,6 +103,23 @@ class Tokenizer:
           self._refuse_unknown(text)
     return found
 
+  def most_tokens(self, text: str) -> int | None:
+    """A bound on how many tokens a text has, without encoding it; None where there is none, or it may be unknown.
+
+    A byte-level BPE has at most a token a byte, of the text as its normalizer leaves it: NFC makes UTF-8 at most three
+    times as long (Unicode Technical Report 15).
+    """
+    return self._bytes * len(text.encode()) if self._bytes and text.strip() else None
+
+  @functools.cached_property
+  def _bytes(self) -> int:
+    """Tokens that a byte may become; 0 where nothing is known of it."""
+    if self._unknown_id is not None or not isinstance(self._core.model, tokenizers.models.BPE):
+      return 0
+    kinds = {None: 1, "NFC": 3}
+    normalizer = self._core.normalizer
+    return kinds.get(None if normalizer is None else type(normalizer).__name__, 0)
+
   def _refuse_unknown(self, text: str) -> None:
     """Raises ValueError for what the vocabulary lacks; an unknown token that is written out in the text is no such."""
     encoding = self._core.encode(text, add_special_tokens=False)  # tells where, which costs more
