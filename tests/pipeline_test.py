@@ -185,7 +185,8 @@ def test_only_prompts_that_may_be_too_long_are_encoded(monkeypatch):
 
   tokenizer, encoded = byte_level(), []
   real = type(tokenizer).encode_batch
-  monkeypatch.setattr(type(tokenizer), "encode_batch", lambda self, texts: (encoded.extend(texts), real(self, texts))[1])
+  counted = lambda self, texts: (encoded.extend(texts), real(self, texts))[1]
+  monkeypatch.setattr(type(tokenizer), "encode_batch", counted)
   records = [record(0, "x" * 20), record(1, "y" * 21), record(2, "é" * 10), record(3, "é" * 11)]
   options = RENDERING | {"chat_template": False}
   data = PromptStream(records, tokenizer, seed=0, **options)
