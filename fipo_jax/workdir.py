@@ -84,6 +84,7 @@ def _lock(workdir) -> int:
       "another workdir."
     ) from error
   now = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
+  metrics.check_writable(workdir)  # before minutes go into a base model
   os.ftruncate(descriptor, 0)
   os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}, since {now},".encode(), 0)
   return descriptor

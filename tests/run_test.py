@@ -152,7 +152,7 @@ def test_full_disk_names_the_workdir(tmp_path, refuses):
   folder = tmp_path / "run"
   folder.mkdir()
   (folder / "config.tmp").symlink_to("/dev/full")
-  refuses("No space left", {"workdir": str(folder)}, code=1)
+  refuses("No space left", on(model(tmp_path), tmp_path) | {"workdir": str(folder)}, code=1)
 
 
 def test_a_run_that_was_told_to_stop_has_a_code_of_its_own(monkeypatch, capsys):
