@@ -32,7 +32,7 @@ def check(cfg: ml_collections.ConfigDict, given: Collection[str] = ()) -> None:
     _check_path("eval.path", cfg.eval.path, _insisted(cfg.data.source, cfg.eval.path))
   for field in unread(cfg):
     if field in given or "data.source" not in given:
-      raise ValueError(f"{field}={config_lib.at(cfg, field)!r}: {_not_read(cfg)}; leave it out.")
+      raise ValueError(f"{field}={_values(cfg)(field)!r}: {_not_read(cfg)}; leave it out.")
 
 
 def unread(cfg: ml_collections.ConfigDict) -> list[str]:
@@ -101,7 +101,7 @@ def open_data(cfg, tokenizer: Tokenizer) -> tuple[pipeline.PromptStream, list[Pr
     instruct_messages=d.instruct_messages,
   )  # fmt: skip
   training, held = {}, {}
-  notes = [*tokenizer.notes, *(f"{field}={config_lib.at(cfg, field)!r}: {_not_read(cfg)}" for field in unread(cfg))]
+  notes = [*tokenizer.notes, *(f"{field}={_values(cfg)(field)!r}: {_not_read(cfg)}" for field in unread(cfg))]
   for name, (part, weight) in parts_of(cfg).items():
     source = SOURCES[part.data.source]
     records = source.records(_values(part))

@@ -97,10 +97,14 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch, fields, message):
 def test_what_an_experiment_set_for_another_source_is_said_and_no_mistake(tmp_path):
   """--config.data.source=... on an experiment that has set fields of its own source."""
   c = make(**{"data.path": numbered(tmp_path / "p.jsonl", "p", 9), "data.size": 64, "eval.prompts": 2})
+  c.data.options = {"max_terms": 3}
   prompts.check(c, {"data.source", "data.path"})
   with pytest.raises(ValueError, match="data.size=64: not read"):
     prompts.check(c, {"data.source", "data.size"})
-  assert prompts.open_data(c, TOKENIZER)[2] == ["data.size=64: not read by data.source='file'"]
+  assert prompts.open_data(c, TOKENIZER)[2] == [
+    "data.options={'max_terms': 3}: not read by data.source='file'",
+    "data.size=64: not read by data.source='file'",
+  ]
 
 
 def test_a_mixture_is_drawn_by_weight_and_resumes_exactly(tmp_path):
