@@ -92,7 +92,8 @@ def test_what_says_where_or_how_fast_may_change_and_is_recorded(tmp_path):
   again = workdir.claim(make(tmp_path, **{"mesh.fsdp": 2, "batch.micro_rows": 6, "data.path": "there"}))
   assert again.changes == lines and len(again.notes) == 1  # not yet in the metrics of a step: killed before it
   starts = json.loads((tmp_path / "starts.json").read_text())
-  assert [start["changes"] for start in starts] == [[], lines, []] and all(start["host"] and start["jax"] for start in starts)
+  assert [start["changes"] for start in starts] == [[], lines, []]
+  assert all(start["host"] and start["jax"] and "commit" in start for start in starts)
 
 
 @pytest.mark.parametrize("allow", ["optimizer.learning_rate,batch.prompts", "optimizer,batch"])
