@@ -92,7 +92,7 @@ LINE = json.dumps({"prompt": "é", "answer": "1"}, ensure_ascii=False) + "\n"
     ("a.json", b"[" + LINE.strip().encode() + b"]", "line 1: expected an object, got list: a JSON array, it seems"),
     ("a.jsonl", b"[" * 100_000, "line 1: a JSON array"),
     ("a.jsonl", b"PAR1 and more", "line 1: this is a Parquet file; use data.source='parquet'"),
-    ("a.jsonl.gz", gzip.compress(LINE.encode() * 9)[:-9], "the gzip file is damaged or cut short"),
+    ("a.jsonl.gz", gzip.compress(LINE.encode() * 9, mtime=0)[:-9], "the gzip file is damaged or cut short"),
     ("a.csv", b"prompt,answer", "the ending says no kind of file; expected one of .jsonl, .json"),
     ("a.jsonl", b"\n \n", "a.jsonl: no records"),
     ("a.array_record", b"nothing", "not a readable ArrayRecord file"),
