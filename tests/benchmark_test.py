@@ -31,7 +31,7 @@ def test_a_step_with_a_reference_policy_is_timed(monkeypatch):
   close(result["tok_s"], result["tokens"] / result["seconds"], dtype=np.float64)
   assert math.isfinite(result["loss"]) and result["loss"] != 0 and result["mfu"] is None
   # And biases, norms, attention: a tenth at most.
-  useful = 6 * (3 * 160 * (480 * 3 + 160 * 2 + 80 * 2) + 256 * 160) * 1024
+  useful = 6 * (3 * 160 * (480 * 3 + 160 * 2 + 160 * 2) + 256 * 160) * 1024
   assert result["tflop_s_per_device"] * 1e12 * 8 * result["seconds"] == pytest.approx(useful, rel=0.1)
 
 
