@@ -393,6 +393,8 @@ def _last_words(text: str) -> None:
 
   @ctypes.CFUNCTYPE(None, ctypes.c_int)
   def on_abort(_):
+    if _job and _job._reason:  # it was ending by itself, and has said why; process 0 was a little faster
+      os._exit(_job._code)
     os.write(2, said)
     os._exit(EXIT_LOST)
 
