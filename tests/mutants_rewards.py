@@ -139,11 +139,6 @@ ROWS = (
     "math_symbolic_test.py::test_the_table_of_lines", "(1,234) is one number",
   ),
   (
-    "symbolic_sizes", "fipo_jax/rewards/symbolic/numeric.py",
-    '      if abs(size) > MAGNITUDE:\n        raise NoValue\n', '',
-    "math_symbolic_test.py", "a number of any size is made",
-  ),
-  (
     "symbolic_powers", "fipo_jax/rewards/symbolic/numeric.py",
     '    if abs(_magnitude(base)) * abs(exponent) > MAGNITUDE or abs(exponent) > MAGNITUDE:\n      raise NoValue\n', '',
     "math_symbolic_test.py", "9^9^9^9 is computed",
@@ -217,16 +212,6 @@ ROWS = (
     "gym_part", P,
     'return part if join(_literal(answer)) in texts else 0.0', 'return 1.0 if join(_literal(answer)) in texts else 0.0',
     f"{GYM}lists_score_as_in_the_library", "a list in another form is paid in full",
-  ),
-  (
-    "gym_size", P,
-    '  if bits > _BITS:\n', '  if False:\n',
-    f"{GYM}numbers_that_cost_minutes_are_refused", "a tower of powers is computed",
-  ),
-  (
-    "gym_slope", P,
-    '    if not abs(found - right) <= 1e-6 * (abs(right) + 1):\n      return 0.0\n', '',
-    f"{GYM}integrals_score_as_in_the_library", "SymPy sees what is wrong, and takes its time",
   ),
   (
     "gym_integral_back", P,
