@@ -137,8 +137,8 @@ def build(cfg: ml_collections.ConfigDict, *, allow: Collection[str] = (), step: 
   """
   check_tables(cfg)
   check_alike(cfg)
-  claimed = workdir.claim(cfg, allow)
-  console.say(describe.code(workdir.provenance()))
+  claimed = workdir.claim(cfg, allow, step)
+  console.say(describe.code(claimed.provenance))
   for note in claimed.notes:
     console.say(note)
   cfg = rollback.replay(cfg)
@@ -201,7 +201,7 @@ def build(cfg: ml_collections.ConfigDict, *, allow: Collection[str] = (), step: 
       credit=open_credit(cfg), control=open_control(cfg), reference=open_reference(cfg, model, mesh), engine=engine,
       stream=stream, heldout=heldout, scorer=scorer, checkpointer=checkpointer, step=step, host=host,
       timers=metrics.Timers(), surplus=surplus, pending=stored.with_prompts(pending, stream.find), watch=watch,
-      rollbacks=rollbacks, changes=claimed.changes if step == claimed.step else [],
+      rollbacks=rollbacks, changes=claimed.changes,
     )  # fmt: skip
   except BaseException:
     scorer.close()
@@ -351,6 +351,7 @@ def open_engine(cfg, model: Model, mesh, tokenizer) -> Engine:
       urls=tuple(r.urls), dialect=r.dialect, timeout_s=r.timeout_s, retry_s=r.retry_s, concurrency=r.concurrency,
       export_dir=os.path.join(os.path.abspath(cfg.workdir), "served"), template_dir=cfg.model.path or None,
       api_key=os.environ.get("FIPO_API_KEY", ""), model_name=r.model_name, text=text,
+      say=console.say,
     ),
   }[r.engine]  # fmt: skip
   return ENGINES[r.engine](model.policy(), sharding.for_rollout(mesh, r.tensor), **limits, **own)

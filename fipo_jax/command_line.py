@@ -16,7 +16,7 @@ import ml_collections
 from absl import app, flags
 from ml_collections import config_flags
 
-from fipo_jax import changes, config
+from fipo_jax import changes, config, processes
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 HELP = ("-h", "-help", "--help", "--helpfull", "--helpshort", "-helpfull", "-helpshort")
@@ -87,6 +87,16 @@ def parse(argv: list[str], program: str) -> list[str]:
     return rest
   except Exception as e:  # an experiment is a program, and raises what it likes
     raise Mistake(_said(e)) from e
+
+
+def plain(argv: list[str]) -> list[str]:
+  """absl's parser for programs without a config: a mistake in the flags is one line, and ends the program."""
+  try:
+    app.define_help_flags()
+    return flags.FLAGS(argv)
+  except flags.Error as error:
+    print(f"error: {_said(error)}", file=sys.stderr)
+    sys.exit(processes.EXIT_MISTAKE)
 
 
 def experiment() -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from fipo_jax import describe, metrics, processes, report, workdir
+from fipo_jax import console, describe, metrics, processes, report, workdir
 from fipo_jax import evaluate as evaluate_lib
 from fipo_jax.alarms import Alarm
 from fipo_jax.assemble import STREAM_CONTROL, STREAM_EVAL, Run, build
@@ -52,8 +52,7 @@ def train_through_alarms(cfg, **how) -> dict[str, Any]:
     except Rollback as asked:
       how["step"] = None
       to = roll_back(cfg, asked.alarm)
-      if processes.is_first():
-        print(f"alarm {asked.alarm.name} at step {asked.alarm.step}: going back to step {to}", flush=True)
+      console.say(f"alarm {asked.alarm.name} at step {asked.alarm.step}: going back to step {to}")
 
 
 def train_until_alarm(cfg, **how) -> dict[str, Any]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Collection
 from typing import Any
 
 import ml_collections
 
+from fipo_jax import changes
 from fipo_jax import config as config_lib
 from fipo_jax.data import SOURCES, files, pipeline
 from fipo_jax.data.records import Mixture, Part
@@ -68,8 +68,8 @@ def parts_of(cfg: ml_collections.ConfigDict) -> dict[str, tuple[ml_collections.C
       if field == "weight":
         continue
       if field not in part.data or field in ("mixture", *SHARED):
-        near = difflib.get_close_matches(field, [name for name in part.data if name not in SHARED], n=1)
-        raise ValueError(f"{where}.{field}: no field of a source" + (f"; {near[0]}?" if near else "."))
+        near = changes.nearest(field, [name for name in part.data if name not in SHARED])
+        raise ValueError(f"{where}.{field}: no field of a source{near or '.'}")
       try:
         part.data.update({field: value})
       except (TypeError, KeyError, AttributeError) as e:

@@ -38,11 +38,12 @@ _held: dict[str, tuple[int, int]] = {}  # workdir -> (descriptor of its lock, ho
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-  """step: newest checkpoint, 0 for a new run. changes: "field: old -> new" of all starts from there. notes: to say."""
+  """changes: "field: old -> new" of all starts from the step that this one starts from. notes: to say. provenance: of
+  this start."""
 
-  step: int
   changes: list[str]
   notes: list[str]
+  provenance: dict[str, Any]
 
 
 @contextlib.contextmanager
@@ -90,16 +91,17 @@ def _lock(workdir) -> int:
   return descriptor
 
 
-def claim(cfg, allow: Collection[str] = ()) -> Claim:
+def claim(cfg, allow: Collection[str] = (), step: int | str | None = None) -> Claim:
   """Process 0 makes the workdir the config's own; the others wait until it has, and get to know the same.
 
-  Args: allow: fields that may change though they alter the training.
-  Raises: ValueError, having changed nothing, when the workdir holds a run of another config.
+  Args: allow: fields that may change though they alter the training. step: that the run is to start from, as in
+    `assemble.build`.
+  Raises: ValueError, having changed nothing, when the workdir holds a run of another config, or has no such step.
   """
   found = None
   if processes.is_first():
     metrics.check_writable(cfg.workdir)
-    taken, starts = _examine(cfg, allow)
+    taken, starts = _examine(cfg, allow, step)
     folder = pathlib.Path(cfg.workdir)
     _write(folder / CONFIG, json.loads(cfg.to_json()))
     _write(folder / STARTS, starts)
@@ -110,16 +112,19 @@ def claim(cfg, allow: Collection[str] = ()) -> Claim:
 def check(cfg, allow: Collection[str] = ()) -> None:
   """Raises ValueError as `claim` would; changes nothing."""
   if processes.is_first():
-    _examine(cfg, allow)
+    _examine(cfg, allow, None)
 
 
-def _examine(cfg, allow: Collection[str]) -> tuple[Claim, list[dict[str, Any]]]:
+def _examine(cfg, allow: Collection[str], step: int | str | None) -> tuple[Claim, list[dict[str, Any]]]:
   """The claim, and the records of all starts with this one."""
   folder = pathlib.Path(cfg.workdir)
   # Through JSON on both sides, so that tuples and lists compare equal.
   now, starts, notes, changes = json.loads(cfg.to_json()), _starts(folder), [], []
   steps = checkpoint.steps_in(checkpoint.folder_of(cfg.workdir, cfg.checkpoint.folder))
-  step = max(steps, default=0)
+  if step is not None and not (step in steps or (step == "best" and steps)):
+    there = ", ".join(map(str, steps)) or "none"
+    raise ValueError(f"--step={step}: no such checkpoint of workdir={cfg.workdir!r}; there are {there}.")
+  step = step if isinstance(step, int) else max(steps, default=0)
   old = _old_config(folder)
   logged = (folder / "metrics.jsonl").is_file() and (folder / "metrics.jsonl").stat().st_size > 0
   made = any((folder / name).exists() for name in ("export", "result.json"))
@@ -140,14 +145,15 @@ def _examine(cfg, allow: Collection[str]) -> tuple[Claim, list[dict[str, Any]]]:
     if not steps and (before := _steps_of(cfg.workdir, old)):
       raise ValueError(
         f"checkpoint.folder={cfg.checkpoint.folder!r}: there is no checkpoint, but the run has some (newest: step "
-        f"{max(before)}) in {checkpoint.folder_of(cfg.workdir, old['checkpoint']['folder'])}; move them first."
+        f"{max(before)}) in {_checkpoints_of(cfg.workdir, old)}; move them first."
       )
     if logged and not steps:
       notes.append(f"workdir={cfg.workdir}: metrics but no checkpoint; the run begins again, and they are replaced")
     changes = [f"{field}: {a!r} -> {b!r}" for field, (a, b) in (compared.free | changed).items()]
     notes += [f"changed: {line}" for line in changes]
-  starts = [*starts, {**provenance(), "step": step, "changes": changes, "facts": facts}]
-  return Claim(step, [line for start in starts if start["step"] == step for line in start["changes"]], notes), starts
+  made_by = provenance()
+  starts = [*starts, {**made_by, "step": step, "changes": changes, "facts": facts}]
+  return Claim([line for s in starts if s["step"] == step for line in s["changes"]], notes, made_by), starts
 
 
 def keep_logs(cfg, step: int) -> None:
@@ -180,8 +186,12 @@ def _old_config(folder: pathlib.Path) -> dict[str, Any] | None:
     raise ValueError(f"workdir={str(folder)!r}: {CONFIG} is damaged ({e}); use another workdir.") from e
 
 
+def _checkpoints_of(workdir, old: dict[str, Any]):
+  return checkpoint.folder_of(workdir, old.get("checkpoint", {}).get("folder", ""))
+
+
 def _steps_of(workdir, old: dict[str, Any]) -> list[int]:
-  return checkpoint.steps_in(checkpoint.folder_of(workdir, old.get("checkpoint", {}).get("folder", "")))
+  return checkpoint.steps_in(_checkpoints_of(workdir, old))
 
 
 def _starts(folder: pathlib.Path) -> list[dict[str, Any]]:

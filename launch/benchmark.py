@@ -36,7 +36,7 @@ import numpy as np
 from absl import app, flags
 from ml_collections import config_flags
 
-from fipo_jax import assemble, config
+from fipo_jax import assemble, command_line, config
 from fipo_jax.algorithms import future_kl as fkl
 from fipo_jax.algorithms import losses
 from fipo_jax.algorithms.presets import PRESETS
@@ -317,4 +317,4 @@ def main(argv) -> None:
 
 if __name__ == "__main__":
   define_flags()
-  app.run(main, flags_parser=compile_.parse)
+  app.run(main, flags_parser=command_line.plain)

@@ -43,7 +43,7 @@ import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from fipo_jax import assemble, processes
+from fipo_jax import assemble, command_line, processes
 from fipo_jax import config as config_lib
 from fipo_jax.models import PRESETS, attention_splash, hf, make_model
 from fipo_jax.models.transformer import NUMERICS, TILED, Model, ModelConfig
@@ -565,15 +565,6 @@ def fail(message: str) -> None:
   sys.exit(processes.EXIT_MISTAKE)
 
 
-def parse(argv):
-  """absl's parser, with every mistake in the flags as one line."""
-  try:
-    app.define_help_flags()
-    return flags.FLAGS(argv)
-  except flags.Error as e:
-    fail(str(e))
-
-
 def run(cfg, topology: str, programs, slots: int = 0, slices: int = 1) -> dict:
   """Compiles the programs one after the other, prints and returns what there is to say."""
   validate(cfg)
@@ -639,4 +630,4 @@ if __name__ == "__main__":
   jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
   logging.set_verbosity(logging.WARNING)
   define_flags()
-  app.run(main, flags_parser=parse)
+  app.run(main, flags_parser=command_line.plain)

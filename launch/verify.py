@@ -27,7 +27,7 @@ from launch import interpreter  # noqa: F401, I001 - first: it may end the progr
 
 from absl import app, flags
 
-from fipo_jax import processes
+from fipo_jax import command_line, processes
 from fipo_jax.data import rows
 from fipo_jax.rewards import VERIFIERS
 from fipo_jax.rewards.score import Job, Scored, Scorer
@@ -141,15 +141,6 @@ def fail(message: str, *, code: int) -> None:
   sys.exit(code)
 
 
-def parse(argv):
-  """absl's parser, with every mistake in the flags as one line instead of a traceback."""
-  try:
-    app.define_help_flags()
-    return flags.FLAGS(argv)
-  except flags.Error as error:
-    fail(str(error), code=processes.EXIT_MISTAKE)
-
-
 if __name__ == "__main__":
   define_flags()
-  app.run(main, flags_parser=parse)
+  app.run(main, flags_parser=command_line.plain)

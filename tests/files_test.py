@@ -77,6 +77,9 @@ def test_where_columns_were_found_is_said(tmp_path):
     r"question from 'problem', answer from the last \boxed{} of 'solution' in 1 rows"
   ]
   assert read(lines(tmp_path / "b.jsonl", "a")).notes == []
+  (tmp_path / "c.jsonl").write_text(json.dumps({"prompt": "q", "answer": "So.\n#### 1,200"}))
+  (note,) = read(str(tmp_path / "c.jsonl")).notes
+  assert note == "question from 'prompt', answer from what follows '####' in 'answer' in 1 row"
 
 
 LINE = json.dumps({"prompt": "é", "answer": "1"}, ensure_ascii=False) + "\n"

@@ -20,7 +20,7 @@ MAY_IMPORT = {
   "fipo_jax/console": ("fipo_jax/processes",),
   "fipo_jax/changes": ("fipo_jax/config",),
   "fipo_jax/saved": ("fipo_jax/config", "fipo_jax/changes"),
-  "fipo_jax/command_line": ("fipo_jax/config", "fipo_jax/changes"),
+  "fipo_jax/command_line": ("fipo_jax/config", "fipo_jax/changes", "fipo_jax/processes"),
   "fipo_jax/report": (),
   "fipo_jax/processes": (),
   "fipo_jax/config": (*LOW, "fipo_jax/alarms"),

@@ -356,6 +356,23 @@ ROWS = (
     "report_test.py::test_attempts_that_were_rolled_back_and_alarms_are_drawn",
     "nobody sees where the rate was changed",
   ),
+  (
+    "late_step_mistake", "fipo_jax/workdir.py",
+    '  if step is not None and not (step in steps or (step == "best" and steps)):\n', "  if False:\n",
+    "workdir_test.py::test_checkpoints_that_were_moved_must_be_there",
+    "a mistyped --step is refused when the config is already changed",
+  ),
+  (
+    "change_at_the_newest_step", "fipo_jax/workdir.py",
+    "  step = step if isinstance(step, int) else max(steps, default=0)\n", "  step = max(steps, default=0)\n",
+    "workdir_test.py::test_a_change_is_recorded_at_the_step_that_the_run_goes_back_to",
+    "with --step a change of the rate stands nowhere in the metrics",
+  ),
+  (
+    "cut_without_a_word", "fipo_jax/data/rows.py",
+    "if after and isinstance(given, str) and after in given else name", "if False else name",
+    "files_test.py::test_where_columns_were_found_is_said", "answers lose what stands before '####', and nothing is said",
+  ),
   # ---- data ----
   (
     "position_not_restored", "fipo_jax/data/pipeline.py",

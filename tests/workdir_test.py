@@ -142,7 +142,23 @@ def test_checkpoints_that_were_moved_must_be_there(tmp_path):
   with pytest.raises(ValueError, match=r"checkpoint.folder=.*: there is no checkpoint, but the run has some"):
     workdir.claim(moved)
   shutil.move(tmp_path / "run/checkpoints", tmp_path / "elsewhere")
-  assert workdir.claim(moved).step == 3
+  assert workdir.claim(moved).changes[0].startswith("checkpoint.folder: ")
+  before = (tmp_path / "run/starts.json").read_bytes()
+  for wrong in (2, 4):  # refused before anything is written
+    with pytest.raises(ValueError, match=f"--step={wrong}: no such checkpoint of workdir=.*; there are 3"):
+      workdir.claim(moved, step=wrong)
+  assert (tmp_path / "run/starts.json").read_bytes() == before
+  workdir.claim(moved, step=3), workdir.claim(moved, step="best")
+
+
+def test_a_change_is_recorded_at_the_step_that_the_run_goes_back_to(tmp_path):
+  claimed(tmp_path)
+  for step in (2, 3):
+    (tmp_path / f"checkpoints/{step}").mkdir(parents=True)
+    (tmp_path / f"checkpoints/{step}/_CHECKPOINT_METADATA").write_text("{}")
+  found = workdir.claim(make(tmp_path, **{"optimizer.learning_rate": 1e-5}), ["optimizer"], step=2)
+  assert found.changes == ["optimizer.learning_rate: 1e-06 -> 1e-05"]
+  assert json.loads((tmp_path / "starts.json").read_text())[-1]["step"] == 2
 
 
 def test_metrics_without_a_checkpoint_are_not_replaced_in_silence(tmp_path):

@@ -47,11 +47,7 @@ def read(path: str | Sequence[str], columns: rows.Columns, kind: str = "") -> Re
   notes = []
   if len(files) > 1:
     notes.append(f"{len(files)} files, from {os.path.basename(files[0])} to {os.path.basename(files[-1])}")
-  if found.keys() - {("prompt", "answer")}:
-    of = lambda asked, answered, n: f"question from {asked!r}, answer from {_quoted(answered)} in {n}"
-    said = "; ".join(of(*names, n) for names, n in found.items())
-    notes.append(f"{said} row{'s' * (found.total() > 1)}")
-  records = shelf.records(notes)
+  records = shelf.records(notes + rows.told(found))
   if not len(records):
     raise ValueError(f"{_named(path)}: no records; {'; '.join(records.notes)}.")
   return records
@@ -108,10 +104,6 @@ def _endings(kind: str = "") -> list[str]:
 
 def _named(path: str | Sequence[str]) -> str:
   return path if isinstance(path, str) else ", ".join(path)
-
-
-def _quoted(origin: str) -> str:
-  return origin if " " in origin else repr(origin)
 
 
 # ---- kinds ----

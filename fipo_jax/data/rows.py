@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import decimal
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -104,12 +105,27 @@ def _answer(row: dict[str, Any], where: str, columns: Columns) -> tuple[str, str
     given = _at(row, columns.answer, where)
     if columns.answer.split(".")[-1] == SOLUTION and isinstance(given, str) and (box := last_box(given)):
       return _boxed(columns.answer), whole(box.strip(), f"{where}: field {columns.answer!r}")
-    return columns.answer, gold(given, where, after=columns.answer_after, field=columns.answer)
+    return _cut(columns.answer, given, columns), gold(given, where, after=columns.answer_after, field=columns.answer)
   for name in ANSWERS:
-    if (answer := gold(_at(row, name), where, after=columns.answer_after, field=name)) is not None:
-      return name, answer
+    if (answer := gold(given := _at(row, name), where, after=columns.answer_after, field=name)) is not None:
+      return _cut(name, given, columns), answer
   box = last_box(row[SOLUTION]) if isinstance(row.get(SOLUTION), str) else None
   return _boxed(SOLUTION), whole(box.strip(), f"{where}: field {SOLUTION!r}") or None if box else None
+
+
+def _cut(name: str, given: Any, columns: Columns) -> str:
+  """What of a column is the answer."""
+  after = columns.answer_after
+  return f"what follows {after!r} in {name!r}" if after and isinstance(given, str) and after in given else name
+
+
+def told(found: Mapping[tuple[str, str], int]) -> list[str]:
+  """What is to be said of where questions and ground truths were found, and in how many rows; nothing of the usual."""
+  if not found.keys() - {("prompt", "answer")}:
+    return []
+  quoted = lambda origin: origin if " " in origin else repr(origin)
+  each = [f"question from {asked!r}, answer from {quoted(answered)} in {n}" for (asked, answered), n in found.items()]
+  return [f"{'; '.join(each)} row{'s' * (sum(found.values()) > 1)}"]
 
 
 def _boxed(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Sequence
 from typing import Any
 
@@ -106,8 +107,10 @@ def tfds(name: str, split: str, data_dir: str | None = None, **columns: str) -> 
     raise ValueError(f"tfds name={name!r} split={split!r}: {reason}") from error
   if not len(data):
     raise ValueError(f"tfds name={name!r} split={split!r}: no records.")
-  shelf = Shelf()
+  shelf, found = Shelf(), collections.Counter()
   for index in range(len(data)):
     where = f"tfds name={name!r} split={split!r} record {index}"
-    shelf.add(rows.record(data[index], index, where, Columns(**columns))[0])
-  return shelf.records()
+    record, origin = rows.record(data[index], index, where, Columns(**columns))
+    found[origin] += 1
+    shelf.add(record)
+  return shelf.records(rows.told(found))
