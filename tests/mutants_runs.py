@@ -371,7 +371,8 @@ ROWS = (
   (
     "cut_without_a_word", "fipo_jax/data/rows.py",
     "if after and isinstance(given, str) and after in given else name", "if False else name",
-    "files_test.py::test_where_columns_were_found_is_said", "answers lose what stands before '####', and nothing is said",
+    "files_test.py::test_where_columns_were_found_is_said",
+    "answers lose what stands before '####', and nothing is said",
   ),
   # ---- data ----
   (

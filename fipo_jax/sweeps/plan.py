@@ -152,7 +152,7 @@ def from_config(
     raise ValueError(f"--config={path!r}: no such file.")
   seed_numbers = axes.parse_seeds(seeds)
   rows, source = (axis_arms(path, axis, zipped), "--axis") if axis else (hyper_arms(path, zipped), f"{path}: get_hyper")
-  known = fields_of(parsed([f"--config={path}"]).to_dict())
+  known = set(changes.flat(parsed([f"--config={path}"]).to_dict()))
   fields = list(dict.fromkeys(field for row in rows for field in row))
   for field in fields:
     if field in axes.OWN:
@@ -228,7 +228,7 @@ def written(row: dict[str, str]) -> str:
 
 def make_jobs(sweep: Sweep) -> list[Job]:
   """All runs, a whole seed before the next so that a stopped sweep is balanced; every config is validated."""
-  known = fields_of(parsed([f"--config={sweep.experiment}"]).to_dict())
+  known = set(changes.flat(parsed([f"--config={sweep.experiment}"]).to_dict()))
   for arm, overrides in sweep.arms.items():
     for field in sweep.common | overrides:
       check_known(field, known, f"arm {arm!r}")
@@ -248,14 +248,6 @@ def make_jobs(sweep: Sweep) -> list[Job]:
 def check_known(field: str, known: set[str], where: str) -> None:
   if field not in known:
     raise ValueError(f"{where}: {field}: no such field of the config{changes.nearest(field, sorted(known)) or '.'}")
-
-
-def fields_of(section: dict[str, Any], prefix: str = "") -> set[str]:
-  """Dotted names of all values in nested dicts."""
-  names = set()
-  for key, value in section.items():
-    names |= fields_of(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}"}
-  return names
 
 
 def parsed(arguments: list[str]) -> ml_collections.ConfigDict:
