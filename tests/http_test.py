@@ -112,7 +112,7 @@ def make(server, tmp_path):
   """Makes engines that have their parameters."""
 
   def make(dialect="vllm", *, urls=None, params=PARAMS, **settings):
-    settings = {"timeout_s": 60.0, "retry_s": 0.0, "concurrency": 4, "export_dir": str(tmp_path / "export")} | settings
+    settings = {"timeout_s": 600.0, "retry_s": 0.0, "concurrency": 4, "export_dir": str(tmp_path / "export")} | settings
     sizes = {"max_prompt_tokens": 40, "max_response_tokens": 12}
     lines = []
     own = {"urls": urls or (server,), "dialect": dialect, "template_dir": None, "text": as_text, "say": lines.append}
