@@ -246,6 +246,12 @@ ROWS = (
     "score_test.py::test_a_worker_is_replaced_after_its_jobs", "what leaks grows for a fortnight",
   ),
   (
+    "as_large_as_the_trainer", "fipo_jax/rewards/worker.py",
+    '        if line.startswith(b"VmHWM:"):\n', "        if False:\n",
+    "score_test.py::test_a_worker_is_not_as_large_as_the_process_that_started_it",
+    "under a trainer of gigabytes every verdict costs a new process",
+  ),
+  (
     "closing_forgets", S,
     '      self._fail(ValueError("the scorer was closed."), starting)\n      for worker', "      for worker",
     "score_test.py::test_closing_ends_what_waits", "who waits, waits for ever",

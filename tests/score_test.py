@@ -313,6 +313,14 @@ def test_a_worker_is_replaced_after_its_jobs(verifier_file, monkeypatch):
   assert [pids.count(p) for p in dict.fromkeys(pids)] == [3, 3, 1] and worker.JOBS > 1000
 
 
+def test_a_worker_is_not_as_large_as_the_process_that_started_it(verifier_file):
+  """A trainer of many gigabytes must not have a process replaced after every verdict."""
+  ours = np.ones(700_000_000, np.uint8)  # more than half of what a verification may have
+  with make(verifier_file, workers=1, memory_mb=1200) as scorer:
+    pids = {s.score for s in scorer.score([job("who")] * 4)}
+  assert len(pids) == 1 and ours.all()
+
+
 def test_several_golds(verifier_file):
   golds = ("1/3", "1/2")
   with make(workers=1) as scorer:

@@ -35,16 +35,37 @@ def main(descriptor: int, settings: str) -> None:
   limits = sandbox.Limits(**options["limits"])
   if not options["file"]:
     limits = sandbox.Limits(**options["limits"] | {"readable": sandbox.imports()})
+  memory = Memory()
   missing = sandbox.confine(limits)
   try:
     verifiers = rows(options["file"], options["weights"])
     pipe.send(("ready", missing))
     for done in range(1, sys.maxsize):
-      serve(pipe, verifiers, limits, options["timeout_s"], spent=done >= JOBS)
+      serve(pipe, verifiers, limits, options["timeout_s"], memory, spent=done >= JOBS)
   except (EOFError, BrokenPipeError, ConnectionResetError):  # the parent is gone or done with us
     pass
   except ValueError as error:  # a missing package or a bad verifier file: no job can succeed
     pipe.send(("broken", str(error)))
+
+
+class Memory:
+  """The most memory that this process has had.
+
+  Not ru_maxrss on Linux: that begins with what the process that started this one had, a trainer's gigabytes. To be made
+  before the process is confined, which closes /proc to it.
+  """
+
+  def __init__(self):
+    self._status = open("/proc/self/status", "rb", buffering=0) if os.path.exists("/proc/self/status") else None
+
+  def most(self) -> int:
+    """Bytes."""
+    if self._status:
+      for line in os.pread(self._status.fileno(), 8192, 0).splitlines():
+        if line.startswith(b"VmHWM:"):
+          return int(line.split()[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def rows(file: str | None, weights: Mapping[str, float]) -> dict[str, Verifier]:
@@ -57,7 +78,9 @@ def rows(file: str | None, weights: Mapping[str, float]) -> dict[str, Verifier]:
   return verifiers
 
 
-def serve(pipe: Connection, verifiers: dict, limits: sandbox.Limits, timeout_s: float, *, spent: bool) -> None:
+def serve(
+  pipe: Connection, verifiers: dict, limits: sandbox.Limits, timeout_s: float, memory: Memory, *, spent: bool
+) -> None:
   """One job: receive, import what it needs, run, send the outcome."""
   name, response, answer, extras = pipe.recv()
   if name not in _loaded:
@@ -79,7 +102,7 @@ def serve(pipe: Connection, verifiers: dict, limits: sandbox.Limits, timeout_s: 
     reply = ("error", describe(error))
   signal.setitimer(signal.ITIMER_REAL, 0)
   usage = resource.getrusage(resource.RUSAGE_SELF)
-  grown = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) > limits.memory_mb * 1_000_000 / 2
+  grown = memory.most() > limits.memory_mb * 1_000_000 / 2
   tired = usage.ru_utime + usage.ru_stime > limits.cpu_s / 2
   pipe.send((*reply, time.perf_counter() - begin, spent or grown or tired))
 
