@@ -18,7 +18,6 @@ g = H / K query heads per key/value head.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -26,7 +25,7 @@ import jax
 import jax.numpy as jnp
 
 from fipo_jax.models.attention import HIDDEN_SCORE
-from fipo_jax.sharding import constrain
+from fipo_jax.sharding import local
 
 KINDS = ("own", "shared", "tail")
 Pools = Any  # of one layer or all: a pytree of arrays, its first axis P in every layout's own way
@@ -61,11 +60,12 @@ class Layout:
   """One way to lay out pages, as functions; `axes` names the logical axes of the arrays, for sharding.
 
   new(config, pages {kind: P}, page_tokens, dtype, shards) -> pools, all devices' pages together.
-  write_rows(pools, kind, k_LRtKh, v_LRtKh, page_R) -> pools: whole pages of prefilled tokens.
+  write_rows(pools, layer, kind, k_RtKh, v_RtKh, page_R) -> pools: whole pages of prefilled tokens of one layer.
   start(pools, tail_A, page_A) -> pools: copies tails into own pages.
   plan(pages, width, pools) -> what attend needs, once per token for all layers.
   attend(pools, layer, q_SHh, k_SKh, v_SKh, plan) -> (out_SHh, pools): writes one token per slot, then looks.
-  grow(pools, kind, by, shards) -> pools with so many more pages of a kind on each of `shards` devices.
+  resize(pools, kind, from_P) -> pools whose page p of that kind is the old page from_P[p], or any where that is none.
+    None: never, as attention reads the pages in use alone.
   """
 
   new: Callable
@@ -74,7 +74,7 @@ class Layout:
   start: Callable
   plan: Callable
   attend: Callable
-  grow: Callable
+  resize: Callable | None = None
 
 
 def bytes_per_token(config, dtype: str) -> int:
@@ -109,30 +109,33 @@ def axes_xla(pools):
   return jax.tree.map(lambda x: ("rows", "kv_heads", *[None] * (x.ndim - 2)), pools)
 
 
-def write_rows_xla(pools, kind, k_LRtKh, v_LRtKh, page_R):
-  """Writes page_R[r] of each layer; pages beyond the last are left out."""
+def write_rows_xla(pools, layer: int, kind: str, k_RtKh, v_RtKh, page_R):
+  """Writes page_R[r] of a layer; pages beyond the last are left out."""
+  pool, parts = pools[kind][layer], _parts(pools[kind][layer], k_RtKh, v_RtKh)
+  moves = {"k": (0, 2, 3, 1), "v": (0, 2, 1, 3), "k_scale": (0, 2, 1), "v_scale": (0, 2, 1)}
+  pool = {name: pool[name].at[page_R].set(part.transpose(moves[name]), mode="drop") for name, part in parts.items()}
+  return pools | {kind: (*pools[kind][:layer], pool, *pools[kind][layer + 1 :])}
 
-  def layer(pool, k_RtKh, v_RtKh):
-    parts = _parts(pool, k_RtKh, v_RtKh)
-    moves = {"k": (0, 2, 3, 1), "v": (0, 2, 1, 3), "k_scale": (0, 2, 1), "v_scale": (0, 2, 1)}
-    return {
-      name: pool[name].at[page_R].set(part.transpose(moves[name]), mode="drop") for name, part in parts.items()
-    }
 
-  layers = [layer(pool, k_LRtKh[i], v_LRtKh[i]) for i, pool in enumerate(pools[kind])]
+def resize_xla(pools, kind: str, from_P):
+  """Array by array, each old one given back before the next: no more than one is ever there twice.
+
+  from_P: int32, of all shards, each numbering its own pages.
+  """
+  layers = [dict(pool) for pool in pools[kind]]
+  for pool in layers:
+    for name in pool:
+      old, pool[name] = pool[name], None
+      pool[name] = jax.block_until_ready(_taken(old, from_P))
+      old.delete()
   return pools | {kind: tuple(layers)}
 
 
-@functools.partial(jax.jit, static_argnames=("kind", "by", "shards"))
-def grow_xla(pools, kind: str, by: int, shards: int = 1):
-  """Empty pages after those of each shard."""
-
-  def one(x):
-    x = x.reshape(shards, -1, *x.shape[1:])
-    x = jnp.pad(x, [(0, 0), (0, by), *[(0, 0)] * (x.ndim - 2)]).reshape(-1, *x.shape[2:])
-    return constrain(x, "rows", "kv_heads", *[None] * (x.ndim - 2))
-
-  return pools | {kind: jax.tree.map(one, pools[kind])}
+@jax.jit
+def _taken(x, from_P):
+  rest = (("kv_heads",) if x.ndim > 1 else ()) + (None,) * (x.ndim - 2)
+  take = lambda x, from_P: x.at[from_P].get(mode="fill", fill_value=0)
+  return local(take, (("rows", *rest), ("rows",)), ("rows", *rest))(x, from_P)
 
 
 def start_xla(pools, tail_A, page_A):
@@ -269,5 +272,5 @@ def _parts(pool, k, v):
 
 
 CACHES: dict[str, Layout] = {
-  "xla": Layout(new_xla, axes_xla, write_rows_xla, start_xla, plan_xla, attend_xla, grow_xla),
+  "xla": Layout(new_xla, axes_xla, write_rows_xla, start_xla, plan_xla, attend_xla, resize_xla),
 }

@@ -24,7 +24,6 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.experimental.pallas.ops.tpu.paged_attention import paged_attention
 
 from fipo_jax.models.cache import KINDS, Layout, Pages
-from fipo_jax.sharding import constrain
 
 LANES, SUBLANES = 128, 8  # of a TPU register: heads and pages have to fill whole ones
 
@@ -63,7 +62,6 @@ def layout(most_pages: int, pages_per_compute_block: int, interpret=False, megac
     start=start_pallas,
     plan=functools.partial(plan_pallas, most_pages=most_pages),
     attend=functools.partial(attend_pallas, **kernel),
-    grow=grow_pallas,
   )
 
 
@@ -101,26 +99,11 @@ def axes_pallas(pools: PallasPools):
   return jax.tree.map(lambda _: ("kv_heads", "rows", None, None), pools)
 
 
-def write_rows_pallas(pools: PallasPools, kind: str, k_LRtKh, v_LRtKh, page_R):
-  """Writes page_R[r] of each layer; pages beyond the last are left out."""
-  row_LR = _rows(pools, kind, page_R, jnp.arange(pools.layers)[:, None])
-  move = lambda pool, x_LRtKh: pool.at[:, row_LR].set(x_LRtKh.transpose(3, 0, 1, 2, 4).astype(pool.dtype), mode="drop")
-  return dataclasses.replace(pools, k=move(pools.k, k_LRtKh), v=move(pools.v, v_LRtKh))
-
-
-@functools.partial(jax.jit, static_argnames=("kind", "by", "shards"))
-def grow_pallas(pools: PallasPools, kind: str, by: int, shards: int = 1) -> PallasPools:
-  """Empty pages after those of this kind, in each layer of each shard."""
-  place, end = KINDS.index(kind), _first(pools, kind) + pools.pages[KINDS.index(kind)]
-
-  def one(x):
-    x = x.reshape(x.shape[0], shards * pools.layers, sum(pools.pages), *x.shape[2:])
-    empty = jnp.zeros((*x.shape[:2], by, *x.shape[3:]), x.dtype)
-    x = jnp.concatenate([x[:, :, :end], empty, x[:, :, end:]], axis=2)
-    return constrain(x.reshape(x.shape[0], -1, *x.shape[3:]), "kv_heads", "rows", None, None)
-
-  pages = tuple(n + by * (i == place) for i, n in enumerate(pools.pages))
-  return PallasPools(one(pools.k), one(pools.v), pages, pools.layers)
+def write_rows_pallas(pools: PallasPools, layer, kind: str, k_RtKh, v_RtKh, page_R):
+  """Writes page_R[r] of a layer; pages beyond the last are left out."""
+  head_K, row_R = jnp.arange(k_RtKh.shape[2])[:, None], _rows(pools, kind, page_R, layer)
+  move = lambda pool, x_RtKh: pool.at[head_K, row_R].set(x_RtKh.transpose(2, 0, 1, 3).astype(pool.dtype), mode="drop")
+  return dataclasses.replace(pools, k=move(pools.k, k_RtKh), v=move(pools.v, v_RtKh))
 
 
 def start_pallas(pools: PallasPools, tail_A, page_A):

@@ -221,7 +221,28 @@ class Model:
     Returns:
       hidden_RTD in the compute dtype.
     """
-    return self._rows(params, tokens_RT, positions_RT, segments_RT, keep=False)[0]
+    x_RTD = layers.activation(layers.lookup(params["embed_VD"], tokens_RT, self.config.dtype), None)
+    cos, sin = self._rotation(positions_RT)
+    unstacked = isinstance(params["layers"], tuple)
+    block, norm = _parts(self.config, unstacked)
+
+    def attend(q, k, v):
+      return attention.attend(q, k, v, segments_RT, segments_RT, implementation=self.config.attention), None
+
+    def body(x, tree):
+      return nnx.merge(block, tree)(x, cos, sin, attend)
+
+    if self.config.remat in TILED:
+      body = self._tiled(attend, cos, sin, joined=unstacked)
+    if self.config.remat != "none":
+      body = jax.checkpoint(body, policy=self._policy(), prevent_cse=False)
+    if unstacked:
+      for tree in params["layers"]:
+        x_RTD, _ = body(x_RTD, tree)
+    else:
+      # What is kept for the backward pass costs a copy in and out of a loop; what is computed again has none.
+      x_RTD, _ = jax.lax.scan(body, x_RTD, params["layers"], unroll=UNROLL if self.config.remat == "none" else 1)
+    return nnx.merge(norm, params["final_norm"])(x_RTD)
 
   def head(self, params):
     """The output matrix head_VD [V, D] in the compute dtype (the embedding, when tied): logits = hidden · head."""
@@ -248,13 +269,29 @@ class Model:
     """Their part of this model's parameters."""
     return {name: tree for name, tree in params.items() if name != "value_head"}
 
-  def prefill(self, params, tokens_RT, positions_RT, segments_RT):
-    """Keys and values of rows, for decoding to go on from; arguments as `hidden`.
+  def prefill(self, params, tokens_RT, positions_RT, segments_RT, cache, keep):
+    """Keys and values of rows, for decoding to go on from, a layer at a time.
 
+    Args:
+      params: stacked, or `unstack`ed. tokens_RT, positions_RT, segments_RT: as `hidden`.
+      cache: a pytree carried through the layers.
+      keep: (cache, layer number, k_RTKh, v_RTKh) -> cache, keys after rotation; the number as for `decode`.
     Returns:
-      (k, v): [L, R, T, K, h] in the compute dtype, keys after rotation.
+      the cache.
     """
-    return self._rows(params, tokens_RT, positions_RT, segments_RT, keep=True)[1]
+    x_RTD = layers.activation(layers.lookup_whole(params["embed_VD"], tokens_RT, self.config.dtype), None)
+    cos, sin = self._rotation(positions_RT)
+    block = _parts(self.config, isinstance(params["layers"], tuple))[0]
+
+    def attend(q, k, v):
+      return attention.attend(q, k, v, segments_RT, segments_RT, implementation=self.config.attention), (k, v)
+
+    def layer(carry, numbered):
+      (x, cache), (tree, number) = carry, numbered
+      x, kept = nnx.merge(block, tree)(x, cos, sin, attend)
+      return (x, keep(cache, number, *kept)), None
+
+    return self._over_layers(layer, (x_RTD, cache), params["layers"])[1]
 
   def unstack(self, params) -> dict:
     """The same parameters with `layers` as a tuple, one tree per layer, of `layers.join`.
@@ -290,46 +327,19 @@ class Model:
       x, cache = nnx.merge(block, tree)(x, cos, sin, lambda q, k, v: attend(cache, number, q, k, v))
       return (x, cache), None
 
-    carry = (x_SD, cache)
-    if isinstance(params["layers"], tuple):
-      for number, tree in enumerate(params["layers"]):
-        carry, _ = layer(carry, (tree, number))
-    else:
-      carry, _ = jax.lax.scan(layer, carry, (params["layers"], jnp.arange(self.config.num_layers)))
-    x_SD, cache = carry
+    x_SD, cache = self._over_layers(layer, (x_SD, cache), params["layers"])
     return nnx.merge(norm, params["final_norm"])(x_SD), cache
+
+  def _over_layers(self, layer, carry, trees):
+    """layer(carry, (parameters, number)) over all of them: by name where they are unstacked, else in a loop."""
+    if isinstance(trees, tuple):
+      for number, tree in enumerate(trees):
+        carry, _ = layer(carry, (tree, number))
+      return carry
+    return jax.lax.scan(layer, carry, (trees, jnp.arange(self.config.num_layers)))[0]
 
   def _rotation(self, positions):
     return rotation(positions, self.config.head_dim, self.config.rope_theta, self.config.yarn)
-
-  def _rows(self, params, tokens_RT, positions_RT, segments_RT, *, keep: bool):
-    lookup = layers.lookup_whole if keep else layers.lookup  # for sampling, parameters are whole along `embed`
-    x_RTD = layers.activation(lookup(params["embed_VD"], tokens_RT, self.config.dtype), None)
-    cos, sin = self._rotation(positions_RT)
-    block, norm = _parts(self.config, isinstance(params["layers"], tuple))
-
-    def attend(q, k, v):
-      context = attention.attend(q, k, v, segments_RT, segments_RT, implementation=self.config.attention)
-      return context, (k, v) if keep else None
-
-    def body(x, tree):
-      return nnx.merge(block, tree)(x, cos, sin, attend)
-
-    if self.config.remat in TILED and not keep:
-      body = self._tiled(attend, cos, sin, joined=isinstance(params["layers"], tuple))
-    if self.config.remat != "none":
-      body = jax.checkpoint(body, policy=self._policy(), prevent_cse=False)
-    if isinstance(params["layers"], tuple):
-      kept = []
-      for tree in params["layers"]:
-        x_RTD, one = body(x_RTD, tree)
-        kept.append(one)
-      kept = jax.tree.map(lambda *x: jnp.stack(x), *kept)
-    else:
-      # What is kept for the backward pass costs a copy in and out of a loop; what is computed again has none.
-      unroll = UNROLL if self.config.remat == "none" and not keep else 1
-      x_RTD, kept = jax.lax.scan(body, x_RTD, params["layers"], unroll=unroll)
-    return nnx.merge(norm, params["final_norm"])(x_RTD), kept
 
   def most_segments(self, tokens: int) -> int | None:
     """The most segments that attention takes in a row of so many tokens, on the mesh of `jax.set_mesh`; None: any."""

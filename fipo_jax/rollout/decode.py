@@ -35,7 +35,8 @@ class Work:
   uid_x: the host's number of it, -1: nothing here. key_x2: uint32, raw data of its random key. last_x: token to feed
   next. length_x: tokens before that one, all of whose keys and values are in pages. shared_x: those of them in shared
   pages. entry_x, sample_x: which prompt, which of its samples. tail_x: tail page to copy, -1: none. count_x: response
-  tokens so far. limit_x: at which it ends. seen_xV: bool, tokens already there, for the repetition penalty, else None.
+  tokens so far. limit_x: at which it ends. seen_xV: for the repetition penalty, tokens already there: bool in a slot,
+  in the queue a bit each, as by np.packbits; else None.
   """
 
   uid: jax.Array
@@ -53,8 +54,33 @@ class Work:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class Rows:
+  """What one prefill computes; int32. tokens_RT: padded on the right. length_R: tokens of each; 0: nothing here.
+
+  pages_RN: shared page of each full page of a prompt; beyond the last page: none. tail_R: tail page likewise.
+  own_R: own pages to reserve for a prompt that shares none, entry_R: its number, by which a slot will find them.
+  """
+
+  tokens: jax.Array
+  length: jax.Array
+  pages: jax.Array
+  tail: jax.Array
+  own: jax.Array
+  entry: jax.Array
+
+
+NOBODY = -1  # owner of a free page
+
+
+def reserved(entry):
+  """Owner of the own pages that wait with their prompt for a slot."""
+  return -2 - entry
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Slots:
-  """Work in the slots, and the own pages: owner_P and index_P as in `cache.Pages`."""
+  """Work in the slots, and the own pages: owner_P (a slot, `NOBODY` or `reserved`) and index_P as in `cache.Pages`."""
 
   work: Work
   owner_P: jax.Array
@@ -67,7 +93,8 @@ class Log:
   """What a run did, whole on every host: per step and slot, uid (-1: idle), token, log-prob, raw log-prob.
 
   steps: how many of C were run. taken_D: taken from the queue. uid_S: in the slots at the end. active_D: how many.
-  used_D: own pages in use, most_used_D: the most at any step. short: whether it ended for want of pages.
+  used_D: own pages that are not free, most_used_D: the most at any step. short_D: whether slots lack pages.
+  hungry: whether one stays idle for want of pages, and there could be more.
   held: most tokens in own pages at any step, all shards.
   """
 
@@ -82,36 +109,61 @@ class Log:
   used_D: jax.Array
   most_used_D: jax.Array
   held: jax.Array
-  short: jax.Array
+  short_D: jax.Array
+  hungry: jax.Array
 
 
-@functools.partial(jax.jit, static_argnames=("model", "layout", "page"), donate_argnames=("pools",))
-def prefill(model: Model, layout: Layout, params, pools, tokens_RT, length_R, pages_RN, tail_R, *, page: int):
-  """Computes keys and values of prompts, once for all their samples, and writes them into pages.
+@functools.partial(jax.jit, static_argnames=("model", "layout", "page"), donate_argnames=("pools", "slots"))
+def prefill(model: Model, layout: Layout, params, pools, slots: Slots, rows: Rows, *, page: int):
+  """Computes keys and values of prompts, once for all their samples, and writes them into pages, layer by layer.
 
-  Args:
-    tokens_RT: int32, padded on the right. length_R: int32, tokens of each; 0: no prompt here.
-    pages_RN: int32, shared page of each full page of a prompt; beyond the last page: none. tail_R: tail page likewise.
+  Returns:
+    (pools, slots), the latter with what own pages were reserved.
   """
-  R, T = tokens_RT.shape
+  R, T = rows.tokens.shape
   column_T = jnp.arange(T)
-  segments_RT = (column_T < length_R[:, None]).astype(jnp.int32)
+  segments_RT = (column_T < rows.length[:, None]).astype(jnp.int32)
   positions_RT = jnp.broadcast_to(column_T, (R, T))
-  k_LRTKh, v_LRTKh = model.prefill(params, tokens_RT, positions_RT, segments_RT)
+  slots_axes, rows_axes = (jax.tree.map(lambda x: ROWS, x) for x in (slots, rows))
+  slots, own_RN = local(
+    functools.partial(_reserve, page=page), (slots_axes, rows_axes), (slots_axes, ROWS)
+  )(slots, rows)  # fmt: skip
 
-  def write(pools, k, v, length_R, pages_RN, tail_R):
-    L, R = k.shape[:2]
-    pad = [(0, 0), (0, 0), (0, -T % page + page), (0, 0), (0, 0)]  # one page more: a tail may be empty
-    k, v = (jnp.pad(x, pad).reshape(L, R, -1, page, *x.shape[3:]) for x in (k, v))
-    N = pages_RN.shape[1]
-    if N:
-      flat = lambda x: x[:, :, :N].reshape(L, R * N, *x.shape[3:])
-      pools = layout.write_rows(pools, "shared", flat(k), flat(v), pages_RN.reshape(-1))
-    last = lambda x: x[:, jnp.arange(R), length_R // page]
-    return layout.write_rows(pools, "tail", last(k), last(v), tail_R)
+  def write(pools, layer, k, v, length_R, pages_RN, tail_R, own_RN):
+    R = k.shape[0]
+    pad = [(0, 0), (0, -T % page + page), (0, 0), (0, 0)]  # one page more: a tail may be empty
+    k, v = (jnp.pad(x, pad).reshape(R, -1, page, *x.shape[2:]) for x in (k, v))
+    for kind, page_RN in (("shared", pages_RN), ("own", own_RN)):
+      if N := page_RN.shape[1]:
+        flat = lambda x: x[:, :N].reshape(R * N, *x.shape[2:])
+        pools = layout.write_rows(pools, layer, kind, flat(k), flat(v), page_RN.reshape(-1))
+    last = lambda x: x[jnp.arange(R), length_R // page]
+    return layout.write_rows(pools, layer, "tail", last(k), last(v), tail_R)
 
-  axes, kv = layout.axes(pools), (None, "rows", None, "kv_heads", None)
-  return local(write, (axes, kv, kv, ROWS, ROWS, ROWS), axes)(pools, k_LRTKh, v_LRTKh, length_R, pages_RN, tail_R)
+  def keep(pools, layer, k, v):
+    axes, kv, where = layout.axes(pools), ("rows", None, "kv_heads", None), (ROWS,) * 4
+    numbers = (rows.length, rows.pages, rows.tail, own_RN)
+    if isinstance(layer, int):  # named in the program
+      part = lambda pools, k, v, *numbers: write(pools, layer, k, v, *numbers)
+      return local(part, (axes, kv, kv, *where), axes)(pools, k, v, *numbers)
+    return local(write, (axes, (), kv, kv, *where), axes)(pools, layer, k, v, *numbers)
+
+  return model.prefill(params, rows.tokens, positions_RT, segments_RT, pools, keep), slots
+
+
+def _reserve(slots: Slots, rows: Rows, *, page: int):
+  """The lowest free own pages of one shard, to each row as many as it says: (slots, own_RN), beyond the last: none."""
+  T, P = rows.tokens.shape[1], slots.owner_P.shape[0]
+  N = min(T // page + 1, P)
+  free_P = slots.owner_P == NOBODY
+  page_P = jnp.argsort(~free_P)  # free ones first, ascending
+  first_R = jnp.cumsum(rows.own) - rows.own
+  number_N = jnp.arange(N)
+  rank_RN = first_R[:, None] + number_N
+  own_RN = jnp.where(number_N < rows.own[:, None], page_P.at[rank_RN].get(mode="fill", fill_value=P), P)
+  owner_P = slots.owner_P.at[own_RN].set(reserved(rows.entry)[:, None], mode="drop")
+  index_P = slots.index_P.at[own_RN].set(number_N[None], mode="drop")
+  return Slots(slots.work, owner_P, index_P), own_RN
 
 
 @functools.partial(
@@ -119,7 +171,7 @@ def prefill(model: Model, layout: Layout, params, pools, tokens_RT, length_R, pa
 )
 def run(
   model: Model, layout: Layout, sampling: Sampling, params, pools, slots: Slots, queue: Work, ready_D, shared, more,
-  fewest, *, page: int, width: int, steps: int,
+  fewest, grows, keep, *, page: int, width: int, steps: int,
 ):  # fmt: skip
   """Decodes until the host is needed: after C steps, when nothing is left, or as `more`, `fewest` and the pages say.
 
@@ -128,6 +180,8 @@ def run(
     shared: (owner_P, index_P) of the shared pages, as in `cache.Pages`.
     more: bool, whether the host can fill the queue again: then it is called when an eighth of the slots is idle.
     fewest: int32, with an empty queue and nothing more: stop when no shard has more active slots than this.
+    grows: bool, whether there could be more own pages: stop when a slot is idle for want of them.
+    keep: int32, pages that are left for each slot that runs, so that it is not interrupted as soon as it has begun.
     page: tokens of a page. width: samples per prompt. steps: C.
   Returns:
     (pools, slots, Log).
@@ -138,29 +192,39 @@ def run(
 
   def counts(c):
     active_S = c["slots"].work.uid >= 0
-    free_D = P // D - per_shard(c["slots"].owner_P >= 0)
+    free_D = per_shard(c["slots"].owner_P == NOBODY)
     needed_D = per_shard(_needs_page(c["slots"].work, page))
     return per_shard(active_S), free_D, needed_D
 
-  def can_admit(c):
+  def waiting(c):
+    """Whether a shard has an idle slot, a queue, and pages for the first in it; and whether pages alone are lacking."""
     active_D, free_D, needed_D = counts(c)
-    return jnp.any((active_D < S // D) & (c["taken_D"] < ready_D) & (_spare(free_D - needed_D, active_D, P // D) > 0))
+    next_D = jnp.minimum(c["taken_D"], queue.uid.shape[0] // D - 1)
+    first = (x.reshape(D, -1)[jnp.arange(D), next_D] for x in (queue.tail, queue.length, queue.shared))
+    takes_D = _takes_page(*first, page)
+    waits_D = (active_D < S // D) & (c["taken_D"] < ready_D)
+    fits_D = takes_D <= free_D - needed_D - keep * active_D
+    return jnp.any(waits_D & fits_D), jnp.any(waits_D & ~fits_D)
+
+  def can_admit(c):
+    return waiting(c)[0]
 
   def can_step(c):
     active_D, free_D, needed_D = counts(c)
     empty = jnp.all(c["taken_D"] >= ready_D)
     starved = empty & more & (jnp.sum(S // D - active_D) * 8 >= S)
     shrinks = empty & ~more & (jnp.max(active_D) <= fewest)
-    return (c["step"] < steps) & jnp.any(active_D > 0) & jnp.all(needed_D <= free_D) & ~starved & ~shrinks
+    stops = starved | shrinks | (grows & waiting(c)[1])
+    return (c["step"] < steps) & jnp.any(active_D > 0) & jnp.all(needed_D <= free_D) & ~stops
 
   def admit(c):
     slots_axes = jax.tree.map(lambda x: ROWS, c["slots"])
     queue_axes = jax.tree.map(lambda x: ROWS, queue)
     start = local(
       functools.partial(_admit, layout=layout, page=page),
-      (pool_axes, slots_axes, queue_axes, ROWS, ROWS), (pool_axes, slots_axes, ROWS),
+      (pool_axes, slots_axes, queue_axes, ROWS, ROWS, ()), (pool_axes, slots_axes, ROWS),
     )  # fmt: skip
-    pools, new, taken_D = start(c["pools"], c["slots"], queue, ready_D, c["taken_D"])
+    pools, new, taken_D = start(c["pools"], c["slots"], queue, ready_D, c["taken_D"], keep)
     return c | {"pools": pools, "slots": new, "taken_D": taken_D}
 
   def one_token(c):
@@ -204,7 +268,7 @@ def run(
     own_S = jnp.where(active_S, work.length - work.shared + 1, 0)
     return c | {
       "pools": pools, "slots": Slots(after, free(slots.owner_P, done_S), slots.index_P), "log": log,
-      "step": c["step"] + 1, "most_used_D": jnp.maximum(c["most_used_D"], per_shard(slots.owner_P >= 0)),
+      "step": c["step"] + 1, "most_used_D": jnp.maximum(c["most_used_D"], per_shard(slots.owner_P != NOBODY)),
       "held": jnp.maximum(c["held"], jnp.sum(own_S)),
     }  # fmt: skip
 
@@ -227,43 +291,45 @@ def run(
   whole = lambda x: constrain(x, *[None] * x.ndim)
   return c["pools"], c["slots"], jax.tree.map(whole, Log(
     log["uid"], log["token"], log["logp"], log["raw"], c["step"], c["taken_D"], c["slots"].work.uid, active_D,
-    P // D - free_D, c["most_used_D"], c["held"], jnp.any(needed_D > free_D),
+    P // D - free_D, c["most_used_D"], c["held"], needed_D > free_D, grows & waiting(c)[1],
   ))  # fmt: skip
 
 
 @functools.partial(jax.jit, donate_argnames=("slots",))
-def drop(slots: Slots, drop_S) -> Slots:
-  """Empties the slots of drop_S and frees their pages."""
+def drop(slots: Slots, drop_S, drop_E) -> Slots:
+  """Empties the slots of drop_S and frees their pages, and those that are reserved for the prompts of drop_E."""
 
-  def part(slots, drop_S):
+  def part(slots, drop_S, drop_E):
     uid = jnp.where(drop_S, -1, slots.work.uid)
-    owner_P = jnp.where((slots.owner_P >= 0) & drop_S[slots.owner_P], -1, slots.owner_P)
-    return Slots(dataclasses.replace(slots.work, uid=uid), owner_P, slots.index_P)
+    owner_P = slots.owner_P
+    gone_P = jnp.where(owner_P >= 0, drop_S[owner_P], drop_E[jnp.maximum(reserved(owner_P), 0)] & (owner_P != NOBODY))
+    return Slots(dataclasses.replace(slots.work, uid=uid), jnp.where(gone_P, NOBODY, owner_P), slots.index_P)
 
   axes = jax.tree.map(lambda x: ROWS, slots)
-  return local(part, (axes, ROWS), axes)(slots, drop_S)
+  return local(part, (axes, ROWS, ROWS), axes)(slots, drop_S, drop_E)
 
 
-@functools.partial(jax.jit, static_argnames=("fewer",))
-def shrink(slots: Slots, *, fewer: int) -> Slots:
-  """The active slots alone, in `fewer` slots per shard: idle ones cost as much as busy ones."""
+@functools.partial(jax.jit, static_argnames=("fewer", "pages"))
+def reshape(slots: Slots, *, fewer: int, pages: int):
+  """Other numbers of slots and own pages per shard, with what is in use of both, which must fit.
+
+  Returns:
+    (slots, from_P): of each page which it was; one beyond the old ones: none.
+  """
 
   def part(slots):
+    old, P = slots.work.uid.shape[0], slots.owner_P.shape[0]
     order = jnp.argsort(slots.work.uid < 0)[:fewer]
-    new = jnp.full(slots.work.uid.shape[0], -1, jnp.int32).at[order].set(jnp.arange(fewer, dtype=jnp.int32))
-    owner_P = jnp.where(slots.owner_P >= 0, new[slots.owner_P], -1)
-    return Slots(jax.tree.map(lambda x: x[order], slots.work), owner_P, slots.index_P)
+    new = jnp.full(old, NOBODY, jnp.int32).at[order].set(jnp.arange(fewer, dtype=jnp.int32))
+    owner_P = jnp.where(slots.owner_P >= 0, new[slots.owner_P], slots.owner_P)
+    order_P = jnp.argsort(owner_P == NOBODY) if pages != P else jnp.arange(P)  # as many: each stays where it is
+    from_P = order_P.astype(jnp.int32)[:pages]
+    from_P = jnp.pad(from_P, (0, max(0, pages - P)), constant_values=P)
+    take = lambda x: x.at[from_P].get(mode="fill", fill_value=NOBODY)
+    return Slots(jax.tree.map(lambda x: x[order], slots.work), take(owner_P), take(slots.index_P)), from_P
 
   axes = jax.tree.map(lambda x: ROWS, slots)
-  return local(part, (axes,), axes)(slots)
-
-
-@functools.partial(jax.jit, static_argnames=("by", "shards"))
-def more_pages(slots: Slots, *, by: int, shards: int) -> Slots:
-  """Room for so many more own pages of each shard, which nobody has."""
-  pad = lambda x: jnp.pad(x.reshape(shards, -1), ((0, 0), (0, by)), constant_values=-1).reshape(-1)
-  grown = {name: constrain(pad(getattr(slots, name)), "rows") for name in ("owner_P", "index_P")}
-  return dataclasses.replace(slots, **grown)
+  return local(part, (axes,), (axes, ROWS))(slots)
 
 
 def _spread(logits_SV, shards: int):
@@ -288,24 +354,32 @@ def _needs_page(work: Work, page: int):
   return (work.uid >= 0) & ((work.length - work.shared) % page == 0)
 
 
-def _spare(free, active, pages: int):
-  """Pages that new samples may take: a few are left for those that run, or they would be interrupted at once."""
-  return free - jnp.where(active > 0, pages // 32, 0)
+def _takes_page(tail, length, shared, page: int):
+  """Own pages that a sample takes when it starts: none where it goes on in the midst of one that is reserved for it."""
+  return ((tail >= 0) | ((length - shared) % page == 0)).astype(jnp.int32)
 
 
-def _admit(pools, slots: Slots, queue: Work, ready_D, taken_D, *, layout: Layout, page: int):
-  """Fills idle slots of one shard from its queue: tails become their own first pages."""
+def _admit(pools, slots: Slots, queue: Work, ready_D, taken_D, keep, *, layout: Layout, page: int):
+  """Fills idle slots of one shard from its queue: tails become their own first pages, reserved pages are theirs."""
   S, P = slots.work.uid.shape[0], slots.owner_P.shape[0]
   A = min(S, ADMITTED_AT_ONCE)
-  active_S, free_P = slots.work.uid >= 0, slots.owner_P < 0
-  spare = _spare(jnp.sum(free_P) - jnp.sum(_needs_page(slots.work, page)), jnp.sum(active_S), P)
-  number = jnp.minimum(jnp.minimum(S - jnp.sum(active_S), ready_D[0] - taken_D[0]), jnp.minimum(A, spare))
+  active_S, free_P = slots.work.uid >= 0, slots.owner_P == NOBODY
+  spare = jnp.sum(free_P) - jnp.sum(_needs_page(slots.work, page)) - keep * jnp.sum(active_S)
   index_A = jnp.arange(A)
-  used_A = index_A < number
   from_A = jnp.minimum(taken_D[0] + index_A, queue.uid.shape[0] - 1)
+  tail_A, length_A, shared_A, entry_A = (x[from_A] for x in (queue.tail, queue.length, queue.shared, queue.entry))
+  most = jnp.minimum(S - jnp.sum(active_S), ready_D[0] - taken_D[0])
+  used_A = (index_A < most) & (jnp.cumsum(_takes_page(tail_A, length_A, shared_A, page)) + keep * index_A <= spare)
   slot_A = jnp.where(used_A, jnp.argsort(active_S)[:A], S)
-  work = jax.tree.map(lambda old, new: old.at[slot_A].set(new[from_A], mode="drop"), slots.work, queue)
-  tail_A = queue.tail[from_A]
+  seen = queue.seen
+  if seen is not None:
+    seen = jnp.unpackbits(seen[from_A], axis=-1, count=slots.work.seen.shape[-1]).astype(bool)
+  plain = lambda work: dataclasses.replace(work, seen=None)
+  work = jax.tree.map(
+    lambda old, new: old.at[slot_A].set(new[from_A], mode="drop"), plain(slots.work), plain(queue)
+  )
+  if seen is not None:
+    work = dataclasses.replace(work, seen=slots.work.seen.at[slot_A].set(seen, mode="drop"))
   copies_A = used_A & (tail_A >= 0)
   page_A = jnp.argsort(~free_P)[: min(A, P)]
   page_A = jnp.pad(page_A, (0, A - page_A.shape[0]), constant_values=P)
@@ -313,7 +387,9 @@ def _admit(pools, slots: Slots, queue: Work, ready_D, taken_D, *, layout: Layout
   pools = layout.start(pools, jnp.maximum(tail_A, 0), page_A)
   owner_P = slots.owner_P.at[page_A].set(slot_A, mode="drop")
   index_P = slots.index_P.at[page_A].set(0, mode="drop")
-  return pools, Slots(work, owner_P, index_P), taken_D + jnp.maximum(number, 0)
+  mine_AP = (owner_P == reserved(entry_A)[:, None]) & used_A[:, None]
+  owner_P = jnp.where(jnp.any(mine_AP, 0), slot_A[jnp.argmax(mine_AP, 0)], owner_P)
+  return pools, Slots(work, owner_P, index_P), taken_D + jnp.sum(used_A, dtype=jnp.int32)
 
 
 def _allot(slots: Slots, shared_owner_P, shared_index_P, *, page: int):
@@ -323,7 +399,7 @@ def _allot(slots: Slots, shared_owner_P, shared_index_P, *, page: int):
   active_S = work.uid >= 0
   own_S = work.length - work.shared
   needs_S = _needs_page(work, page)
-  free_P = slots.owner_P < 0
+  free_P = slots.owner_P == NOBODY
   rank_P = jnp.cumsum(free_P) - 1
   takes_P = free_P & (rank_P < jnp.sum(needs_S))
   taker_P = jnp.argsort(~needs_S)[jnp.clip(rank_P, 0, S - 1)].astype(jnp.int32)

@@ -14,6 +14,8 @@ from fipo_jax.models import cache_pallas
 from fipo_jax.models.cache import CACHES, bytes_per_token
 from fipo_jax.models.transformer import Model
 from fipo_jax.rollout import serving
+from fipo_jax.rollout.capacity import Capacity
+from fipo_jax.rollout.device import Device
 from fipo_jax.rollout.sampling import Sampling
 from fipo_jax.rollout.usage import Usage
 from fipo_jax.sharding import RULES, named_tree
@@ -44,8 +46,8 @@ class NativeEngine:
       max_prompt_tokens, max_response_tokens: longest prompt taken; limit that `Sampling.max_tokens` must respect.
       pad_id: token id that fills padding; any id of the vocabulary.
       page_tokens: tokens of a page of the cache.
-      cache_tokens: tokens in the responses' pages, over the mesh; when they are full the youngest responses are put
-        back and continued later. 0: the cache grows as needed (with slots="auto": from the free memory).
+      cache_tokens: bound on the tokens in all pages, over the mesh; what exceeds it waits, and when responses fill it
+        some are put back and continued later. 0: as many as the slots can need (with slots="auto": as fit).
       cache_dtype: "int8", or "" for the model's compute dtype.
       attention: layout of the cache: "xla", "pallas" (TPU), or "auto": pallas on a TPU where the model allows it.
       text: token ids -> text, special tokens included, for `Sampling.stop_strings`.
@@ -76,11 +78,6 @@ class NativeEngine:
         f"rollout.slots={slots} must be a multiple of data*fsdp={self.shards}; "
         f"try {-(-slots // self.shards) * self.shards}."
       )
-    if cache_tokens and cache_tokens // self.shards < (need := self._longest()):
-      raise ValueError(
-        f"rollout.cache_tokens={cache_tokens} must hold one longest response on each of {self.shards} shards; "
-        f"use at least {need * self.shards}, or 0."
-      )
     self.params, self.usage = None, Usage()
     kernel = pallas_fits(model.config, self.cache_dtype, page_tokens) and mesh.devices.flat[0].platform == "tpu"
     if attention not in ("auto", "xla", "pallas"):
@@ -88,7 +85,10 @@ class NativeEngine:
     attention = ("pallas" if kernel else "xla") if attention == "auto" else attention
     self.unstacked = attention == "xla"  # layers by name; else a scan over them, and a program that depth does not grow
     self.layout = self._layout()
-    self._own_pages = self._shared_pages = 0  # of one shard, as large as past calls needed
+    self._level: dict[tuple, int] = {}  # of the shapes of each way of sampling: where its next call begins
+    self.programs: dict[tuple, set] = {}  # of each way of sampling, see `Device`
+    if slots:
+      self._check_bound(width=2)
     self._adopt = jax.jit(self._resident, out_shardings=self._shardings())
 
   def update(self, params) -> None:
@@ -119,12 +119,26 @@ class NativeEngine:
         there was no `update` since the start or the last `release`.
     """
     self._check(prompts, samples_per_prompt, sampling, pending)
+    way = sampling, samples_per_prompt
     with jax.set_mesh(self.mesh):
-      call = serving.Call(self, prompts, samples_per_prompt, key, sampling, pending, limits)
+      call = serving.Call(
+        Device(self, sampling, samples_per_prompt), self.capacity, prompts, samples_per_prompt, key, sampling, pending,
+        limits, pad_id=self.pad_id, text=self.text, token_bytes=self.token_bytes, level=self._level.get(way, 0),
+      )  # fmt: skip
       self.usage = call.usage
       if call.samples:
         call.serve(progress or (lambda done, total: None), watch)
+        self._level[way] = call.next_level()
     return call.groups
+
+  @property
+  def capacity(self) -> Capacity:
+    """What the engine may hold; known once there are slots."""
+    budget = self.cache_tokens // self.page // self.shards
+    return Capacity(
+      self.slots // self.shards, self.shards, self.max_prompt_tokens, self.max_response_tokens, self.page, budget,
+      self.model.config.num_layers, resizes=self.layout.resize is not None,
+    )  # fmt: skip
 
   def _resident(self, params):
     if self.unstacked:
@@ -152,9 +166,14 @@ class NativeEngine:
       shardings = named_tree(self.mesh, self.model.unstacked_axes())
     return jax.tree.map(_without_row_axes, shardings)
 
-  def _longest(self) -> int:
-    """Tokens in whole pages that one longest response needs for itself."""
-    return (-(-self.max_response_tokens // self.page) + 1) * self.page
+  def _check_bound(self, width: int) -> None:
+    """ValueError where the cache could not hold the longest sequence."""
+    need = self.capacity.smallest_budget(width) * self.page * self.shards
+    if self.cache_tokens and self.cache_tokens < need:
+      raise ValueError(
+        f"rollout.cache_tokens={self.cache_tokens} must hold a longest prompt with its response, and that prompt for "
+        f"others, on each of {self.shards} shards; use at least {need}, or 0."
+      )
 
   def _size_from_memory(self):
     """slots="auto": most of what is free on a device goes to pages; slots so that responses of half the limit fit."""
@@ -167,16 +186,17 @@ class NativeEngine:
     free = min(map(int, processes.exchange("free memory", str(free))))
     cut = self.mesh.shape["tensor"]
     tokens = int(0.7 * free) * cut // self.token_bytes
-    if tokens < (need := self.max_prompt_tokens + self._longest()):
-      raise ValueError(
-        f"rollout.slots='auto': {free / 2**30:.2f} GiB are free on a device, {tokens} tokens of cache, but one longest "
-        f"response needs {need}; use rollout.cache_dtype='int8', a larger mesh.tensor, or a shorter limit."
-      )
     per_slot = self.max_prompt_tokens + self.max_response_tokens // 2
     slots = max(1, min(256, tokens // per_slot))
     self.slots = self.shards * (slots - slots % 8 if slots > 8 else slots)  # can be halved, and cut by mesh.tensor
-    self.cache_tokens = self.cache_tokens or self.shards * min(tokens, self.slots // self.shards * self._longest())
     self.layout = self._layout()
+    least = self.capacity.smallest_budget(2) * self.page
+    if tokens < least:
+      raise ValueError(
+        f"rollout.slots='auto': {free / 2**30:.2f} GiB are free on a device, {tokens} tokens of cache, but one longest "
+        f"response needs {least}; use rollout.cache_dtype='int8', a larger mesh.tensor, or a shorter limit."
+      )
+    self.cache_tokens = self.cache_tokens or self.shards * tokens
 
   def _check(self, prompts, samples_per_prompt, sampling, pending):
     if self.params is None:

@@ -9,68 +9,74 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import functools
 import time
 from collections.abc import Sequence
 
 import jax
 import numpy as np
 
-from fipo_jax.models.cache import KINDS
-from fipo_jax.rollout import decode
+from fipo_jax.rollout.capacity import Capacity, Shape
+from fipo_jax.rollout.device import empty_work
+from fipo_jax.rollout.looks import Looks
 from fipo_jax.rollout.stops import StopSearch
 from fipo_jax.rollout.usage import Usage, compile_seconds
-from fipo_jax.sharding import named_tree, to_mesh
 from fipo_jax.types import Rollout
 
-SMALLEST_PROMPT_BUCKET = 16  # tokens; prompts are padded to this times a power of two
-PREFILL_TOKENS = 16_384  # padded tokens of one shard in one prefill, or one prompt
-STEPS = 64  # tokens per slot between two looks of the host
-GROWTH = 4  # a pool that is too small grows by a quarter
-
+NEVER = 2**31
 Group = list[Rollout]
 
 
 @dataclasses.dataclass
 class _Sample:
-  """One response in the making: `rollout` is what earlier calls made of it, the lists what this one adds."""
+  """One response in the making: `rollout` is what earlier calls made of it, or what it had when it was put back."""
 
   uid: int
   rollout: Rollout
   key: np.ndarray
+  owner: int  # number of its group
+  limit: int
   entry: _Entry | None = None
-  tokens: list[np.ndarray] = dataclasses.field(default_factory=list)
-  logp: list[np.ndarray] = dataclasses.field(default_factory=list)
-  raw: list[np.ndarray] = dataclasses.field(default_factory=list)
-  count: int = 0
-  last: int = -1
+  since: int = NEVER  # the look of the host from which on it has tokens that are not in `rollout`
   done: bool = False
   stops: StopSearch | None = None
 
 
 @dataclasses.dataclass
 class _Entry:
-  """A prompt in the pages of one shard (of a response that goes on: with what there is of it), and who needs it."""
+  """A prompt in the pages of one shard (of a response that goes on: with what there is of it), and who needs it.
+
+  A prompt of one sample lies in own pages, which wait for its slot; one of several in shared pages and a tail.
+  """
 
   tokens: np.ndarray
   samples: list[_Sample]
   id: int = -1
-  pages: list[int] = dataclasses.field(default_factory=list)
+  pages: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))
   tail: int = -1
-  home: _Shard | None = None
+  home: int = -1
   waiting: int = 0  # samples not yet in a slot
   open: int = 0  # samples not yet finished
+
+  @property
+  def alone(self) -> bool:
+    return len(self.samples) == 1
+
+  @property
+  def length(self) -> int:
+    """Tokens whose keys and values lie in pages before the first step."""
+    return len(self.tokens) - 1
 
 
 @dataclasses.dataclass
 class _Shard:
-  """What the host knows of one shard: free numbers of each kind, and its queue."""
+  """What the host knows of one shard: free numbers of each kind, free own pages, and its queue."""
 
   entries: list[int]
   tails: list[int]
   pages: list[int]
   owner: np.ndarray  # of each shared page: prompt, -1
   index: np.ndarray
+  own: int = 0  # free own pages
   queue: collections.deque = dataclasses.field(default_factory=collections.deque)
   active: int = 0
 
@@ -78,8 +84,13 @@ class _Shard:
 class Call:
   """One `generate`: the host's side of continuous batching."""
 
-  def __init__(self, engine, prompts, samples_per_prompt, key, sampling, pending, limits):
-    self.engine, self.sampling, self.usage = engine, sampling, Usage(token_bytes=engine.token_bytes)
+  def __init__(
+    self, device, capacity: Capacity, prompts, samples_per_prompt: int, key, sampling, pending=(), limits=None, *,
+    pad_id: int = 0, text=None, token_bytes: int = 0, level: int = 0,
+  ):  # fmt: skip
+    """Of a `Device`; level: of the capacity's shapes, to begin with."""
+    self.device, self.capacity, self.sampling, self.pad_id = device, capacity, sampling, pad_id
+    self.usage, self.level, self.width = Usage(token_bytes=token_bytes), level, samples_per_prompt
     raw = tuple(int(x) for x in np.asarray(jax.random.key_data(key)))
     empty = np.zeros(0, np.float32)
     fresh = [
@@ -91,356 +102,379 @@ class Call:
     ]
     self.groups: list[Group] = [list(group) for group in pending] + fresh
     limits = [sampling.max_tokens] * len(prompts) if limits is None else list(limits)
-    limits = [sampling.max_tokens] * len(pending) + limits
-    self.limit = {}
+    limits = [min(n, sampling.max_tokens) for n in [sampling.max_tokens] * len(pending) + limits]
     self.samples: list[_Sample] = []
-    self.owner: list[int] = []  # of each sample: its group
     self.entries: collections.deque[_Entry] = collections.deque()
     for number, group in enumerate(self.groups):
-      group[:] = [_at_limit(r, min(limits[number], sampling.max_tokens)) for r in group]
-      mine = [r for r in group if not r.finished]
-      made = [_Sample(len(self.samples) + i, r, np.zeros(2, np.uint32)) for i, r in enumerate(mine)]
-      for sample in made:
-        self.limit[sample.uid] = min(limits[number], sampling.max_tokens)
-        sample.count = len(sample.rollout.tokens)
+      group[:] = [_at_limit(r, limits[number]) for r in group]
+      made = []
+      for r in (r for r in group if not r.finished):
+        stops = None
         if sampling.stop_strings:
-          sample.stops = StopSearch(
-            engine.text, sampling.stop_strings, sampling.min_tokens, begun=sample.rollout.tokens
-          )
+          stops = StopSearch(text, sampling.stop_strings, sampling.min_tokens, begun=r.tokens)
+        uid = len(self.samples) + len(made)
+        made.append(_Sample(uid, r, np.zeros(2, np.uint32), number, limits[number], stops=stops))
       self.samples += made
-      self.owner += [number] * len(made)
-      if begun := [s for s in made if s.count]:
-        self.entries += [_Entry(_so_far(s), [s]) for s in begun]
-      if new := [s for s in made if not s.count]:
+      self.entries += [_Entry(_so_far(s.rollout), [s]) for s in made if len(s.rollout.tokens)]
+      if new := [s for s in made if not len(s.rollout.tokens)]:
         self.entries.append(_Entry(np.asarray(new[0].rollout.prompt.tokens, np.int32), new))
-    self.left = collections.Counter(self.owner)
     for sample, data in zip(self.samples, _sample_keys([s.rollout for s in self.samples]), strict=True):
       sample.key = data
-    self.width = max((len(e.samples) for e in self.entries), default=1)
+    self.left = collections.Counter(s.owner for s in self.samples)
+    self.limits = np.array([s.limit for s in self.samples], np.int32)
+    self.looks = Looks([len(s.rollout.tokens) for s in self.samples])
+    self.finished = 0  # samples
+    self.most = np.zeros(2, int)  # own and shared pages in use on one shard
 
   # ---- the loop ----
 
   def serve(self, progress, watch) -> None:
     """Prefills, runs and harvests until every sample is done, or watch says that it is enough."""
-    e, began, compiled = self.engine, time.perf_counter(), compile_seconds()
+    began, compiled = time.perf_counter(), compile_seconds()
     self._allocate()
     while True:
-      self._refill()
-      more = bool(self.entries) or any(len(s.queue) > self.size for s in self.shards)
-      before = time.perf_counter()
-      fewest = self._fewer()
-      queue, ready = self._queue()
-      shared = [self._place(np.concatenate([getattr(s, name) for s in self.shards])) for name in ("owner", "index")]
-      self.pools, self.slots, log = decode.run(
-        e.model, e.layout, dataclasses.replace(self.sampling, stop_strings=()), e.params, self.pools, self.slots, queue,
-        ready, tuple(shared), np.bool_(more), np.int32(fewest), page=e.page,
-        width=self.width if self.kinds["shared"] else 0, steps=STEPS,
-      )  # fmt: skip
-      log = jax.tree.map(np.asarray, log)
-      finished = self._harvest(log)
+      filled = self._refill()
+      more = bool(self.entries) and filled or any(len(s.queue) > self._places for s in self.shards)
+      before, fewer = time.perf_counter(), self._fewer()
+      queue, histories, ready = self._queue()
+      shared = tuple(np.concatenate([getattr(s, name) for s in self.shards]) for name in ("owner", "index"))
+      fewest = fewer.slots if fewer else 0
+      log = self.device.run(queue, histories, ready, shared, more, fewest, self._larger() is not None, self._keep)
+      complete = self._harvest(log)
       self._observe(log, time.perf_counter() - before, time.perf_counter() - began)
-      progress(sum(s.done for s in self.samples), len(self.samples))
-      if all(s.done for s in self.samples):
-        if watch and finished:
-          watch(finished)
+      progress(self.finished, len(self.samples))
+      if self.finished == len(self.samples):
+        if watch and complete:
+          watch(complete)
         break
-      if watch and finished and watch(finished):
+      if watch and complete and watch(complete):
         break
-      if log.short:
+      if log.short_D.any() or log.hungry:
         self._make_room(log)
-      elif fewest and log.active_D.max() <= fewest and not more and not any(s.queue for s in self.shards):
-        self.slots, self.size = decode.shrink(self.slots, fewer=fewest), fewest
+      elif fewer and log.active_D.max() <= fewest and not more and not any(s.queue for s in self.shards):
+        self._reshape(fewer)
     for sample in self.samples:
       if not sample.done:
         self._write(sample, "unfinished")
+    self.usage.decode_programs, self.usage.prefill_programs = map(self.device.programs, ("decode", "prefill"))
     self.usage.seconds = time.perf_counter() - began
     self.usage.compile_s = compile_seconds() - compiled
 
   def _allocate(self) -> None:
     """Slots, pools and the host's lists of what is free, on every shard."""
-    e, D = self.engine, self.engine.shards
-    most = e.slots // D
-    self.size = next((n for n in _sizes(most)[::-1] if n * D >= len(self.samples)), most)
-    self.ahead = max(1, self.size // 4)  # samples that wait in the queue of a shard
-    self.rows = max(1, self.ahead // self.width)  # prompts of one prefill
-    page, longest = e.page, max(len(x.tokens) for x in self.entries)
-    tails = max(2, self.ahead)
-    if e.cache_tokens:
-      own = e.cache_tokens // page // D
-    else:
-      begin = -(-min(self.sampling.max_tokens, page) // page) + (min(longest, page) > 1)
-      own = max(e._own_pages, self.size * begin)
-    full = (longest - 1) // page
-    groups = -(-self.size // self.width) + self.rows
-    shared = max(e._shared_pages, full * min(groups, len(self.entries)))
-    self.kinds = {"own": own, "shared": shared, "tail": tails}
+    c = self.capacity
+    shapes = c.shapes(self.width)
+    self.whole = [s for s in shapes if s.slots == c.slots]
+    self.fewer = [s for s in shapes if s.slots < c.slots]
+    small = [s for s in self.fewer if s.slots * c.shards >= len(self.samples)]
+    self.level = min(self.level, len(self.whole) - 1)
+    self.shape = small[-1] if small else self.whole[self.level]
     numbers = lambda n: list(range(n))
+    self.most_entries = 2 * (c.slots + c.ahead + self.width)
+    shared = self.shape.shared
     self.shards = [
       _Shard(
-        numbers(2 * self.size + tails), numbers(tails), numbers(shared), *np.full((2, shared), -1, np.int32)
+        numbers(self.most_entries), numbers(self.shape.tail), numbers(shared), *np.full((2, shared), -1, np.int32),
+        own=self.shape.own,
       )
-      for _ in range(D)
+      for _ in range(c.shards)
     ]  # fmt: skip
-    self.pools = _new_pools(e.layout, e.model.config, tuple(self.kinds.items()), page, e.cache_dtype, D, e.mesh)()
-    none = np.full(D * own, -1, np.int32)
-    self.slots = decode.Slots(self._work([None] * (D * self.size)), self._place(none), self._place(none))
-    self._remember()
+    self.device.allocate(self.shape)
 
-  def _refill(self) -> None:
-    """Prefills prompts, the emptiest shard first, until enough samples wait on each."""
-    e = self.engine
+  @property
+  def _places(self) -> int:
+    """Of the queue of a shard on the device."""
+    return min(self.shape.slots, self.capacity.ahead + self.width)
+
+  def _refill(self) -> bool:
+    """Prefills prompts, the emptiest shard first, until enough samples wait; False: there are no pages for them."""
+    c, filled = self.capacity, True
     while self.entries:
       batch: list[tuple[int, _Entry]] = []
       rows = collections.Counter()
       length = 0
       while self.entries:
         entry = self.entries[0]
-        n = _bucket(max(length, len(entry.tokens) - 1), e.max_prompt_tokens + e.max_response_tokens)
+        most = c.rows(c.prefill_length(max(length, entry.length)), self.width)
         open_shards = [
           d for d, s in enumerate(self.shards)
-          if s.entries and s.tails and rows[d] < self.rows and self._load(d) < self.ahead
-          and (rows[d] == 0 or n * (rows[d] + 1) <= PREFILL_TOKENS)
+          if s.entries and (entry.alone or s.tails) and rows[d] < most and len(s.queue) < c.ahead
         ]  # fmt: skip
-        if not open_shards:
+        if not open_shards or max(rows.values(), default=0) > most:
           break
-        d = min(open_shards, key=lambda d: (self._load(d) + self.shards[d].active, d))
-        full = (len(entry.tokens) - 1) // e.page
-        if full > len(self.shards[d].pages):
-          if batch:
-            break
-          self._grow("shared", full - len(self.shards[d].pages))
+        fits = [d for d in open_shards if self._fits(d, entry)]
+        if not fits:
+          idle = any(not s.queue and s.active < self.shape.slots for s in (self.shards[d] for d in open_shards))
+          if not batch and idle and (larger := self._larger()):
+            self._reshape(larger)
+            continue
+          filled = False
+          break
+        d = min(fits, key=lambda d: (len(self.shards[d].queue) + self.shards[d].active, d))
         self.entries.popleft()
-        self._settle(d, entry, full)
+        self._settle(d, entry)
         batch.append((d, entry))
         rows[d] += 1
-        length = max(length, len(entry.tokens) - 1)
+        length = max(length, entry.length)
       if not batch:
-        return
-      self._prefill(batch, _bucket(max(length, 1), e.max_prompt_tokens + e.max_response_tokens))
+        break
+      self._prefill(batch, c.prefill_length(length))
+    return filled
 
-  def _load(self, d: int) -> int:
-    return len(self.shards[d].queue)
+  @property
+  def _keep(self) -> int:
+    """Own pages that are left for each sample that runs: none where there are enough for the longest ones."""
+    return int(self.shape.own < self.shape.slots * self.capacity.longest)
 
-  def _settle(self, d: int, entry: _Entry, full: int) -> None:
+  def _fits(self, d: int, entry: _Entry) -> bool:
+    """Whether a shard has pages for a prompt, beside those that are kept."""
+    shard, page = self.shards[d], self.capacity.page
+    if not entry.alone:
+      return entry.length // page <= len(shard.pages)
+    return -(-entry.length // page) + max(1, self._keep * (shard.active + len(shard.queue))) <= shard.own
+
+  def _settle(self, d: int, entry: _Entry) -> None:
     """Gives a prompt its numbers on shard d and puts its samples into the queue."""
-    shard = self.shards[d]
-    entry.home, entry.id = shard, shard.entries.pop()
-    entry.pages = [shard.pages.pop() for _ in range(full)]
-    shard.owner[entry.pages], shard.index[entry.pages] = entry.id, np.arange(full)
-    rest = (len(entry.tokens) - 1) % self.engine.page
-    entry.tail = shard.tails.pop() if rest else -1
+    shard, page = self.shards[d], self.capacity.page
+    entry.home, entry.id = d, shard.entries.pop()
     entry.waiting = entry.open = len(entry.samples)
+    if entry.alone:
+      shard.own -= -(-entry.length // page)
+    else:
+      full = entry.length // page
+      entry.pages = np.array([shard.pages.pop() for _ in range(full)], np.int32)
+      shard.owner[entry.pages], shard.index[entry.pages] = entry.id, np.arange(full)
+      entry.tail = shard.tails.pop() if entry.length % page else -1
     for number, sample in enumerate(entry.samples):
       sample.entry = entry
-      sample.last = int(entry.tokens[-1])
+      self.looks.last[sample.uid] = entry.tokens[-1]
       shard.queue.append((sample, number))
 
   def _prefill(self, batch, length: int) -> None:
     """One program: rows of every shard, short ones and missing ones padded. A prompt of one token needs none."""
-    e, D, R = self.engine, self.engine.shards, self.rows
-    R = min(R, max(1, PREFILL_TOKENS // length))
-    tokens = np.full((D * R, length), e.pad_id, np.int32)
-    lengths, tails = np.zeros(D * R, np.int32), np.full(D * R, self.kinds["tail"], np.int32)
-    pages = np.full((D * R, length // e.page if self.kinds["shared"] else 0), self.kinds["shared"], np.int32)
-    rows = collections.Counter()
+    c = self.capacity
+    D, R, page = c.shards, c.rows(length, self.width), c.page
+    int32 = lambda *shape: np.zeros(shape, np.int32)
+    rows = {
+      "tokens": np.full((D * R, length), self.pad_id, np.int32), "length": int32(D * R),
+      "pages": np.full((D * R, length // page if self.shape.shared else 0), self.shape.shared, np.int32),
+      "tail": np.full(D * R, self.shape.tail, np.int32), "own": int32(D * R), "entry": int32(D * R),
+    }  # fmt: skip
+    used = collections.Counter()
     for d, entry in batch:
-      r = d * R + rows[d]
-      rows[d] += 1
-      n = len(entry.tokens) - 1
-      tokens[r, :n], lengths[r] = entry.tokens[:-1], n
-      pages[r, : len(entry.pages)] = entry.pages
-      tails[r] = entry.tail if entry.tail >= 0 else tails[r]
-    if not lengths.any():
+      r = d * R + used[d]
+      used[d] += 1
+      rows["tokens"][r, : entry.length], rows["length"][r] = entry.tokens[:-1], entry.length
+      rows["entry"][r] = entry.id
+      rows["pages"][r, : len(entry.pages)] = entry.pages
+      rows["own"][r] = -(-entry.length // page) if entry.alone else 0
+      rows["tail"][r] = entry.tail if entry.tail >= 0 else self.shape.tail
+    if not rows["length"].any():
       return
     began = time.perf_counter()
-    self.pools = decode.prefill(
-      e.model, e.layout, e.params, self.pools, *map(self._place, (tokens, lengths, pages, tails)), page=e.page
-    )
-    jax.block_until_ready(self.pools)
+    self.device.prefill(rows)
     self.usage.prefill_seconds += time.perf_counter() - began
-    self.usage.prefill_tokens += int(lengths.sum())
-    self.usage.prompts += int((lengths > 0).sum())
+    self.usage.prefill_tokens += int(rows["length"].sum())
+    self.usage.prompts += int((rows["length"] > 0).sum())
 
   def _harvest(self, log) -> list[Group]:
     """Takes the tokens of a run to their samples; returns the groups that are complete now."""
     for d, shard in enumerate(self.shards):
       for _ in range(int(log.taken_D[d])):
         sample, _ = shard.queue.popleft()
+        sample.since = len(self.looks)
         sample.entry.waiting -= 1
         if not sample.entry.waiting and sample.entry.tail >= 0:
           shard.tails.append(sample.entry.tail)
           sample.entry.tail = -1
-      shard.active = int(log.active_D[d])
-    n = int(log.steps)
-    uid = log.uid_CS[:n].reshape(-1)
-    order = np.argsort(uid, kind="stable")  # by sample, steps in order
-    order = order[np.searchsorted(uid[order], 0) :]
-    ids, first = np.unique(uid[order], return_index=True)
-    parts = [np.split(x[:n].reshape(-1)[order], first[1:]) for x in (log.token_CS, log.logp_CS, log.raw_CS)]
-    finished = []
-    strings = []
-    for k, i in enumerate(ids):
-      sample = self.samples[i]
-      for to, of in zip((sample.tokens, sample.logp, sample.raw), parts, strict=True):
-        to.append(of[k])
-      sample.count += len(parts[0][k])
-      sample.last = int(parts[0][k][-1])
-      ended = sample.last in self.sampling.stop_ids
-      if sample.stops and self._cut(sample):
-        ended = True
-        strings.append(i)
-      if ended or sample.count >= self.limit[i]:
-        self._write(sample, "stop" if ended else "length")
-        self.usage.lengths.append(sample.count)
-        self._leave(sample)
-        self.left[self.owner[i]] -= 1
-        if not self.left[self.owner[i]]:
-          finished.append(self.groups[self.owner[i]])
-    if strings:  # those that the device still has in a slot
-      self.slots = decode.drop(self.slots, self._place(np.isin(log.uid_S, strings)))
-      for d, shard in enumerate(self.shards):
-        shard.active -= int(np.isin(log.uid_S.reshape(len(self.shards), -1)[d], strings).sum())
-    self.usage.tokens += int((uid >= 0).sum())
-    return finished
+      shard.active, shard.own = int(log.active_D[d]), self.shape.own - int(log.used_D[d])
+    uids = self.looks.add(log)
+    stopped = np.isin(self.looks.last[uids], self.sampling.stop_ids)
+    cut = []
+    if self.sampling.stop_strings:
+      for i, uid in enumerate(uids):
+        if self._cut(self.samples[uid]):
+          stopped[i] = True
+          cut.append(uid)
+    over = stopped | (self.looks.count[uids] >= self.limits[uids])
+    complete = []
+    for uid, stop in zip(uids[over], stopped[over], strict=True):
+      sample = self.samples[uid]
+      self._write(sample, "stop" if stop else "length")
+      self.usage.lengths.append(len(sample.rollout.tokens))
+      self._leave(sample)
+      self.finished += 1
+      self.left[sample.owner] -= 1
+      if not self.left[sample.owner]:
+        complete.append(self.groups[sample.owner])
+    if cut:  # the device may still have them in a slot
+      self._drop(log, cut)
+    self.usage.tokens += self.looks.sampled
+    return complete
 
   def _cut(self, sample: _Sample) -> bool:
     """Ends a sample at the first token whose text completes a stop string; whether there is one."""
-    new = len(sample.tokens[-1])
-    keep = sample.stops.feed(sample.tokens[-1])
+    new = self.looks.newest(sample.uid)
+    keep = sample.stops.feed(new)
     if keep is None:
       return False
-    for parts in (sample.tokens, sample.logp, sample.raw):
-      parts[-1] = parts[-1][:keep]
-    sample.count -= new - keep
+    self.looks.count[sample.uid] -= len(new) - keep
     return True
 
   def _write(self, sample: _Sample, reason: str) -> None:
-    """The sample's rollout, with this call's tokens."""
-    r, number = sample.rollout, self.owner[sample.uid]
-    join = lambda old, parts, dtype: np.concatenate([np.asarray(old, dtype), *parts]).astype(dtype)
+    """The sample's rollout, with the tokens of this call."""
+    r = sample.rollout
+    whole = lambda old, new, dtype: np.concatenate([np.asarray(old, dtype), new]).astype(dtype, copy=False)
+    tokens, logp, raw = self.looks.since(sample.uid, sample.since, len(r.tokens))
     new = dataclasses.replace(
-      r, tokens=join(r.tokens, sample.tokens, np.int32), logp=join(r.logp, sample.logp, np.float32),
-      raw_logp=join(r.raw_logp, sample.raw, np.float32), stop_reason=reason,
+      r, tokens=whole(r.tokens, tokens, np.int32), logp=whole(r.logp, logp, np.float32),
+      raw_logp=whole(r.raw_logp, raw, np.float32), stop_reason=reason,
     )  # fmt: skip
-    group = self.groups[number]
+    group = self.groups[sample.owner]
     group[next(i for i, x in enumerate(group) if x.sample == r.sample)] = new
-    sample.done = reason != "unfinished"
+    sample.rollout, sample.since, sample.done = new, NEVER, reason != "unfinished"
 
   def _leave(self, sample: _Sample) -> None:
     """A sample no longer needs its prompt; the last one frees it."""
     entry = sample.entry
     entry.open -= 1
     if not entry.open:
-      entry.home.entries.append(entry.id)
-      entry.home.pages += entry.pages
-      entry.home.owner[entry.pages] = -1
+      shard = self.shards[entry.home]
+      shard.entries.append(entry.id)
+      shard.pages += entry.pages.tolist()
+      shard.owner[entry.pages] = -1
+
+  def next_level(self) -> int:
+    """Of the shapes that would do for another call like this one, the first."""
+    own, shared = self.most
+    enough = (i for i, s in enumerate(self.whole) if s.own >= own + s.slots and s.shared >= shared)
+    return next(enough, len(self.whole) - 1)
+
+  # ---- room ----
+
+  def _larger(self) -> Shape | None:
+    """The next shape with more pages for as many slots."""
+    if self.shape in self.whole[:-1]:
+      return self.whole[self.whole.index(self.shape) + 1]
+    return None
 
   def _make_room(self, log) -> None:
-    """More own pages; or, where their number is fixed, the shortest responses are put back until the rest can go on."""
-    e, D = self.engine, self.engine.shards
-    if not e.cache_tokens:
-      return self._grow("own", max(1, self.kinds["own"] // GROWTH))
-    victims = []
-    for uid_s in log.uid_S.reshape(D, -1):
-      busy = sorted((i for i in uid_s if i >= 0 and not self.samples[i].done), key=lambda i: (self.samples[i].count, i))
-      victims += busy[: max(1, len(busy) // 8)] if len(busy) > 1 else []
-    self.slots = decode.drop(self.slots, self._place(np.isin(log.uid_S, victims)))
-    for i in sorted(victims, reverse=True):
-      sample = self.samples[i]
-      self._leave(sample)
-      self._write(sample, "unfinished")
-      sample.rollout = next(r for r in self.groups[self.owner[i]] if r.sample == sample.rollout.sample)
-      sample.tokens, sample.logp, sample.raw = [], [], []
-      self.entries.appendleft(_Entry(_so_far(sample), [sample]))
-      self.usage.interrupted += 1
+    """More pages; or, at the end of the budget, where pages lack, responses are put back until the others can go on.
+
+    First those whose tokens, which must be prefilled again, free the most pages each; of equals the one that has just
+    begun stays.
+    """
+    if larger := self._larger():
+      return self._reshape(larger)
+    page, victims, freed = self.capacity.page, [], np.zeros((self.capacity.shards, self.most_entries), bool)
+    for d in np.nonzero(log.short_D)[0]:
+      shard = self.shards[d]
+      for item in [x for x in reversed(shard.queue) if x[0].entry.alone]:  # nothing of theirs was sampled yet
+        if shard.own >= shard.active:
+          break
+        shard.queue.remove(item)
+        freed[d, item[0].entry.id] = True
+        shard.own += -(-item[0].entry.length // page)
+        self._put_back(item[0])
+      busy = [int(i) for i in log.uid_S.reshape(self.capacity.shards, -1)[d] if i >= 0 and not self.samples[i].done]
+      busy.sort(key=self._worth)
+      while len(busy) > 1 and shard.own < len(busy):
+        victims.append(uid := busy.pop())
+        shard.own += self._own_pages(self.samples[uid])
+    self._drop(log, victims, freed)
+    for uid in victims[::-1]:
+      self._put_back(self.samples[uid])
+
+  def _own_pages(self, sample: _Sample) -> int:
+    """Pages of a sample in a slot that nobody else has."""
+    shared = len(sample.entry.pages) * self.capacity.page
+    held = len(sample.rollout.prompt.tokens) - 1 + self.looks.count[sample.uid] - shared
+    return -(-int(held) // self.capacity.page)
+
+  def _worth(self, uid: int):
+    """Pages per token that would be lost, least first; the youngest first among equals."""
+    sample = self.samples[uid]
+    lost = len(sample.rollout.prompt.tokens) + int(self.looks.count[uid])
+    return self._own_pages(sample) / lost, -sample.since
+
+  def _put_back(self, sample: _Sample) -> None:
+    """A sample without a slot waits for one as it did at first, with what it has."""
+    self._leave(sample)
+    self._write(sample, "unfinished")
+    self.entries.appendleft(_Entry(_so_far(sample.rollout), [sample]))
+    self.usage.interrupted += 1
+
+  def _drop(self, log, uids: Sequence[int], freed=None) -> None:
+    """Takes samples out of their slots, and prompts out of the own pages that are reserved for them."""
+    drop_S = np.isin(log.uid_S, np.asarray(uids, np.int32))
+    if freed is None:
+      freed = np.zeros((self.capacity.shards, self.most_entries), bool)
+    if drop_S.any() or freed.any():
+      self.device.drop(drop_S, freed.reshape(-1))
     for d, shard in enumerate(self.shards):
-      shard.active -= int(np.isin(log.uid_S.reshape(D, -1)[d], victims).sum())
+      shard.active -= int(drop_S.reshape(self.capacity.shards, -1)[d].sum())
 
-  def _grow(self, kind: str, by: int) -> None:
-    """A larger pool of one kind, on every shard."""
-    D, old = self.engine.shards, self.kinds[kind]
-    by = max(by, -(-old // GROWTH))
-    self.kinds[kind] += by
-    self.pools = self.engine.layout.grow(self.pools, kind, by, D)
-    if kind == "own":
-      self.slots = decode.more_pages(self.slots, by=by, shards=D)
-    else:
-      for s in self.shards:
-        s.pages += range(old, old + by)
-        s.owner, s.index = (np.pad(x, (0, by), constant_values=-1) for x in (s.owner, s.index))
-    self._remember()
+  def _fewer(self) -> Shape | None:
+    """The next shape with fewer slots; none while prompts are left, which may all start in the coming run."""
+    smaller = [s for s in self.fewer if s.slots < self.shape.slots]
+    return smaller[0] if smaller and not self.entries else None
 
-  def _remember(self) -> None:
-    """The next call starts with what this one needed, and compiles nothing anew."""
-    self.engine._own_pages, self.engine._shared_pages = self.kinds["own"], self.kinds["shared"]
-
-  def _fewer(self) -> int:
-    """The next smaller number of slots per shard, 0 where there is none or it is too early."""
-    if self.entries:
-      return 0  # what waits in the queue may all start in the coming run, which shrinks only once it is empty
-    smaller = [n for n in _sizes(self.engine.slots // self.engine.shards) if n < self.size]
-    return max(smaller, default=0)
+  def _reshape(self, shape: Shape) -> None:
+    """Other numbers of slots and pages; shared pages that are in use come first, and the host numbers them anew."""
+    old, self.shape = self.shape, shape
+    source = np.full((self.capacity.shards, shape.shared), old.shared, np.int32)
+    for d, shard in enumerate(self.shards):
+      shard.own += shape.own - old.own
+      if shape.shared == old.shared:
+        continue
+      used = np.nonzero(shard.owner >= 0)[0]
+      source[d, : len(used)] = used
+      new = np.full(old.shared + 1, -1, np.int32)
+      new[used] = np.arange(len(used))
+      for entry in {id(s.entry): s.entry for s in self.samples if not s.done and s.entry is not None}.values():
+        if entry.home == d:
+          entry.pages = new[entry.pages]
+      owner, index = np.full((2, shape.shared), -1, np.int32)
+      owner[: len(used)], index[: len(used)] = shard.owner[used], shard.index[used]
+      shard.owner, shard.index, shard.pages = owner, index, list(range(len(used), shape.shared))
+    self.device.reshape(shape, source.reshape(-1))
 
   # ---- to the device ----
 
   def _queue(self):
-    places = self.size
-    rows = [(list(s.queue)[:places] + [None] * places)[:places] for s in self.shards]
-    ready = np.array([min(len(s.queue), places) for s in self.shards], np.int32)
-    return self._work([x for row in rows for x in row]), self._place(ready)
-
-  def _work(self, items) -> decode.Work:
-    """The record of queued (sample, number of its entry) pairs, None: nothing."""
-    n, e = len(items), self.engine
-    columns = {
-      f.name: np.zeros(n, np.int32) for f in dataclasses.fields(decode.Work) if f.name not in ("key", "seen")
-    }
-    columns["uid"] -= 1
-    columns["key"] = np.zeros((n, 2), np.uint32)
-    seen = np.zeros((n, e.model.config.vocab_size), bool) if self.sampling.repetition_penalty != 1 else None
-    for i, item in enumerate(items):
-      if item is None:
-        continue
-      sample, number = item
-      entry = sample.entry
-      length = len(entry.tokens) - 1
-      values = dict(
-        uid=sample.uid, key=sample.key, last=sample.last, length=length, shared=len(entry.pages) * e.page,
-        entry=entry.id, sample=number, tail=entry.tail if length % e.page else -1, count=sample.count,
-        limit=self.limit[sample.uid],
-      )  # fmt: skip
-      for name, value in values.items():
-        columns[name][i] = value
-      if seen is not None:
-        seen[i, entry.tokens] = True
-    place = self._place
-    return decode.Work(**{k: place(v) for k, v in columns.items()}, seen=None if seen is None else place(seen))
-
-  def _place(self, x):
-    return to_mesh(self.engine.mesh, np.asarray(x), "rows")
+    """(columns of `decode.Work`, tokens so far of each place, places that are filled)."""
+    places, page = self._places, self.capacity.page
+    columns = empty_work(places * len(self.shards))
+    histories = [np.zeros(0, np.int32)] * (places * len(self.shards))
+    for d, shard in enumerate(self.shards):
+      for i, (sample, number) in enumerate(list(shard.queue)[:places]):
+        entry, at = sample.entry, d * places + i
+        values = dict(
+          uid=sample.uid, key=sample.key, last=self.looks.last[sample.uid], length=entry.length,
+          shared=len(entry.pages) * page, entry=entry.id, sample=number, tail=entry.tail,
+          count=self.looks.count[sample.uid], limit=sample.limit,
+        )  # fmt: skip
+        for name, value in values.items():
+          columns[name][at] = value
+        histories[at] = entry.tokens
+    return columns, histories, np.array([min(len(s.queue), places) for s in self.shards], np.int32)
 
   def _observe(self, log, seconds: float, at: float) -> None:
-    e, u = self.engine, self.usage
-    steps, slots = int(log.steps), self.size * e.shards
-    held = int(log.held)
+    u, c = self.usage, self.capacity
+    steps, slots = int(log.steps), self.shape.slots * c.shards
     shared = sum(int((s.owner >= 0).sum()) for s in self.shards)
     u.slot_steps += steps * slots
     u.decode_seconds += seconds
-    capacity = sum(self.kinds[k] for k in KINDS) * e.shards * e.page
-    first = [x.entry for s in self.shards for x, number in s.queue if number == 0]
-    waiting = sum((len(entry.tokens) - 1) % e.page for entry in first)
-    u.saw(at, seconds, steps, slots, int((log.uid_CS[:steps] >= 0).sum()), held + shared * e.page + waiting, capacity)
-    done = sum(s.done for s in self.samples)
-    if done and not u.first_sample_s:
+    capacity = sum(self.shape.pages.values()) * c.shards * c.page
+    waiting = sum(  # tails, and prompts in own pages that no slot has yet
+      (x.entry.length if x.entry.alone else x.entry.length % c.page) for s in self.shards for x, n in s.queue if n == 0
+    )
+    held = int(log.held) + shared * c.page + waiting
+    u.saw(at, seconds, steps, slots, self.looks.sampled, held, capacity)
+    self.most = np.maximum(self.most, (log.most_used_D.max(), max((s.owner >= 0).sum() for s in self.shards)))
+    if self.finished and not u.first_sample_s:
       u.first_sample_s = at
     u.last_sample_s = at
-
-
-@functools.lru_cache(maxsize=8)
-def _new_pools(layout, config, kinds, page: int, dtype: str, shards: int, mesh):
-  """The jitted program that makes empty pools of {kind: pages per shard}."""
-  new = lambda: layout.new(config, dict(kinds), page, dtype, shards)
-  return jax.jit(new, out_shardings=named_tree(mesh, layout.axes(jax.eval_shape(new))))
 
 
 def _at_limit(r: Rollout, limit: int) -> Rollout:
@@ -448,8 +482,7 @@ def _at_limit(r: Rollout, limit: int) -> Rollout:
   return r if r.finished or len(r.tokens) < limit else dataclasses.replace(r, stop_reason="length")
 
 
-def _so_far(sample: _Sample) -> np.ndarray:
-  r = sample.rollout
+def _so_far(r: Rollout) -> np.ndarray:
   return np.concatenate([r.prompt.tokens, r.tokens]).astype(np.int32)
 
 
@@ -471,13 +504,3 @@ def _sample_keys(rollouts: Sequence[Rollout]) -> np.ndarray:
   keys = pad([r.key for r in rollouts])
   ids, numbers = pad([r.prompt.id & 0xFFFFFFFF for r in rollouts]), pad([r.sample for r in rollouts])
   return np.asarray(_fold_many(keys, ids, numbers))[: len(rollouts)]
-
-
-def _sizes(most: int) -> list[int]:
-  """Numbers of slots per shard, largest first: all, a half, a quarter; few, as each is a program of its own."""
-  return [most // n for n in (1, 2, 4) if most % n == 0]
-
-
-def _bucket(tokens: int, limit: int) -> int:
-  """Padded prompt length: the next power of two, so that few programs are compiled; never above the limit."""
-  return min(limit, max(SMALLEST_PROMPT_BUCKET, 1 << (max(tokens, 1) - 1).bit_length()))

@@ -34,6 +34,7 @@ class Usage:
   want of pages. seconds, prefill_seconds, decode_seconds, compile_s: wall clock, compile time also being inside the
   others. first_sample_s, last_sample_s: when the first and the last response were back on the host.
   peak_cache_bytes, held_bytes: of all pools at their largest, and of the tokens in them at the fullest moment.
+  decode_programs, prefill_programs: that this way of sampling has needed so far, in the life of the engine.
   lengths: response tokens of the samples that ended. tail_ratio: the longest of them over the median.
   timeline: per run of the decode program (seconds since the start, share of slots busy, tokens per second, share of the
   cache in use).
@@ -53,6 +54,8 @@ class Usage:
   last_sample_s: float = 0.0
   peak_cache_bytes: int = 0
   held_bytes: int = 0
+  decode_programs: int = 0
+  prefill_programs: int = 0
   lengths: list[int] = dataclasses.field(default_factory=list)
   timeline: list[tuple[float, float, float, float]] = dataclasses.field(default_factory=list)
 
@@ -74,6 +77,7 @@ class Usage:
     found = {
       "occupancy": self.occupancy, "prefill_tokens": self.prefill_tokens, "interrupted": self.interrupted,
       "first_sample_s": self.first_sample_s, "last_sample_s": self.last_sample_s, "compile_s": self.compile_s,
+      "decode_programs": self.decode_programs, "prefill_programs": self.prefill_programs,
       "cache_mb": self.peak_cache_bytes / 2**20, "cache_held_mb": self.held_bytes / 2**20,
     }  # fmt: skip
     if self.decode_seconds:
