@@ -101,19 +101,6 @@ def test_pages_beyond_the_last_are_left_out():
   cache_test.check_that_pages_beyond_the_last_are_left_out(PALLAS, pages_of, "bfloat16")
 
 
-def test_growth_keeps_pages_where_they_are():
-  cache_test.check_growth(PALLAS, pages_of, "bfloat16")
-
-
-def test_growth_of_two_shards():
-  config = types.SimpleNamespace(num_layers=2, num_kv_heads=1, head_dim=2)
-  pools = PALLAS.new(config, dict.fromkeys(cache.KINDS, 1), 4, "bfloat16", 2)
-  pools = dataclasses.replace(pools, v=pools.v + jnp.arange(1, 13, dtype=jnp.bfloat16)[:, None, None])
-  grown = PALLAS.grow(pools, "shared", 1, 2)
-  assert grown.pages == (1, 2, 1)
-  assert grown.v[0, :, 0, 0].tolist() == [1, 2, 0, 3, 4, 5, 0, 6, 7, 8, 0, 9, 10, 11, 0, 12]
-
-
 def test_on_a_mesh():
   """Two shards of slots, each with pages of its own, and heads over two devices: bits of the shards alone."""
   scenes = [Rounded(**SMALL | {"seed": seed, "order": seed}) for seed in range(2)]

@@ -11,6 +11,7 @@ import pytest
 from tolerances import close
 
 from fipo_jax.models import cache
+from fipo_jax.sharding import make_mesh, named_tree, to_mesh
 
 POISON = 50.0  # fills whatever nobody wrote: it would drown the values if it were seen
 
@@ -154,9 +155,16 @@ def fill(layout, pools, writes):
   """What was written to each kind of page before the first token; own pages begin with a copy of the prompt's tail."""
   if "start" in writes:
     for kind in ("shared", "tail"):
-      pools = layout.write_rows(pools, kind, *writes[kind])
+      pools = write_rows(layout, pools, kind, *writes[kind])
     pools = layout.start(pools, *writes["start"])
-  return layout.write_rows(pools, "own", *writes["own"])
+  return write_rows(layout, pools, "own", *writes["own"])
+
+
+def write_rows(layout, pools, kind, k_LRtKh, v_LRtKh, page_R):
+  """Of all layers."""
+  for layer, (k, v) in enumerate(zip(k_LRtKh, v_LRtKh, strict=True)):
+    pools = layout.write_rows(pools, layer, kind, k, v, page_R)
+  return pools
 
 
 @functools.cache
@@ -245,7 +253,7 @@ def check_that_pages_beyond_the_last_are_left_out(layout, pages_of, dtype="float
   pools = small(layout, dtype, h)
   number = lambda rows: np.full((2, rows, 4, 1, h), np.arange(1, rows + 1)[:, None, None, None], np.float32)
   found = lambda pools: {kind: pages_of(pools, kind)[:, :, 0, 0, 0].tolist() for kind in cache.KINDS}
-  write = jax.jit(layout.write_rows, static_argnums=1)
+  write = jax.jit(functools.partial(write_rows, layout), static_argnums=1)
   pools = write(pools, "own", number(3), number(3), np.array([2, 3, 4]))
   pools = write(pools, "shared", number(3), number(3), np.array([2, 0, 1]))
   pools = write(pools, "tail", number(2) + 6, number(2) + 6, np.array([1, 2]))
@@ -270,35 +278,43 @@ def test_pages_beyond_the_last_are_left_out():
   check_that_pages_beyond_the_last_are_left_out(XLA, pages_of)
 
 
-def check_growth(layout, pages_of, dtype="float32", h=4):
-  """A larger pool has the old pages at the front of each shard."""
-  pools = small(layout, dtype, h)
-  rows = np.broadcast_to(np.arange(1.0, 4, dtype=np.float32)[:, None, None, None], (2, 3, 4, 1, h))
-  write = jax.jit(layout.write_rows, static_argnums=1)
-  for i, kind in enumerate(cache.KINDS):
-    count = (3, 2, 2)[i]
-    pools = write(pools, kind, rows[:, :count] + 10 * i, rows[:, :count] + 10 * i, np.arange(count))
+def test_resizing_takes_pages_to_where_they_are_wanted():
+  """More, fewer, in another order; those beyond the last are empty, and other kinds are left alone."""
+  rows = np.broadcast_to(np.arange(1.0, 4, dtype=np.float32)[:, None, None, None], (2, 3, 4, 1, 4))
+  counts = dict(zip(cache.KINDS, (3, 2, 2), strict=True))
+
+  def filled():
+    pools = small(XLA, "float32", 4)
+    for i, (kind, count) in enumerate(counts.items()):
+      pools = write_rows(XLA, pools, kind, rows[:, :count] + 10 * i, rows[:, :count] + 10 * i, np.arange(count))
+    return pools
+
   found = lambda pools: {kind: pages_of(pools, kind)[:, :, 0, 0, 0].tolist() for kind in cache.KINDS}
-  before = found(pools)
-  for kind in cache.KINDS:
-    after = found(layout.grow(pools, kind, 2, 1))
-    assert after == before | {kind: [[*layer, 0, 0] for layer in before[kind]]}
-  grown = layout.grow(layout.grow(pools, "own", 2, 1), "shared", 1, 1)
-  grown = write(grown, "shared", rows[:, :1], rows[:, :1], np.array([2]))
-  assert found(grown) == before | {"own": [[1, 2, 3, 0, 0]] * 2, "shared": [[11, 12, 1]] * 2}
+  before = found(filled())
+  for kind, source in (("own", [0, 1, 2, 3, 3]), ("own", [2, 0]), ("shared", [1, 0, 2]), ("tail", [1])):
+    [layer] = {tuple([*x, 0][min(i, counts[kind])] for i in source) for x in map(tuple, before[kind])}
+    after = XLA.resize(filled(), kind, np.array(source, np.int32))
+    assert found(after) == before | {kind: [list(layer)] * 2}
 
 
-def test_growth_keeps_pages_where_they_are():
-  check_growth(XLA, pages_of)
-
-
-def test_growth_of_two_shards():
-  config = types.SimpleNamespace(num_layers=1, num_kv_heads=1, head_dim=2)
-  pools = XLA.new(config, dict.fromkeys(cache.KINDS, 2), 4, "float32", 2)
-  numbers = jnp.arange(1.0, 5)[:, None, None, None]
-  pools["own"][0]["v"] = pools["own"][0]["v"] + numbers
-  grown = XLA.grow(pools, "own", 1, 2)
-  assert grown["own"][0]["v"][:, 0, 0, 0].tolist() == [1, 2, 0, 3, 4, 0]
+def test_resizing_two_shards_holds_no_array_but_one_twice():
+  """Pages are numbered within a shard; the old arrays are gone, one by one."""
+  config = types.SimpleNamespace(num_layers=3, num_kv_heads=1, head_dim=2)
+  mesh = make_mesh(dict(data=2, fsdp=1, context=1, tensor=1), jax.devices()[:2])
+  with jax.set_mesh(mesh):
+    new = lambda: XLA.new(config, dict.fromkeys(cache.KINDS, 2), 4, "float32", 2)
+    pools = jax.jit(new, out_shardings=named_tree(mesh, XLA.axes(jax.eval_shape(new))))()
+    pools["own"][2]["v"] = pools["own"][2]["v"] + jnp.arange(1.0, 5)[:, None, None, None]
+    old, seen = jax.tree.leaves(pools["own"]), []
+    taken, cache._taken = cache._taken, lambda *x: seen.append(sum(not o.is_deleted() for o in old)) or taken(*x)
+    try:
+      source = to_mesh(mesh, np.array([0, 1, 2, 1, 2, 2], np.int32), "rows")
+      grown = XLA.resize(pools, "own", source)
+    finally:
+      cache._taken = taken
+  assert grown["own"][2]["v"][:, 0, 0, 0].tolist() == [1, 2, 0, 4, 0, 0]
+  assert grown["own"][2]["v"].sharding.is_equivalent_to(old[-1].sharding, 4)
+  assert seen == [6, 5, 4, 3, 2, 1] and all(x.is_deleted() for x in old)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])

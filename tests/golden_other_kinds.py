@@ -13,6 +13,7 @@ import tempfile
 import jax
 import jax.numpy as jnp
 import numpy as np
+from prefilled import prefilled
 from tolerances import limit
 
 from fipo_jax.algorithms import advantages
@@ -231,7 +232,7 @@ def check_greedy(report, model, params, greedy_SM, token_ids, tolerance):
   before = given - 1  # tokens in the cache before the first step
   positions = jnp.broadcast_to(jnp.arange(before, dtype=jnp.int32), (slots, before))
   ids = jnp.asarray(greedy_SM, jnp.int32)
-  kv = jax.jit(model.prefill)(params, ids[:, :before], positions, jnp.ones_like(positions))
+  kv = prefilled(model, params, ids[:, :before], positions, jnp.ones_like(positions))
   room = [(0, 0), (0, 0), (0, longest - before), (0, 0), (0, 0)]
   cache = tuple(jnp.pad(x, room) for x in kv)
 

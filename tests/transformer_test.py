@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from prefilled import prefilled
 from tolerances import close
 
 from fipo_jax.models import PRESETS, hf, layers, make_model
@@ -90,7 +91,7 @@ def one_token(model, params, token_S, position_S, cache):
 
 def filled(model, params, tokens_SM, at_S):
   """The cache of the tokens before at_S, with nonsense in every other entry."""
-  kv = jax.jit(model.prefill)(params, tokens_SM, positions_like(tokens_SM), np.ones_like(tokens_SM))
+  kv = prefilled(model, params, tokens_SM, positions_like(tokens_SM), np.ones_like(tokens_SM))
   old = (np.arange(tokens_SM.shape[1]) < at_S[:, None])[None, :, :, None, None]
   return tuple(jnp.where(old, x, 7.0) for x in kv)
 
@@ -126,7 +127,7 @@ def test_decode_equals_hidden_at_staggered_positions(unstacked):
   params = random_params(model)
   tokens = np.random.default_rng(0).integers(0, 32, (2, 6)).astype(np.int32)
   rows = (tokens, positions_like(tokens), np.ones_like(tokens))
-  full, kv = jax.jit(model.hidden)(params, *rows), jax.jit(model.prefill)(params, *rows)
+  full, kv = jax.jit(model.hidden)(params, *rows), prefilled(model, params, *rows)
   at = np.array([3, 5], np.int32)
   cache = filled(model, params, tokens, at)
   params = model.unstack(params) if unstacked else params
@@ -145,7 +146,7 @@ def test_unstacked_layers_change_no_number():
   )
   axes = model.unstacked_axes()
   jax.tree.map(lambda x, names: None if len(names) == x.ndim else pytest.fail(str(names)), unstacked, axes)
-  for run in (jax.jit(model.hidden), jax.jit(model.prefill)):
+  for run in (jax.jit(model.hidden), functools.partial(prefilled, model)):
     close(run(unstacked, *inputs), run(params, *inputs), terms=TERMS)
   k, v = run(params, *inputs)
   assert k.shape == v.shape == (2, 4, 8, 2, 4) and float(jnp.max(jnp.abs(k[0] - k[1]))) > 0.1

@@ -60,11 +60,11 @@ class Capacity:
   def smallest_budget(self, width: int) -> int:
     """The pages without which the longest sequence could not be decoded."""
     full = self._full(width)
-    return -(-self.longest * self._twice // 1000) + full + 1
+    return -(-(self.longest + full) * self._twice // 1000) + 1
 
   @property
   def _twice(self) -> int:
-    """Thousandths of the own pages at the worst moment of a resizing: keys or values of one layer are there twice."""
+    """Thousandths of the pages at the worst moment of a resizing: keys or values of one layer are there twice."""
     return 1000 + (-(-500 // self.layers) if self.resizes else 0)
 
   def _full(self, width: int) -> int:
@@ -86,8 +86,8 @@ class Capacity:
       spare = self.budget - self.smallest_budget(width)
       tail = 1 + min(tail - 1, spare // 4)
       spare -= tail - 1
-      shared = full + min(shared - full, spare * (shared - full) // (need + shared))
-      own = min(need, 1000 * (self.budget - tail - shared) // self._twice)
+      shared = full + min(shared - full, spare * (shared - full) // (2 * (need + shared)))
+      own = min(need, 1000 * (self.budget - tail) // self._twice - shared)
     fewer = [S // n for n in (2, 4) if S % n == 0]
     if not self.resizes:
       return (Shape(S, own, shared, tail), *(Shape(n, own, shared, tail) for n in fewer))
