@@ -15,6 +15,7 @@ import numpy as np
 
 from fipo_jax import config as config_lib
 from fipo_jax.pods import hlo
+from fipo_jax.pods import programs as programs_lib
 from fipo_jax.pods.chips import CHIPS, OPTIONS, open_topology, topology_of, wrap
 from fipo_jax.pods.programs import GIB, PROGRAMS, Plan, Program, make_plan, remedies, validate
 
@@ -39,7 +40,8 @@ def run(cfg, topology: str, programs, slots: int = 0, slices: int = 1) -> dict:
               "layers": c.num_layers, "d_model": c.d_model, "dtype": c.dtype},
     "max_prompt_tokens": cfg.data.max_prompt_tokens, "max_response_tokens": cfg.rollout.max_response_tokens,
     "attention": "xla" if plan.engine.unstacked else "pallas", "weights_gib": plan.weight_bytes / GIB,
-    "trainer_state_gib": plan.state_bytes / GIB, "versions": versions, "ran_on_a_tpu": False, "programs": {},
+    "trainer_state_gib": plan.state_bytes / GIB, "settings": programs_lib.settings(cfg),
+    "versions": versions, "ran_on_a_tpu": False, "programs": {},
   }  # fmt: skip
   sizes = " x ".join(f"{axis} {n}" for axis, n in plan.mesh.shape.items())
   if plan.engine.mesh.shape != plan.mesh.shape:

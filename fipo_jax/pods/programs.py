@@ -19,9 +19,10 @@ from fipo_jax import assemble
 from fipo_jax import config as config_lib
 from fipo_jax.models import PRESETS, attention_splash, hf, make_model
 from fipo_jax.models.transformer import NUMERICS, TILED, Model, ModelConfig
-from fipo_jax.pods.chips import Chip
+from fipo_jax.pods.chips import Chip, Described
 from fipo_jax.rollout import ENGINES, Sampling, decode, serving
-from fipo_jax.sharding import HOST, for_rollout, make_mesh, named, named_tree
+from fipo_jax.sharding import for_rollout, make_mesh, named, named_tree
+from fipo_jax.train import state as state_lib
 from fipo_jax.train.step import Steps
 from fipo_jax.types import Batch
 
@@ -87,7 +88,8 @@ def model_config(cfg) -> ModelConfig:
 def make_plan(cfg, chip: Chip, devices, slots: int = 0, rollout: bool = True) -> Plan:
   """Slots and pages as the native engine would choose them on such chips; slots in all, 0: from their memory.
 
-  rollout: whether slots are of interest; else there is one on each shard.
+  rollout: whether slots are of interest; else there is one on each shard. With devices of `describe_topology` the plan
+  has sizes but no steps and no state, and can be compiled for nothing.
   """
   model = make_model(model_config(cfg))
   mesh = make_mesh(cfg.mesh, devices)
@@ -98,9 +100,7 @@ def make_plan(cfg, chip: Chip, devices, slots: int = 0, rollout: bool = True) ->
     cache_dtype=r.cache_dtype, attention=r.attention,
   )  # fmt: skip
   params = per_chip(model.abstract(), model.shardings(mesh))
-  steps, _, abstract = assemble.open_steps(cfg, model, mesh)
-  on_chip = [x for x in jax.tree.leaves(abstract) if x.sharding.memory_kind != HOST]
-  state = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in on_chip)
+  steps, abstract, state = _trainer(cfg, model, mesh)
   weights = per_chip(jax.eval_shape(engine._resident, engine.model.abstract()), engine._shardings())
   if not rollout:
     engine.slots = engine.shards
@@ -112,6 +112,18 @@ def make_plan(cfg, chip: Chip, devices, slots: int = 0, rollout: bool = True) ->
     cache_tokens=(engine.cache_tokens or engine.slots * engine._longest()) // engine.shards,
   )  # fmt: skip
   return Plan(cfg, chip, mesh.size, model, mesh, engine, size, kinds, rows, steps, abstract, state, params, weights)
+
+
+def _trainer(cfg, model: Model, mesh) -> tuple[Steps | None, Any, int]:
+  """(programs, abstract state, bytes of it on a device); the first two None where the devices are only described."""
+  if described := isinstance(mesh.devices.flat[0], Described):  # which have no memories to name
+    steps, abstract = None, state_lib.abstract(model, assemble.open_optimizer(cfg, model)[0], mesh)
+  else:
+    steps, _, abstract = assemble.open_steps(cfg, model, mesh)
+  leaves = jax.tree_util.tree_leaves_with_path(abstract)
+  here = [x for path, x in leaves if not (cfg.optimizer.offload and state_lib.is_offloaded(path, x.sharding))]
+  size = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in here)
+  return steps, None if described else abstract, size
 
 
 def size_from_memory(engine, limit: int, used: int) -> None:
@@ -298,6 +310,13 @@ def bound(plan: Plan) -> dict:
     "memory_ms": memory_s * 1e3, "compute_ms": compute_s * 1e3, "tokens_per_second_bound": e.slots / seconds,
     "tokens_per_second_per_chip_bound": e.slots / seconds / plan.chips,
   }  # fmt: skip
+
+
+def settings(cfg) -> dict:
+  """What else decides what the train and score programs do on a device, besides sizes, mesh and rows."""
+  m = cfg.model
+  names = ("dtype", "param_dtype", "remat", "offload_inputs", "tile_tokens", "sum_dtype")
+  return {name: m[name] for name in names} | {"optimizer.offload": cfg.optimizer.offload}
 
 
 def per_chip(tree, shardings) -> int:
