@@ -134,9 +134,10 @@ class Trained:
     return max(self.seconds, key=self.seconds.get)
 
   def cost(self, by: Efficiencies) -> float:
-    """Work of the matrix units at `train`, everything else at its own share; what takes longest hides the others."""
+    """What takes longest hides the others, each at its own share; sums over the network between slices come after."""
     share = {"compute": by.train, "memory": by.decode, "links": by.links, "host": by.host}
-    return max(s / share[kind] for kind, s in self.seconds.items())
+    inside = max(s / share[kind] for kind, s in self.seconds.items() if kind in share)
+    return inside + self.seconds.get("network", 0.0) / by.links
 
 
 RECOMPUTED = {"none": (3.0, 6.0), "dots": (3.0, 7.0), "context": (4.0, 7.0), "full": (4.0, 9.0)}
