@@ -67,7 +67,7 @@ def test_sizes_without_a_compiler_are_those_of_the_report():
   assert near(plan.weight_bytes / programs.GIB, report["weights_gib"])
   of = costs.sampled(plan)
   facts = report["programs"]["decode"]
-  bound = of.step_bound(plan.size, plan.size * facts["context_tokens"])
+  bound = of.step_bound(plan.shape.slots, plan.shape.slots * facts["context_tokens"])
   assert near(bound["memory"] * 1e3, facts["memory_ms"]) and near(bound["compute"] * 1e3, facts["compute_ms"])
   for name in ("train", "score"):
     seconds, there = costs.trained_bound(plan, name), report["programs"][name]["seconds"]

@@ -45,7 +45,7 @@ def whole():
 def test_a_forecast_adds_up(whole):
   f = whole
   close(f["iteration_s"], sum(f["seconds"].values()), dtype=np.float64)
-  assert set(f["seconds"]) == set(iteration.PHASES) and f["chips"] == 16 and f["micro_batches"] == 32 // 8 * 1 * 2
+  assert set(f["seconds"]) == set(iteration.PHASES) and f["chips"] == 16 and f["micro_batches"] == 4
   assert 0 < f["idle_share"] < 1 and f["tokens"] > f["tokens_trained"] > 32 * 4 * 30
   close(f["chip_hours_recipe"], f["chip_hours_100"] / 2, dtype=np.float64)
   close(f["chip_hours_100"], f["iteration_s"] * 100 * 16 / 3600, dtype=np.float64)
@@ -68,13 +68,16 @@ def test_groups_that_teach_nothing_are_sampled_and_not_trained_on():
   assert 1.8 < half["tokens"] / half["tokens_trained"] < 3.5
 
 
-def test_unfinished_responses_go_on_and_the_tail_is_not_waited_for(whole):
+def test_unfinished_responses_go_on_and_the_tail_is_not_waited_for():
+  """More groups than slots, so that there is always something to go on with."""
   cfg = tiny()
+  cfg.batch.prompts = 128
+  waits = ask(cfg)
   cfg.rollout.unfinished = "continue"
-  f = ask(cfg, iterations=2)
-  assert f["warm"] == 2 and f["idle_share"] < whole["idle_share"]
+  goes_on = ask(cfg)
+  assert (waits["warm"], goes_on["warm"]) == (1, 2) and goes_on["idle_share"] < 0.85 * waits["idle_share"]
   per_token = lambda x: x["seconds"]["decode"] / x["tokens"]
-  assert per_token(f) < per_token(whole)
+  assert per_token(goes_on) < per_token(waits)
 
 
 def test_rows_are_made_to_fit_and_that_is_said():
@@ -137,7 +140,7 @@ def test_a_share_can_be_given():
 
 
 def test_a_run_on_that_topology_gives_its_own_shares(whole, tmp_path):
-  """A run that took twice as long for sampling and four times for learning as the bounds reaches a half and a quarter."""
+  """A run that took twice as long for sampling as its bounds, four times for learning: a half and a quarter."""
   cfg = tiny()
   (tmp_path / "config.json").write_text(cfg.to_json())
   quantiles = workload().lengths.quantiles
@@ -158,7 +161,9 @@ def test_a_run_on_that_topology_gives_its_own_shares(whole, tmp_path):
 def test_a_search_tries_trainer_and_sampler_and_keeps_what_fits(monkeypatch):
   monkeypatch.setattr(forecast, "TRAINER", {"model.remat": ("full", "context"), "batch.micro_rows": (1, 4096)})
   monkeypatch.setattr(forecast, "SAMPLER", {"rollout.tensor": (1, 3), "rollout.slots": (4, 64, 10**6)})
-  options, (trainers, samplers) = forecast.search(tiny(), "v5e-16", 1, workload(), ALL, [])
+  cfg = tiny()
+  cfg.batch.row_tokens = 16_384  # long enough that arithmetic is the bound, of which "context" does less
+  options, (trainers, samplers) = forecast.search(cfg, "v5e-16", 1, workload(), ALL, [])
   assert options[0] == {"model.remat": "context", "batch.micro_rows": 16}
   assert (trainers, samplers) == (2, 2)  # 4,096 rows and a million slots do not fit, three devices do not divide
   assert options[1] == options[0] | {"rollout.tensor": 1, "rollout.slots": 64 * 16}

@@ -117,7 +117,7 @@ def test_slots_of_the_fullest_shard_set_the_pace():
   queue = device.empty_work(4) | {
     "uid": np.array([0, 1, 2, -1]), "length": np.array([3, 4, 9, 0]), "tail": np.full(4, -1), "limit": np.full(4, 9)
   }
-  log = made.run(queue, None, np.array([2, 1]), None, False, 0, False)
+  log = made.run(queue, None, np.array([2, 1]), None, False, 0, False, 0)
   assert seen == [(5, 2, 9, 10, 2, 1)] and int(log.steps) == 5
   assert dict(clock.seconds) == {"decode": 1.0, "look": 0.5} and (clock.busy_slot_s, clock.slot_s) == (3.0, 4.0)
   np.testing.assert_array_equal(log.token_CS[4], [7, 7, 7, 0])

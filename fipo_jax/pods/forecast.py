@@ -124,7 +124,7 @@ def forecast(
   validate(cfg)
   kind, _ = topology_of(topology)
   chip = CHIPS[kind]
-  plan = make_plan(cfg, chip, describe_topology(topology, slices))
+  plan = make_plan(cfg, chip, describe_topology(topology, slices), slots_of(cfg))
   trained = {name: costs_lib.trained(plan, name, reports) for name in ("train", "score")}
   if slices > 1:
     trained = {name: between_slices(plan, name, of, slices) for name, of in trained.items()}
@@ -135,8 +135,8 @@ def forecast(
   total, chips = sum(seconds.values()), plan.chips // chip.devices
   tokens = mean(lambda i: i.tokens)
   e = plan.engine
-  context = tokens_in_slots(workload, cfg, plan.size)
-  step = costs_lib.sampled(plan).step_bound(plan.size, context)
+  context = tokens_in_slots(workload, cfg, plan.shape.slots)
+  step = costs_lib.sampled(plan).step_bound(plan.shape.slots, context)
   memory = memory_of(plan, trained["train"], reports)
   return {
     "topology": topology, "slices": slices, "chips": chips, "mesh": dict(plan.mesh.shape),
@@ -157,6 +157,11 @@ def forecast(
     "efficiencies": {k: {"value": v, "from": said[k]} for k, v in dataclasses.asdict(by).items() if k in said},
     "notes": notes,
   }  # fmt: skip
+
+
+def slots_of(cfg) -> int:
+  """As `make_plan` takes them: 0 is from the memory."""
+  return 0 if cfg.rollout.slots == "auto" else cfg.rollout.slots
 
 
 def between_slices(plan: Plan, name: str, of: Trained, slices: int) -> Trained:
@@ -281,7 +286,7 @@ def _open(cfg, fields: dict[str, Any], topology: str, slices: int) -> tuple[Plan
     fields["rollout.slots"] *= len(devices) // tensor
   new = changed(cfg, fields)
   validate(new)
-  return make_plan(new, CHIPS[kind], devices, slots=fields.get("rollout.slots", 0)), fields
+  return make_plan(new, CHIPS[kind], devices, slots_of(new)), fields
 
 
 def _trainer(cfg, fields, topology, slices, by, reports):
@@ -299,13 +304,13 @@ def _sampler(cfg, fields, topology, slices, workload, by, reports):
   rows = fields.get("batch.micro_rows")
   plan, fields = _open(cfg, {k: v for k, v in fields.items() if k != "batch.micro_rows"}, topology, slices)
   fields |= {"batch.micro_rows": rows} if rows else {}
-  context = tokens_in_slots(workload, cfg, plan.size)
+  context = tokens_in_slots(workload, cfg, plan.shape.slots)
   memory = (plan.weight_bytes + plan.state_bytes + context * costs_lib.sampled(plan).token) / GIB
   if memory + RESERVE > plan.chip.hbm_gib:
     return None
   costs = costs_lib.SamplingCosts(costs_lib.sampled(plan), by, plan.engine.shards)
   one = np.array([0.0])
-  return costs.token_steps(1, plan.size, one + context, one) / plan.engine.slots, fields
+  return costs.token_steps(1, plan.shape.slots, one + context, one) / plan.engine.slots, fields
 
 
 def changed(cfg, fields: dict[str, Any]):

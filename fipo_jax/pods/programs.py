@@ -20,7 +20,8 @@ from fipo_jax import config as config_lib
 from fipo_jax.models import PRESETS, attention_splash, hf, make_model
 from fipo_jax.models.transformer import NUMERICS, TILED, Model, ModelConfig
 from fipo_jax.pods.chips import Chip, Described
-from fipo_jax.rollout import ENGINES, Sampling, decode, serving
+from fipo_jax.rollout import ENGINES, Sampling, decode, device
+from fipo_jax.rollout.capacity import Shape
 from fipo_jax.sharding import for_rollout, make_mesh, named, named_tree
 from fipo_jax.train import state as state_lib
 from fipo_jax.train.step import Steps
@@ -33,7 +34,7 @@ GIB = 2**30
 class Plan:
   """A run on a topology. state: the trainer's, abstract; state_bytes of it per chip, params_bytes of the parameters.
 
-  size: slots per shard. kinds: pages of each kind per shard. rows: prompts of one prefill per shard.
+  shape: slots and pages of a shard, of the largest decode program.
   """
 
   cfg: Any
@@ -42,9 +43,7 @@ class Plan:
   model: Model
   mesh: Any
   engine: Any
-  size: int
-  kinds: dict[str, int]
-  rows: int
+  shape: Shape
   steps: Steps
   state: Any
   state_bytes: int
@@ -106,12 +105,8 @@ def make_plan(cfg, chip: Chip, devices, slots: int = 0, rollout: bool = True) ->
     engine.slots = engine.shards
   elif not slots:
     size_from_memory(engine, int(chip.hbm_gib * GIB), weights + state)
-  size = engine.slots // engine.shards
-  kinds, rows = pages_of(
-    size, width=r.samples_per_prompt, page=engine.page, prompt=engine.max_prompt_tokens,
-    cache_tokens=(engine.cache_tokens or engine.slots * engine._longest()) // engine.shards,
-  )  # fmt: skip
-  return Plan(cfg, chip, mesh.size, model, mesh, engine, size, kinds, rows, steps, abstract, state, params, weights)
+  shape = max(engine.capacity.shapes(r.samples_per_prompt), key=lambda s: (s.slots, s.own))  # the largest there will be
+  return Plan(cfg, chip, mesh.size, model, mesh, engine, shape, steps, abstract, state, params, weights)
 
 
 def _trainer(cfg, model: Model, mesh) -> tuple[Steps | None, Any, int]:
@@ -135,14 +130,6 @@ def size_from_memory(engine, limit: int, used: int) -> None:
     engine._size_from_memory()
   finally:
     engine.mesh = mesh
-
-
-def pages_of(size: int, *, width: int, page: int, prompt: int, cache_tokens: int) -> tuple[dict[str, int], int]:
-  """({kind: pages per shard}, prompts of one prefill per shard) with prompts at their limit: serving.Call."""
-  ahead = max(1, size // 4)
-  rows = max(1, ahead // width)
-  shared = (prompt - 1) // page * (-(-size // width) + rows)
-  return {"own": cache_tokens // page, "shared": shared, "tail": max(2, ahead)}, rows
 
 
 def train_program(plan: Plan) -> Program:
@@ -238,39 +225,50 @@ def forward_flops(model: Model, b, mesh) -> tuple[float, float, dict[str, float]
 
 def decode_program(plan: Plan) -> Program:
   e, D = plan.engine, plan.engine.shards
-  i32 = lambda n, *more, dtype=jnp.int32: jax.ShapeDtypeStruct((n, *more), dtype, sharding=named(e.mesh, "rows"))
-
-  def work(n):
-    columns = {f.name: i32(n) for f in dataclasses.fields(decode.Work) if f.name not in ("key", "seen")}
-    return decode.Work(**columns, key=i32(n, 2, dtype=jnp.uint32), seen=None)
-
-  own, shared = (i32(D * plan.kinds[kind]) for kind in ("own", "shared"))
-  slots = decode.Slots(work(D * plan.size), own, own)
+  capacity, width = e.capacity, plan.cfg.rollout.samples_per_prompt
+  flag, number = jax.ShapeDtypeStruct((), bool), jax.ShapeDtypeStruct((), jnp.int32)
   r = plan.cfg.rollout
   sampling = Sampling(
     temperature=r.temperature, top_k=r.top_k, top_p=r.top_p, min_p=r.min_p, min_tokens=r.min_tokens,
     max_tokens=r.max_response_tokens, stop_ids=(e.model.config.vocab_size - 1,),
   )  # fmt: skip
+  shared = _columns(plan, D * plan.shape.shared)
   lower = lambda: decode.run.lower(
-    e.model, e.layout, sampling, _weights(plan), _pools(plan), slots, work(D * plan.size), i32(D), (shared, shared),
-    jax.ShapeDtypeStruct((), bool), jax.ShapeDtypeStruct((), jnp.int32),
-    page=e.page, width=r.samples_per_prompt if plan.kinds["shared"] else 0, steps=serving.STEPS,
+    e.model, e.layout, sampling, _weights(plan), _pools(plan), _slots(plan),
+    _work(plan, D * min(plan.shape.slots, capacity.ahead + width)), _columns(plan, D), (shared, shared), flag, number,
+    flag, page=e.page, width=width if plan.shape.shared else 0, steps=device.STEPS,
   )  # fmt: skip
-  facts = _slots(plan) | bound(plan)
+  facts = _slots_facts(plan) | bound(plan)
   return Program(lower=lower, beside_bytes=plan.state_bytes, facts=facts, rollout=True)
 
 
 def prefill_program(plan: Plan) -> Program:
   e, D = plan.engine, plan.engine.shards
-  length = serving._bucket(e.max_prompt_tokens - 1, e.max_prompt_tokens + e.max_response_tokens)
-  rows = D * min(plan.rows, max(1, serving.PREFILL_TOKENS // length))
-  i32 = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=named(e.mesh, "rows"))
+  capacity = e.capacity
+  length = capacity.prefill_length(e.max_prompt_tokens - 1)
+  rows = D * capacity.rows(length, plan.cfg.rollout.samples_per_prompt)
+  i32 = lambda *shape: _columns(plan, *shape)
+  pages = i32(rows, length // e.page if plan.shape.shared else 0)
+  prompts = decode.Rows(i32(rows, length), i32(rows), pages, i32(rows), i32(rows), i32(rows))
   lower = lambda: decode.prefill.lower(
-    e.model, e.layout, _weights(plan), _pools(plan), i32(rows, length), i32(rows), i32(rows, length // e.page),
-    i32(rows), page=e.page,
-  )  # fmt: skip
-  facts = _slots(plan) | {"prompts": rows, "prompt_tokens": length}
+    e.model, e.layout, _weights(plan), _pools(plan), _slots(plan), prompts, page=e.page
+  )
+  facts = _slots_facts(plan) | {"prompts": rows, "prompt_tokens": length}
   return Program(lower=lower, beside_bytes=plan.state_bytes, facts=facts, rollout=True)
+
+
+def _columns(plan: Plan, n: int, *more: int, dtype=jnp.int32):
+  return jax.ShapeDtypeStruct((n, *more), dtype, sharding=named(plan.engine.mesh, "rows"))
+
+
+def _work(plan: Plan, n: int) -> decode.Work:
+  columns = {name: _columns(plan, *x.shape, dtype=x.dtype) for name, x in device.empty_work(n).items()}
+  return decode.Work(**columns, seen=None)
+
+
+def _slots(plan: Plan) -> decode.Slots:
+  own = _columns(plan, plan.engine.shards * plan.shape.own)
+  return decode.Slots(_work(plan, plan.engine.shards * plan.shape.slots), own, own)
 
 
 def update_program(plan: Plan) -> Program:
@@ -301,8 +299,8 @@ def bound(plan: Plan) -> dict:
   size = jnp.dtype(c.dtype).itemsize
   table = 0 if c.tie_embeddings else c.vocab_size * c.d_model * size // cut
   read = plan.weight_bytes - table
-  cache = plan.size * context * e.token_bytes // cut
-  flops = plan.size * (2 * read // size + 4 * c.num_layers * c.num_heads * c.head_dim * context // cut)
+  cache = plan.shape.slots * context * e.token_bytes // cut
+  flops = plan.shape.slots * (2 * read // size + 4 * c.num_layers * c.num_heads * c.head_dim * context // cut)
   memory_s, compute_s = (read + cache) / (plan.chip.tb_s * 1e12), flops / (plan.chip.tflop_s * 1e12)
   seconds = max(memory_s, compute_s)
   return {
@@ -340,7 +338,7 @@ def _weights(plan: Plan):
 def pool_shapes(plan: Plan):
   """The pools' shapes and shardings."""
   e = plan.engine
-  shape = jax.eval_shape(lambda: e.layout.new(e.model.config, plan.kinds, e.page, e.cache_dtype, e.shards))
+  shape = jax.eval_shape(lambda: e.layout.new(e.model.config, plan.shape.pages, e.page, e.cache_dtype, e.shards))
   return shape, named_tree(plan.engine.mesh, e.layout.axes(shape))
 
 
@@ -348,12 +346,12 @@ def _pools(plan: Plan):
   return _abstract(*pool_shapes(plan))
 
 
-def _slots(plan: Plan) -> dict:
-  e, tokens = plan.engine, sum(plan.kinds.values()) * plan.engine.page
+def _slots_facts(plan: Plan) -> dict:
+  e, tokens = plan.engine, sum(plan.shape.pages.values()) * plan.engine.page
   return {
-    "slots": e.slots, "slots_per_shard": plan.size, "shards": e.shards, "pages_per_shard": plan.kinds,
+    "slots": e.slots, "slots_per_shard": plan.shape.slots, "shards": e.shards, "pages_per_shard": plan.shape.pages,
     "page_tokens": e.page, "cache_tokens": tokens * e.shards, "cache_gib": per_chip(*pool_shapes(plan)) / GIB,
-    "cache_tokens_per_slot": round(plan.kinds["own"] * e.page / plan.size),
+    "cache_tokens_per_slot": round(plan.shape.own * e.page / plan.shape.slots),
   }  # fmt: skip
 
 

@@ -87,7 +87,7 @@ class Simulated:
     self.clock.seconds["prefill"] += self.costs.prefill(R // self.D, T)
     self._programs["prefill"].add((R, T, self.shape))
 
-  def run(self, queue, histories, ready, shared, more: bool, fewest: int, grows: bool) -> Log:
+  def run(self, queue, histories, ready, shared, more: bool, fewest: int, grows: bool, keep: int) -> Log:
     """As `decode.run` with STEPS steps."""
     del histories, shared  # texts and pages are not held
     D, S = self.D, self.shape.slots
@@ -102,7 +102,7 @@ class Simulated:
       hungry = False
       if step < STEPS:
         for d in range(D):
-          hungry |= self._admit(d, queue, lengths_DQ[d], int(ready[d]), taken_D)
+          hungry |= self._admit(d, queue, lengths_DQ[d], int(ready[d]), taken_D, keep)
       n = self._steps(STEPS - step, taken_D >= ready, more, fewest, grows and hungry)
       if not n:
         break
@@ -124,7 +124,7 @@ class Simulated:
       done_DS = active_DS & (self.rest_DS == 0)
       token_CDS[step - 1][done_DS & self.stops_DS] = self.stop_id
       self._empty(done_DS)
-    hungry = grows and self._waits(queue, ready, taken_D)
+    hungry = grows and self._waits(queue, ready, taken_D, keep)
     short_D = self._needed_D() > self._free_D()
     self.clock.seconds["look"] += self.costs.look(D * S)
     zeros = np.broadcast_to(np.float32(0), (STEPS, D * S))
@@ -171,7 +171,7 @@ class Simulated:
     own_DS = self.work["length"] - self.work["shared"]
     return ((self.work["uid"] >= 0) & (own_DS % self.page == 0)).sum(1)
 
-  def _admit(self, d: int, queue, lengths_Q, ready: int, taken_D) -> bool:
+  def _admit(self, d: int, queue, lengths_Q, ready: int, taken_D, keep: int) -> bool:
     """Fills idle slots of one shard, as `decode._admit` does pass by pass; whether one stays idle for want of pages."""
     S, w = self.shape.slots, {name: x[d] for name, x in self.work.items()}  # views
     while True:
@@ -185,9 +185,9 @@ class Simulated:
       own = length - shared
       free = self.shape.own - int(self.pages_DS[d].sum()) - sum(self.reserved[d].values())
       needed = int(((w["uid"] >= 0) & ((w["length"] - w["shared"]) % self.page == 0)).sum())
-      spare = free - needed - (S - len(idle_S))
+      spare = free - needed - keep * (S - len(idle_S))
       takes = ((tail >= 0) | (own % self.page == 0)).astype(np.int64)
-      fits = np.cumsum(takes) + np.arange(most) <= spare
+      fits = np.cumsum(takes) + keep * np.arange(most) <= spare
       if not (number := int(fits.sum())):
         return True
       at = idle_S[:number]
@@ -203,13 +203,13 @@ class Simulated:
       ]  # fmt: skip
       taken_D[d] += number
 
-  def _waits(self, queue, ready, taken_D) -> bool:
+  def _waits(self, queue, ready, taken_D, keep: int) -> bool:
     """Whether a shard has an idle slot and a queue, and lacks pages for the first in it."""
     active_D = (self.work["uid"] >= 0).sum(1)
     next_D = np.minimum(taken_D, queue["uid"].shape[1] - 1)
     tail, length, shared = (queue[name][np.arange(self.D), next_D] for name in ("tail", "length", "shared"))
     takes_D = (tail >= 0) | ((length - shared) % self.page == 0)
-    lacks_D = takes_D > self._free_D() - self._needed_D() - active_D
+    lacks_D = takes_D > self._free_D() - self._needed_D() - keep * active_D
     return bool(np.any((active_D < self.shape.slots) & (taken_D < ready) & lacks_D))
 
   def _steps(self, most: int, empty_D, more: bool, fewest: int, hungry: bool) -> int:
