@@ -235,6 +235,8 @@ def test_tiny_programs_compile_for_a_tpu(capsys, monkeypatch):
   pytest.importorskip("libtpu", reason="needs the TPU compiler: pip install libtpu")
   monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
   monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+  heads = dataclasses.replace(PRESETS["tiny"], num_heads=4, num_kv_heads=2, head_dim=40)  # that two devices can share
+  monkeypatch.setitem(PRESETS, "tiny", heads)
   cfg = tiny(config_lib.default())
   cfg.mesh.tensor, cfg.eval.every = 2, 0
   cfg.batch.row_tokens, cfg.batch.micro_rows = 256, 4

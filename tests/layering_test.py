@@ -49,7 +49,8 @@ MAY_IMPORT = {
   ),
   "fipo_jax/sweeps/": ("fipo_jax/config", "fipo_jax/changes", "fipo_jax/workdir", "fipo_jax/assemble"),
   "fipo_jax/pods/": (
-    *MIDDLE, "fipo_jax/models/", "fipo_jax/rollout/", "fipo_jax/train/", "fipo_jax/assemble",
+    *MIDDLE, "fipo_jax/models/", "fipo_jax/rewards/", "fipo_jax/rollout/", "fipo_jax/train/", "fipo_jax/assemble",
+    "fipo_jax/collect", "fipo_jax/saved",
   ),
   "launch/": ("fipo_jax/", "launch/interpreter"),
   "experiments/": ("fipo_jax/config", "fipo_jax/algorithms/presets"),

@@ -105,7 +105,7 @@ def make_plan(cfg, chip: Chip, devices, slots: int = 0, rollout: bool = True) ->
     engine.slots = engine.shards
   elif not slots:
     size_from_memory(engine, int(chip.hbm_gib * GIB), weights + state)
-  shape = max(engine.capacity.shapes(r.samples_per_prompt), key=lambda s: (s.slots, s.own))  # the largest there will be
+  shape = max(engine.capacity.shapes(r.samples_per_prompt), key=lambda s: (s.slots, s.own))  # what a run may come to
   return Plan(cfg, chip, mesh.size, model, mesh, engine, shape, steps, abstract, state, params, weights)
 
 
@@ -236,7 +236,7 @@ def decode_program(plan: Plan) -> Program:
   lower = lambda: decode.run.lower(
     e.model, e.layout, sampling, _weights(plan), _pools(plan), _slots(plan),
     _work(plan, D * min(plan.shape.slots, capacity.ahead + width)), _columns(plan, D), (shared, shared), flag, number,
-    flag, page=e.page, width=width if plan.shape.shared else 0, steps=device.STEPS,
+    flag, number, page=e.page, width=width if plan.shape.shared else 0, steps=device.STEPS,
   )  # fmt: skip
   facts = _slots_facts(plan) | bound(plan)
   return Program(lower=lower, beside_bytes=plan.state_bytes, facts=facts, rollout=True)
