@@ -47,9 +47,9 @@ ROWS = (
     "plan_test.py::test_long_responses_are_in_their_slots_for_longer", "the cache is read for less than it holds",
   ),
   (
-    "plan_forgets_the_prefill", "fipo_jax/pods/iteration.py",
-    'seconds = dict.fromkeys(PHASES, 0.0) | clock.seconds', 'seconds = {"decode": clock.seconds["decode"]}',
-    "plan_test.py::test_a_forecast_adds_up", "an iteration without its prefill",
+    "plan_scores_one_micro_batch", "fipo_jax/pods/iteration.py",
+    'seconds["score"] = micro * trained["score"]', 'seconds["score"] = trained["score"]',
+    "plan_test.py::test_unfinished_responses_go_on_and_the_tail_is_not_waited_for", "scoring looks free",
   ),
   (
     "plan_counts_offloaded_moments", "fipo_jax/pods/programs.py",

@@ -241,11 +241,12 @@ SAMPLER = {
 }  # fmt: skip
 
 
-def search(cfg, topology: str, slices: int, workload: Workload, by: Efficiencies, reports, *, best: int = 3):
+def search(cfg, topology: str, slices: int, workload: Workload, by: Efficiencies, reports, *, best: int = 2):
   """Settings that should make an iteration cheap: [{field: value}], to be forecast; and how many were tried and fit.
 
   The trainer's are ranked by seconds per row and the first that fits is kept. Beside it the sampler's are ranked by the
-  tokens per second of full slots in the middle of a rollout; the `best` of them come back, and the trainer's alone.
+  tokens per second of full slots in the middle of a rollout; the trainer's alone come back, and with them the `best` of
+  each cache_dtype, one for a value of rollout.tensor: int8 is less exact, so that it must be seen what it gains.
   Raises ValueError: nothing fits.
   """
   rows = _each(TRAINER, lambda f: _trainer(cfg, f, topology, slices, by, reports))
@@ -256,7 +257,11 @@ def search(cfg, topology: str, slices: int, workload: Workload, by: Efficiencies
   if not found:
     raise ValueError(f"search: no setting of the sampler fits on {topology} beside the trainer; try a larger one.")
   found.sort(key=lambda row: row[0])
-  return [trainer, *(fields for _, fields in found[:best])], (len(rows), len(found))
+  first = {}  # of each way to hold the cache, by devices that share a copy: the fastest
+  for _, fields in found:
+    first.setdefault(fields.get("rollout.cache_dtype"), {}).setdefault(fields.get("rollout.tensor"), fields)
+  chosen = [fields for by_tensor in first.values() for fields in list(by_tensor.values())[:best]]
+  return [trainer, *chosen], (len(rows), len(found))
 
 
 def _each(choices, cost: Callable) -> list[tuple[float, dict[str, Any]]]:
