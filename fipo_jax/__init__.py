@@ -18,6 +18,7 @@ Where to look:
     sharding.py      meshes and the one table of logical axes
     processes.py     many hosts that are one run
     sweeps/          many runs that are compared
+    pods/            TPUs that are not there: programs compiled for them, what an iteration would cost
 
 This file imports nothing.
 """

@@ -99,6 +99,12 @@ def plain(argv: list[str]) -> list[str]:
     sys.exit(processes.EXIT_MISTAKE)
 
 
+def fail(message: str) -> None:
+  """Ends the program with a mistake, said in one line."""
+  print("error: " + " ".join(message.split()), file=sys.stderr)
+  sys.exit(processes.EXIT_MISTAKE)
+
+
 def experiment() -> str:
   """The file that --config names, after `parse`."""
   return config_flags.get_config_filename(flags.FLAGS["config"])

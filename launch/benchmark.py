@@ -42,13 +42,12 @@ from fipo_jax.algorithms import losses
 from fipo_jax.algorithms.presets import PRESETS
 from fipo_jax.models import hf, make_model
 from fipo_jax.models.transformer import ModelConfig
+from fipo_jax.pods import chips, programs
 from fipo_jax.rewards.score import Job, Scorer
 from fipo_jax.rollout import ENGINES, Sampling
 from fipo_jax.sharding import for_rollout, make_mesh, to_mesh
 from fipo_jax.train import state
 from fipo_jax.types import Batch, Prompt
-from launch import chips
-from launch import compile as compile_
 
 SMALL_QWEN2 = ModelConfig(
   vocab_size=4096,
@@ -162,11 +161,11 @@ def train(cfg, micro_batches: int) -> dict:
     raise ValueError("--config=None: train needs an experiment, such as experiments/fipo_qwen2_5_32b.py.")
   if cfg.algorithm.name == "ppo":
     raise ValueError("algorithm.name='ppo': its step with a value head is not timed; use another.")
-  compile_.validate(cfg)
-  model, mesh = make_model(compile_.model_config(cfg)), make_mesh(cfg.mesh)
+  programs.validate(cfg)
+  model, mesh = make_model(programs.model_config(cfg)), make_mesh(cfg.mesh)
   config.check_mesh(cfg, mesh.shape, for_rollout(mesh, cfg.rollout.tensor).shape)
   result = optimizer_step(cfg, model, mesh, micro_batches, prompt_tokens=1)
-  linear, attention, _ = compile_.forward_flops(model, cfg.batch, mesh)
+  linear, attention, _ = programs.forward_flops(model, cfg.batch, mesh)
   tflop_s = 3 * (linear + attention) * micro_batches / result["seconds"] / 1e12
   device = mesh.devices.flat[0]
   peak = next((v for kind, v in chips.PEAK_TFLOP_S.items() if device.device_kind.startswith(kind)), None)
@@ -298,7 +297,7 @@ def define_flags() -> None:
 
 def main(argv) -> None:
   if len(argv) > 1:
-    compile_.fail(f"unexpected argument {argv[1]!r}: options are given as --NAME=VALUE.")
+    command_line.fail(f"unexpected argument {argv[1]!r}: options are given as --NAME=VALUE.")
   given = flags.FLAGS
   own = {
     "real_sampler": lambda: real_sampler(given.model),
@@ -309,7 +308,7 @@ def main(argv) -> None:
   except (ValueError, OSError) as e:
     if os.environ.get("FIPO_TRACEBACK"):
       raise
-    compile_.fail(str(e))
+    command_line.fail(str(e))
   peak_rss_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
   rounded = {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in result.items()}
   print(json.dumps({"what": given.what, **rounded, "peak_rss_mb": peak_rss_mb, "jax": jax.__version__}))

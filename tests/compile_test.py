@@ -12,9 +12,8 @@ import pytest
 
 from fipo_jax import config as config_lib
 from fipo_jax.models import PRESETS, make_model
+from fipo_jax.pods import chips, compile_report, hlo, programs
 from fipo_jax.sharding import make_mesh
-from launch import chips, hlo
-from launch import compile as report
 from tests.tolerances import close
 
 HLO = """HloModule jit_run, is_scheduled=true
@@ -145,12 +144,12 @@ def test_without_libtpu_one_line_says_what_to_install(monkeypatch):
 
 
 def test_slots_are_those_that_the_engine_takes_of_such_a_chip():
-  plan = report.make_plan(tiny(config_lib.default()), report.CHIPS["v5e"], jax.devices()[:1])
+  plan = programs.make_plan(tiny(config_lib.default()), chips.CHIPS["v5e"], jax.devices()[:1])
   e = plan.engine
   free = int(15.75 * 2**30) - plan.weight_bytes - plan.state_bytes
   assert 200 < e.slots <= 256  # the most that the engine takes
-  assert e.cache_tokens == min(int(0.8 * free) // e.token_bytes, e.slots * e._longest())
-  assert plan.size == e.slots and e.mesh is plan.mesh
+  assert e.cache_tokens == int(0.7 * free) // e.token_bytes
+  assert plan.shape.slots == e.slots and e.mesh is plan.mesh
 
 
 def test_programs_are_measured_on_the_mesh_they_run_on(monkeypatch):
@@ -158,28 +157,23 @@ def test_programs_are_measured_on_the_mesh_they_run_on(monkeypatch):
   monkeypatch.setitem(PRESETS, "tiny", heads)
   cfg = tiny(config_lib.default())
   cfg.mesh.fsdp, cfg.rollout.tensor, cfg.batch.micro_rows = 8, 2, 8
-  plan = report.make_plan(cfg, report.CHIPS["v5p"], jax.devices(), slots=16)
+  plan = programs.make_plan(cfg, chips.CHIPS["v5p"], jax.devices(), slots=16)
   assert dict(plan.engine.mesh.shape) == dict(data=1, fsdp=4, context=1, tensor=2) != dict(plan.mesh.shape)
-  programs = {name: make(plan) for name, make in report.PROGRAMS.items()}
-  assert {name for name, program in programs.items() if program.rollout is True} == {"decode", "prefill", "update"}
-  assert all(programs[name].kernel_flops["fwd"] > 0 for name in ("train", "score"))
+  made = {name: make(plan) for name, make in programs.PROGRAMS.items()}
+  assert {name for name, program in made.items() if program.rollout is True} == {"decode", "prefill", "update"}
+  assert all(made[name].kernel_flops["fwd"] > 0 for name in ("train", "score"))
 
 
 def test_too_little_memory_says_what_to_change():
-  e = report.make_plan(tiny(config_lib.default()), report.CHIPS["v5e"], jax.devices()[:1]).engine
+  e = programs.make_plan(tiny(config_lib.default()), chips.CHIPS["v5e"], jax.devices()[:1]).engine
   with pytest.raises(ValueError, match="0.00 GiB .* larger mesh.tensor"):
-    report.size_from_memory(e, 1000, 900)
-
-
-def test_pages_are_those_that_a_call_takes():
-  kinds, rows = report.pages_of(32, width=4, page=16, prompt=65, cache_tokens=1600)
-  assert kinds == {"own": 100, "shared": 4 * (8 + 2), "tail": 8} and rows == 2
+    programs.size_from_memory(e, 1000, 900)
 
 
 def test_bound_is_of_memory_or_of_arithmetic():
   cfg = tiny(config_lib.default())
-  plan = report.make_plan(cfg, report.CHIPS["v5e"], jax.devices()[:1], slots=4)
-  facts = report.bound(plan)
+  plan = programs.make_plan(cfg, chips.CHIPS["v5e"], jax.devices()[:1], slots=4)
+  facts = programs.bound(plan)
   c, context = plan.model.config, cfg.rollout.max_response_tokens // 2
   numbers = sum(math.prod(x.shape) for x in jax.tree.leaves(plan.model.abstract()))  # tied: every one is read
   seconds = (2 * numbers + 4 * context * plan.engine.token_bytes) / 0.82e12
@@ -193,40 +187,40 @@ def test_bound_is_of_memory_or_of_arithmetic():
 def test_a_model_is_found_by_the_name_of_its_folder():
   cfg = config_lib.default()
   cfg.model.path = "some/where/Qwen2.5-32B"
-  assert report.model_config(cfg).num_layers == 64 and report.model_config(cfg).dtype == "bfloat16"
+  assert programs.model_config(cfg).num_layers == 64 and programs.model_config(cfg).dtype == "bfloat16"
   cfg.model.path = "Qwen2.5-33B"
   with pytest.raises(ValueError, match="'Qwen2.5-33B' is no published size.*qwen2_5_32b"):
-    report.model_config(cfg)
+    programs.model_config(cfg)
   cfg.model.path = "Qwen3-8B-Base"
-  assert report.model_config(cfg).family == "qwen3" and report.model_config(cfg).d_model == 4096
+  assert programs.model_config(cfg).family == "qwen3" and programs.model_config(cfg).d_model == 4096
 
 
 def test_a_preset_goes_before_the_path_of_an_experiment():
   """Heads of qwen3_32b are 64 of 128 channels over a width of 5,120."""
   cfg = config_lib.default()
   cfg.model.path, cfg.model.preset, cfg.data.source = "Qwen2.5-32B", "qwen3_32b", "parquet"
-  report.validate(cfg)
-  model = make_model(report.model_config(cfg))
+  programs.validate(cfg)
+  model = make_model(programs.model_config(cfg))
   assert model.config.d_mlp == 25600 and (cfg.model.path, cfg.model.alphabet) == ("Qwen2.5-32B", "")
   cfg.batch.micro_rows, cfg.batch.row_tokens = 4, 1024
   mesh = types.SimpleNamespace(size=4, shape=dict(tensor=2))
-  linear, attention, kernels = report.forward_flops(model, cfg.batch, mesh)
+  linear, attention, kernels = programs.forward_flops(model, cfg.batch, mesh)
   numbers = 64 * (2 * 5120 * 64 * 128 + 2 * 5120 * 8 * 128 + 3 * 5120 * 25600 + 2 * 5120 + 2 * 128) + 5120
   assert linear == 2 * 1024 * (numbers + 151936 * 5120)
   assert attention == 64 * 2 * 1024 * 1024 * 64 * 128 and kernels["fwd"] == 2 * 1024 * 1024 * 64 * 128 / 2
   cfg.model.preset = "qwen3_33b"
   with pytest.raises(ValueError, match="model.preset='qwen3_33b' is no published size.*qwen3_32b"):
-    report.model_config(cfg)
+    programs.model_config(cfg)
 
 
 def test_data_need_not_be_there():
   cfg = config_lib.default()
   cfg.model.path, cfg.data.source = "Qwen2.5-32B", "parquet"
-  report.validate(cfg)
+  programs.validate(cfg)
   assert not cfg.data.path
   cfg.rollout.max_response_tokens = 0
   with pytest.raises(ValueError, match="max_response_tokens"):
-    report.validate(cfg)
+    programs.validate(cfg)
 
 
 def tiny(cfg):
@@ -241,26 +235,28 @@ def test_tiny_programs_compile_for_a_tpu(capsys, monkeypatch):
   pytest.importorskip("libtpu", reason="needs the TPU compiler: pip install libtpu")
   monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
   monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+  heads = dataclasses.replace(PRESETS["tiny"], num_heads=4, num_kv_heads=2, head_dim=40)  # that two devices can share
+  monkeypatch.setitem(PRESETS, "tiny", heads)
   cfg = tiny(config_lib.default())
   cfg.mesh.tensor, cfg.eval.every = 2, 0
   cfg.batch.row_tokens, cfg.batch.micro_rows = 256, 4
   cfg.model.update(dict(remat="context", offload_inputs=True, tile_tokens=128))
   cfg.optimizer.offload = True
-  programs = json.loads(json.dumps(report.run(cfg, "v5p-8", list(report.PROGRAMS), slots=16)))["programs"]
-  assert set(programs) == set(report.PROGRAMS)
+  found = json.loads(json.dumps(compile_report.run(cfg, "v5p-8", list(programs.PROGRAMS), slots=16)))["programs"]
+  assert set(found) == set(programs.PROGRAMS)
   needed = {"fits", "peak_gib", "limit_gib", "compile_s", "collectives"}
-  assert all(needed <= set(facts) and facts["fits"] for facts in programs.values())
+  assert all(needed <= set(facts) and facts["fits"] for facts in found.values())
   figures = {"flops", "useful_flops", "wire_bytes", "wire_bytes_by_kind", "roofline_mfu", "asynchronous_share"}
   for name in ("train", "score"):
-    facts = programs[name]
+    facts = found[name]
     assert figures <= set(facts) and 0 < facts["roofline_mfu"] <= 1 and facts["flops"] > 0.9 * facts["useful_flops"]
-  train = programs["train"]
+  train = found["train"]
   assert 0.5 * train["host_bytes"] < train["host_bytes_beside_work"] <= train["host_bytes"]
   assert train["host_gib"] > 0 and train["kernel_flops"] > 0
   assert train["kinds_gib"]["optimizer"] < 0.05 * train["kinds_gib"]["parameters"]  # moments of norms and biases
   close(sum(train["kinds_gib"].values()), train["peak_gib"], terms=len(train["kinds_gib"]), dtype=np.float64)
-  assert {"slots", "cache_gib", "tokens_per_second_bound"} <= set(programs["decode"])
-  sums = sum(c["times"] for c in programs["decode"]["collectives"] if c["kind"] == "all-reduce")
+  assert {"slots", "cache_gib", "tokens_per_second_bound"} <= set(found["decode"])
+  sums = sum(c["times"] for c in found["decode"]["collectives"] if c["kind"] == "all-reduce")
   assert sums >= 2 * 3  # two products of each layer
   assert "decode: fits" in capsys.readouterr().out
 
@@ -283,13 +279,13 @@ def test_what_would_help_begins_with_what_frees_most():
     )
   )  # fmt: skip
   kinds = {"parameters": 4, "optimizer": 8, "gradients": 4, "layer inputs": 0, "attention results": 5}
-  assert report.remedies(plan, kinds) == [
+  assert programs.remedies(plan, kinds) == [
     "optimizer.offload=True (8.0 GiB)", "twice the mesh.fsdp or mesh.tensor (8.0 GiB)",
     "model.remat='full' (5.0 GiB)", "batch.micro_rows=8 (2.5 GiB)",
     "twice the mesh.context, with as many rows (2.5 GiB)",
   ]  # fmt: skip
   plan.model.config.remat = "none"
-  assert report.remedies(plan, kinds)[0] == "model.remat='full'"
+  assert programs.remedies(plan, kinds)[0] == "model.remat='full'"
 
 
 def test_a_peeled_loop_turns_from_where_its_counter_begins():

@@ -48,9 +48,11 @@ MAY_IMPORT = {
     "fipo_jax/evaluate", "fipo_jax/report", "fipo_jax/rollback", "fipo_jax/workdir",
   ),
   "fipo_jax/sweeps/": ("fipo_jax/config", "fipo_jax/changes", "fipo_jax/workdir", "fipo_jax/assemble"),
+  "fipo_jax/pods/": (
+    *MIDDLE, "fipo_jax/models/", "fipo_jax/rewards/", "fipo_jax/rollout/", "fipo_jax/train/", "fipo_jax/assemble",
+    "fipo_jax/collect", "fipo_jax/saved",
+  ),
   "launch/": ("fipo_jax/", "launch/interpreter"),
-  "launch/compile": ("fipo_jax/", "launch/interpreter", "launch/chips", "launch/hlo"),
-  "launch/benchmark": ("fipo_jax/", "launch/interpreter", "launch/chips", "launch/compile"),
   "experiments/": ("fipo_jax/config", "fipo_jax/algorithms/presets"),
   "tests/": ("fipo_jax/", "launch/", "experiments/"),
 }

@@ -33,6 +33,7 @@ from typing import NamedTuple
 
 import mutants_algorithms
 import mutants_models
+import mutants_pods
 import mutants_rewards
 import mutants_runs
 import mutants_training
@@ -287,7 +288,7 @@ def main(arguments=None) -> int:
 
 MUTANTS = tuple(
   Mutant(*row)
-  for table in (mutants_algorithms, mutants_training, mutants_models, mutants_rewards, mutants_runs)
+  for table in (mutants_algorithms, mutants_training, mutants_models, mutants_pods, mutants_rewards, mutants_runs)
   for row in table.ROWS
 )
 

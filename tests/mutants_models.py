@@ -378,7 +378,7 @@ ROWS = (
     "attention_cudnn_test.py::test_what_it_does_not_take_is_refused", "cuDNN's own error ends the run",
   ),
   (
-    "preset_after_the_path", "launch/compile.py",
+    "preset_after_the_path", "fipo_jax/pods/programs.py",
     'if not m.preset and os.path.exists(os.path.join(m.path, "config.json")):\n', 'if not m.preset or m.path:\n',
     "compile_test.py::test_a_preset_goes_before_the_path_of_an_experiment", "another model's memory is reported",
   ),

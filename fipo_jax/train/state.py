@@ -55,11 +55,16 @@ def abstract(
   def place(path, leaf):
     tails = ((path[i:], leaf.shape) for i in range(len(path)))
     sharding = next((of_parameter[tail] for tail in tails if tail in of_parameter), replicated)
-    if offload and path[0] == OPT_STATE and set(RULES["embed"]) & set(sharding.spec):
+    if offload and is_offloaded(path, sharding):
       sharding = sharding.with_memory_kind(HOST)
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
   return jax.tree_util.tree_map_with_path(place, shapes)
+
+
+def is_offloaded(path, sharding: NamedSharding) -> bool:
+  """Whether optimizer.offload leaves this leaf of a TrainState in the host's memory; see `abstract`."""
+  return path[0] == OPT_STATE and bool(set(RULES["embed"]) & set(sharding.spec))
 
 
 def layout(abstract_state: TrainState) -> TrainState:

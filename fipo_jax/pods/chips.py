@@ -7,7 +7,9 @@ import difflib
 import importlib.metadata
 import math
 import os
+import types
 
+import numpy as np
 from jax.experimental import topologies
 
 
@@ -47,6 +49,8 @@ PEAK_TFLOP_S: dict[str, float] = {
   "TPU v4": 275, "TPU v5 lite": 197, "TPU v5e": 197, "TPU v5": 459, "TPU v6": 918, "TPU7x": 2310 / 2,
   "NVIDIA A100-SXM4": 312, "NVIDIA H100 80GB HBM3": 989, "NVIDIA H200": 989,
 }  # fmt: skip
+# What a device of each kind is called by libtpu, and so by jax.Device.device_kind.
+_DEVICE_KINDS = {"v4": "TPU v4", "v5e": "TPU v5 lite", "v5p": "TPU v5", "v6e": "TPU v6 lite", "v7x": "TPU7x"}
 _3D = ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4), (4, 4, 4), (4, 4, 8), (4, 8, 8), (8, 8, 8))
 _2D = ((2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
 # Google's name -> (kind of chip, chips along each axis).
@@ -104,3 +108,29 @@ def open_topology(name: str, slices: int = 1) -> list:
   if slices > 1:
     options["num_slices"] = slices
   return topologies.get_topology_desc(f"{chip.libtpu}:{size}", "tpu", **options).devices
+
+
+@dataclasses.dataclass(frozen=True)
+class Described:
+  """A device by its place alone: enough for meshes, sizes and the engine's choices; nothing can be compiled for it."""
+
+  id: int
+  coords: tuple[int, int, int]
+  core_on_chip: int
+  device_kind: str
+  slice_index: int
+  platform: str = "tpu"
+  process_index: int = 0
+
+  @property
+  def client(self):
+    """As much of one as a sharding asks for."""
+    return types.SimpleNamespace(process_index=lambda: 0, platform="tpu")
+
+
+def describe_topology(name: str, slices: int = 1) -> list[Described]:
+  """The devices of so many slices of a topology, for arithmetic without libtpu. Raises ValueError as `topology_of`."""
+  kind, shape = topology_of(name)
+  places = [(x, y, z) for z, y, x in np.ndindex(*(shape + (1,) * (3 - len(shape)))[::-1])]
+  every = [(s, place, core) for s in range(slices) for place in places for core in range(CHIPS[kind].devices)]
+  return [Described(i, place, core, _DEVICE_KINDS[kind], s) for i, (s, place, core) in enumerate(every)]

@@ -1,0 +1,207 @@
+"""An iteration of a run on a pod that is not there: the real scheduling of rollouts, drawing and packing, on a clock.
+
+    collect.sample_groups -> serving.Call -> simulated.Simulated        seconds of the rollout
+    batching.minibatches, first_fit -> micro-batches                    seconds of scoring and update
+
+What is not simulated: verifiers (they run beside sampling), reading prompts, compiling, restarts.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import itertools
+import math
+import types
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from fipo_jax import collect
+from fipo_jax.assemble import STREAM_EVAL
+from fipo_jax.pods import costs as costs_lib
+from fipo_jax.pods.costs import Efficiencies, SamplingCosts, Trained
+from fipo_jax.pods.programs import Plan
+from fipo_jax.pods.simulated import Clock, Simulated
+from fipo_jax.rewards.score import Scored
+from fipo_jax.rollout import Sampling, serving
+from fipo_jax.rollout.capacity import Capacity
+from fipo_jax.train import batching
+from fipo_jax.types import Prompt
+
+PHASES = ("prefill", "decode", "look", "resize", "score", "update", "move", "evaluate", "checkpoint")
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+  """What a run will meet. lengths: see `simulated.Lengths`. prompt_tokens: mean; they vary by half of it.
+
+  keep_rate: share of groups with both right and wrong responses.
+  """
+
+  lengths: Callable
+  prompt_tokens: int = 200
+  keep_rate: float = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Iteration:
+  """seconds: by phase, evaluation and checkpoint spread over the iterations between them. tokens: sampled.
+
+  trained: tokens of responses that were trained on. micro: micro-batches of an iteration. fill: of their rows. idle:
+  share of the iteration in which slots are empty or the chips wait for the host. interrupted: responses put back.
+  bounds: what limits decoding, scoring and update. programs: of decoding that were needed. host_s: what the real host
+  code took on this machine.
+  """
+
+  seconds: dict[str, float]
+  tokens: int
+  trained: int
+  micro: int
+  fill: float
+  idle: float
+  interrupted: int
+  programs: int
+  host_s: float
+
+  @property
+  def total(self) -> float:
+    return sum(self.seconds.values())
+
+
+class SimulatedEngine:
+  """The native engine's `generate` on a simulated device."""
+
+  def __init__(self, capacity: Capacity, costs, lengths: Callable, stop_id: int, clock: Clock):
+    self.capacity, self.costs, self.lengths, self.stop_id, self.clock = capacity, costs, lengths, stop_id, clock
+    self.usage, self.host_s, self._level = None, 0.0, {}
+
+  def generate(
+    self, prompts, samples_per_prompt: int, *, key, sampling, progress=None, watch=None, pending=(), limits=None
+  ):  # fmt: skip
+    """See `rollout.Engine`."""
+    c = self.capacity
+    device = Simulated(
+      shards=c.shards, page=c.page, most_slots=c.slots, stop_id=self.stop_id, costs=self.costs, clock=self.clock,
+      lengths_of=self.lengths,
+    )  # fmt: skip
+    way = sampling, samples_per_prompt
+    call = serving.Call(
+      device, c, prompts, samples_per_prompt, key, sampling, pending, limits, level=self._level.get(way, 0)
+    )
+    self.usage = call.usage
+    if call.samples:
+      call.serve(progress or (lambda done, total: None), watch)
+      self._level[way] = call.next_level()
+      self.host_s += call.usage.seconds
+    return call.groups
+
+
+class _Stream:
+  """Prompts without end, of which a share is informative."""
+
+  len_epoch = 10**9
+
+  def __init__(self, workload: Workload):
+    self.of, self.rng, self.ids = workload, np.random.default_rng(0), itertools.count()
+
+  def take(self, number: int) -> list[Prompt]:
+    return [self._one() for _ in range(number)]
+
+  def _one(self) -> Prompt:
+    mean = self.of.prompt_tokens
+    tokens = np.zeros(int(self.rng.integers(mean - mean // 2, mean + mean // 2 + 1)), np.int32)
+    extras = {"mixed": bool(self.rng.random() < self.of.keep_rate), "samples": itertools.count()}
+    return Prompt(next(self.ids), tokens, "", "", "", extras)
+
+
+class _Judge:
+  """Verdicts at once: every other sample of a mixed prompt is right, none of another."""
+
+  first_error = ""
+
+  def submit(self, jobs) -> concurrent.futures.Future:
+    future = concurrent.futures.Future()
+    right = [float(job.extras["mixed"] and next(job.extras["samples"]) % 2) for job in jobs]
+    future.set_result([Scored(score=a, accuracy=a, pred=None) for a in right])
+    return future
+
+
+class _Silent:
+  def task(self, name: str) -> Callable:
+    return lambda done, total: None
+
+
+def simulate(
+  plan: Plan, workload: Workload, by: Efficiencies, trained: dict[str, Trained], *, iterations: int = 1, warm: int = 0
+) -> list[Iteration]:
+  """So many iterations after `warm` others: under rollout.unfinished="continue" the first ones inherit nothing.
+
+  Args:
+    trained: a micro-batch of "train" and of "score".
+  """
+  cfg, e = plan.cfg, plan.engine
+  clock = Clock()
+  costs = SamplingCosts(costs_lib.sampled(plan), by, shards=e.shards)
+  stop_id = plan.model.config.vocab_size - 1
+  engine = SimulatedEngine(e.capacity, costs, workload.lengths, stop_id, clock)
+  r, ev = cfg.rollout, cfg.eval
+  key = jax.random.key(cfg.seed)
+  run = types.SimpleNamespace(
+    cfg=cfg, surplus=[], pending=[], host={"counters": {}, "keep_rate": workload.keep_rate}, stream=_Stream(workload),
+    engine=engine, timers=lambda name: contextlib.nullcontext(), scorer=_Judge(), verified=True,
+    tokenizer=types.SimpleNamespace(decode=lambda tokens: ""),
+    key=lambda step, stream: jax.random.fold_in(jax.random.fold_in(key, step), stream),
+    sampling=lambda evaluation: Sampling(max_tokens=r.max_response_tokens, stop_ids=(stop_id,)),
+  )  # fmt: skip
+  found = []
+  for step in range(1, warm + iterations + 1):
+    clock.__init__()
+    engine.host_s = 0.0
+    groups, values = collect.sample_groups(run, step, _Silent())
+    if step <= warm:
+      continue
+    seconds = dict.fromkeys(PHASES, 0.0) | clock.seconds
+    micro, fill, updates = packed(cfg, groups, step)
+    seconds["score"] = micro * trained["score"].cost(by) * (2 if cfg.algorithm.reference_kl_coef else 1)
+    seconds["update"] = micro * trained["train"].cost(by)
+    seconds["update"] += updates * 2 * plan.state_bytes / (plan.chip.tb_s * 1e12) / by.decode
+    seconds["move"] = costs_lib.weights_move(plan, by)
+    busy = clock.busy_slot_s / clock.slot_s * seconds["decode"]
+    idle_s = seconds["decode"] - busy + seconds["look"]
+    interrupted, programs, host_s = engine.usage.interrupted, engine.usage.decode_programs, engine.host_s
+    if ev.every:
+      seconds["evaluate"] = _evaluate(run, clock, workload, seconds["move"]) / ev.every
+    seconds["checkpoint"] = costs_lib.checkpoint(plan, by) / cfg.checkpoint.every
+    trained_tokens = sum(len(x.tokens) for group in groups for x in group)
+    total = sum(seconds.values())
+    found.append(Iteration(
+      seconds, int(values["tokens_generated"]), trained_tokens, micro, fill, idle_s / total, interrupted, programs,
+      host_s,
+    ))  # fmt: skip
+  return found
+
+
+def packed(cfg, groups, step: int) -> tuple[int, float, int]:
+  """(micro-batches of all mini-batches, how full their rows are, updates), by the trainer's own packing."""
+  b = cfg.batch
+  micro = tokens = 0
+  parts = batching.minibatches(groups, b.prompts // b.minibatch_prompts, seed=cfg.seed, step=step)
+  for part in parts:
+    lengths = [len(r.prompt.tokens) + len(r.tokens) for group in part for r in group]
+    rows = batching.first_fit(lengths, b.row_tokens)
+    micro += math.ceil(len(rows) / b.micro_rows)
+    tokens += sum(lengths)
+  return micro, tokens / (micro * b.micro_rows * b.row_tokens), len(parts)
+
+
+def _evaluate(run, clock: Clock, workload: Workload, move_s: float) -> float:
+  """Seconds of one evaluation, weights included; its responses are as long as those of training."""
+  before = clock.now
+  prompts = _Stream(workload).take(run.cfg.eval.prompts)
+  run.engine.generate(
+    prompts, run.cfg.eval.samples_per_prompt, key=run.key(0, STREAM_EVAL), sampling=run.sampling(evaluation=True)
+  )
+  return clock.now - before + move_s

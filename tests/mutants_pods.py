@@ -1,0 +1,64 @@
+"""Faults in what says the bill: see mutants.py."""
+
+ROWS = (
+  (
+    "plan_admits_without_keeping_pages", "fipo_jax/pods/simulated.py",
+    "      fits = np.cumsum(takes) + keep * np.arange(most) <= spare\n",
+    "      fits = np.cumsum(takes) <= spare\n",
+    "simulated_test.py::test_logs_are_those_of_the_real_device", "samples start that the engine would let wait",
+  ),
+  (
+    "plan_forgets_reserved_pages", "fipo_jax/pods/simulated.py",
+    "    return self.pages_DS.sum(1) + [sum(r.values()) for r in self.reserved]\n",
+    "    return self.pages_DS.sum(1)\n",
+    "simulated_test.py::test_logs_are_those_of_the_real_device", "a cache that is too small looks large enough",
+  ),
+  (
+    "plan_is_never_starved", "fipo_jax/pods/simulated.py",
+    "starved = empty and more and int((S - active_D).sum()) * 8 >= self.D * S",
+    "starved = empty and more and int((S - active_D).sum()) >= self.D * S",
+    "simulated_test.py::test_logs_are_those_of_the_real_device", "slots idle longer than they would",
+  ),
+  (
+    "plan_goes_by_the_first_shard", "fipo_jax/pods/costs.py",
+    "    context = float(np.max(context_D + growth_D * (steps - 1) / 2))\n",
+    "    context = float((context_D + growth_D * (steps - 1) / 2)[0])\n",
+    "costs_test.py::test_steps_are_those_of_the_fullest_shard_in_their_middle_and_shards_decide_together",
+    "an uneven pod looks even",
+  ),
+  (
+    "plan_hides_sums_over_the_network", "fipo_jax/pods/costs.py",
+    'return inside + self.seconds.get("network", 0.0) / by.links', "return inside",
+    "costs_test.py::test_a_micro_batch_takes_what_takes_longest_at_its_own_share", "slices are joined for nothing",
+  ),
+  (
+    "plan_takes_a_report_of_other_settings", "fipo_jax/pods/costs.py",
+    '"settings": report.get("settings"), "chip"', '"settings": settings(plan.cfg), "chip"',
+    "costs_test.py::test_the_report_that_fits_is_found_and_no_other", "remat costs nothing, as another report is read",
+  ),
+  (
+    "plan_believes_the_old_engine", "fipo_jax/pods/public.py",
+    "found = [m for m in table if m.part == part and not m.superseded]", "found = [m for m in table if m.part == part]",
+    "costs_test.py::test_efficiencies_are_the_least_of_a_chip_and_say_whose", "the default is of an engine of the past",
+  ),
+  (
+    "plan_counts_slots_by_their_number", "fipo_jax/pods/forecast.py",
+    "float(np.mean(n * n) / (2 * np.mean(n)))", "float(np.mean(n) / 2)",
+    "plan_test.py::test_long_responses_are_in_their_slots_for_longer", "the cache is read for less than it holds",
+  ),
+  (
+    "plan_scores_one_micro_batch", "fipo_jax/pods/iteration.py",
+    'seconds["score"] = micro * trained["score"]', 'seconds["score"] = trained["score"]',
+    "plan_test.py::test_unfinished_responses_go_on_and_the_tail_is_not_waited_for", "scoring looks free",
+  ),
+  (
+    "plan_counts_offloaded_moments", "fipo_jax/pods/programs.py",
+    "if not (cfg.optimizer.offload and state_lib.is_offloaded(path, x.sharding))]", "]",
+    "costs_test.py::test_what_waits_on_the_host_is_not_counted_on_a_described_chip", "fewer slots than there are",
+  ),
+  (
+    "plan_searches_what_does_not_fit", "fipo_jax/pods/forecast.py",
+    "  if memory + RESERVE > plan.chip.hbm_gib:\n    return None\n", "",
+    "plan_test.py::test_a_search_tries_trainer_and_sampler_and_keeps_what_fits", "flags that end in a crash",
+  ),
+)  # fmt: skip
