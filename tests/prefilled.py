@@ -6,12 +6,5 @@ import jax.numpy as jnp
 
 def prefilled(model, params, tokens_RT, positions_RT, segments_RT):
   """(k, v) [L, R, T, K, h] of `Model.prefill`, jitted."""
-  c = model.config
-  shape = (c.num_layers, *tokens_RT.shape, c.num_kv_heads, c.head_dim)
-  keep = lambda cache, layer, k, v: tuple(x.at[layer].set(new) for x, new in zip(cache, (k, v), strict=True))
-
-  @jax.jit
-  def run(params, *rows):
-    return model.prefill(params, *rows, (jnp.zeros(shape, c.dtype),) * 2, keep)
-
-  return run(params, tokens_RT, positions_RT, segments_RT)
+  kv = jax.jit(model.prefill)(params, tokens_RT, positions_RT, segments_RT)
+  return kv if not isinstance(params["layers"], tuple) else tuple(jnp.stack(x) for x in zip(*kv, strict=True))

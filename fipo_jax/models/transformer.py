@@ -269,15 +269,13 @@ class Model:
     """Their part of this model's parameters."""
     return {name: tree for name, tree in params.items() if name != "value_head"}
 
-  def prefill(self, params, tokens_RT, positions_RT, segments_RT, cache, keep):
-    """Keys and values of rows, for decoding to go on from, a layer at a time.
+  def prefill(self, params, tokens_RT, positions_RT, segments_RT):
+    """Keys and values of rows, for decoding to go on from.
 
     Args:
       params: stacked, or `unstack`ed. tokens_RT, positions_RT, segments_RT: as `hidden`.
-      cache: a pytree carried through the layers.
-      keep: (cache, layer number, k_RTKh, v_RTKh) -> cache, keys after rotation; the number as for `decode`.
     Returns:
-      the cache.
+      (k, v) [L, R, T, K, h] in the compute dtype, keys after rotation; unstacked: a tuple of (k, v) [R, T, K, h].
     """
     x_RTD = layers.activation(layers.lookup_whole(params["embed_VD"], tokens_RT, self.config.dtype), None)
     cos, sin = self._rotation(positions_RT)
@@ -286,12 +284,10 @@ class Model:
     def attend(q, k, v):
       return attention.attend(q, k, v, segments_RT, segments_RT, implementation=self.config.attention), (k, v)
 
-    def layer(carry, numbered):
-      (x, cache), (tree, number) = carry, numbered
-      x, kept = nnx.merge(block, tree)(x, cos, sin, attend)
-      return (x, keep(cache, number, *kept)), None
+    def layer(x, numbered):
+      return nnx.merge(block, numbered[0])(x, cos, sin, attend)
 
-    return self._over_layers(layer, (x_RTD, cache), params["layers"])[1]
+    return self._over_layers(layer, x_RTD, params["layers"])[1]
 
   def unstack(self, params) -> dict:
     """The same parameters with `layers` as a tuple, one tree per layer, of `layers.join`.
@@ -327,16 +323,18 @@ class Model:
       x, cache = nnx.merge(block, tree)(x, cos, sin, lambda q, k, v: attend(cache, number, q, k, v))
       return (x, cache), None
 
-    x_SD, cache = self._over_layers(layer, (x_SD, cache), params["layers"])
+    (x_SD, cache), _ = self._over_layers(layer, (x_SD, cache), params["layers"])
     return nnx.merge(norm, params["final_norm"])(x_SD), cache
 
   def _over_layers(self, layer, carry, trees):
-    """layer(carry, (parameters, number)) over all of them: by name where they are unstacked, else in a loop."""
-    if isinstance(trees, tuple):
-      for number, tree in enumerate(trees):
-        carry, _ = layer(carry, (tree, number))
-      return carry
-    return jax.lax.scan(layer, carry, (trees, jnp.arange(self.config.num_layers)))[0]
+    """`jax.lax.scan` of layer(carry, (parameters, number)); where they are unstacked, by name: results in a tuple."""
+    if not isinstance(trees, tuple):
+      return jax.lax.scan(layer, carry, (trees, jnp.arange(self.config.num_layers)))
+    results = []
+    for number, tree in enumerate(trees):
+      carry, result = layer(carry, (tree, number))
+      results.append(result)
+    return carry, tuple(results)
 
   def _rotation(self, positions):
     return rotation(positions, self.config.head_dim, self.config.rope_theta, self.config.yarn)

@@ -248,13 +248,10 @@ def prefill_program(plan: Plan) -> Program:
   length = capacity.prefill_length(e.max_prompt_tokens - 1)
   rows = D * capacity.rows(length, plan.cfg.rollout.samples_per_prompt)
   i32 = lambda *shape: _columns(plan, *shape)
-  pages = i32(rows, length // e.page if plan.shape.shared else 0)
-  prompts = decode.Rows(i32(rows, length), i32(rows), pages, i32(rows), i32(rows), i32(rows))
-  lower = lambda: decode.prefill.lower(
-    e.model, e.layout, _weights(plan), _pools(plan), _slots(plan), prompts, page=e.page
-  )
+  lower = lambda: decode.prefill.lower(e.model, _weights(plan), i32(rows, length), i32(rows))
   facts = _slots_facts(plan) | {"prompts": rows, "prompt_tokens": length}
-  return Program(lower=lower, beside_bytes=plan.state_bytes, facts=facts, rollout=True)
+  beside = plan.state_bytes + per_chip(*pool_shapes(plan))
+  return Program(lower=lower, beside_bytes=beside, facts=facts, rollout=True)
 
 
 def _columns(plan: Plan, n: int, *more: int, dtype=jnp.int32):

@@ -33,9 +33,9 @@ class Capacity:
   """What an engine may hold; all but `shards` is per shard.
 
   slots: sequences side by side. prompt, response: longest ones, in tokens. page: tokens of a page. budget: pages of
-  all kinds together, what a resizing holds twice included; 0: as many as the slots can ever need. layers: of the
-  model. resizes: whether pools may change their size (a layout that computes on all pages wants few; one that reads
-  those in use alone takes them all at once).
+  all kinds together, and either what one prefill makes or what a resizing holds twice; 0: as many as the slots can
+  ever need. layers: of the model. resizes: whether pools may change their size (a layout that computes on all pages
+  wants few; one that reads those in use alone takes them all at once).
   """
 
   slots: int
@@ -59,8 +59,8 @@ class Capacity:
 
   def smallest_budget(self, width: int) -> int:
     """The pages without which the longest sequence could not be decoded."""
-    full = self._full(width)
-    return -(-(self.longest + full) * self._twice // 1000) + 1
+    least = self.longest + self._full(width)
+    return max(least + -(-(self.prompt + self.response) // self.page), -(-least * self._twice // 1000)) + 1
 
   @property
   def _twice(self) -> int:
@@ -86,8 +86,10 @@ class Capacity:
       spare = self.budget - self.smallest_budget(width)
       tail = 1 + min(tail - 1, spare // 4)
       spare -= tail - 1
-      shared = full + min(shared - full, spare * (shared - full) // (2 * (need + shared)))
-      own = min(need, 1000 * (self.budget - tail) // self._twice - shared)
+      share = max(self.budget // 8, self.budget * shared // (need + shared))
+      shared = full + min(shared - full, spare // 2, share)
+      room = self.budget - tail
+      own = min(need, min(room - self.prefill_pages(width), 1000 * room // self._twice) - shared)
     fewer = [S // n for n in (2, 4) if S % n == 0]
     if not self.resizes:
       return (Shape(S, own, shared, tail), *(Shape(n, own, shared, tail) for n in fewer))
@@ -114,7 +116,12 @@ class Capacity:
 
   def rows(self, length: int, width: int) -> int:
     """Rows of one prefill of a shard at this padded length."""
-    return max(1, min(self.ahead // width, PREFILL_TOKENS // length))
+    most = min(PREFILL_TOKENS, self.budget * self.page // 16) if self.budget else PREFILL_TOKENS
+    return max(1, min(self.ahead // width, most // length))
+
+  def prefill_pages(self, width: int) -> int:
+    """As many as hold the keys and values that the largest prefill of a shard makes."""
+    return max(self.rows(n, width) * -(-n // self.page) for n in self.prefill_lengths)
 
 
 def _whole(n: int, unit: int) -> int:

@@ -113,21 +113,26 @@ class Log:
   hungry: jax.Array
 
 
-@functools.partial(jax.jit, static_argnames=("model", "layout", "page"), donate_argnames=("pools", "slots"))
-def prefill(model: Model, layout: Layout, params, pools, slots: Slots, rows: Rows, *, page: int):
-  """Computes keys and values of prompts, once for all their samples, and writes them into pages, layer by layer.
+@functools.partial(jax.jit, static_argnames=("model",))
+def prefill(model: Model, params, tokens_RT, length_R):
+  """Keys and values of prompts, padded on the right, as `Model.prefill` gives them; a program that knows no pools."""
+  column_T = jnp.arange(tokens_RT.shape[1])
+  segments_RT = (column_T < length_R[:, None]).astype(jnp.int32)
+  kv = model.prefill(params, tokens_RT, jnp.broadcast_to(column_T, tokens_RT.shape), segments_RT)
+  return jax.tree.map(lambda x: constrain(x, *[None] * (x.ndim - 4), "rows", None, "kv_heads", None), kv)
+
+
+@functools.partial(jax.jit, static_argnames=("layout", "page"), donate_argnames=("pools", "slots"))
+def store(layout: Layout, pools, slots: Slots, kv, rows: Rows, *, page: int):
+  """Writes what `prefill` made into pages.
 
   Returns:
     (pools, slots), the latter with what own pages were reserved.
   """
-  R, T = rows.tokens.shape
-  column_T = jnp.arange(T)
-  segments_RT = (column_T < rows.length[:, None]).astype(jnp.int32)
-  positions_RT = jnp.broadcast_to(column_T, (R, T))
+  T = rows.tokens.shape[1]
   slots_axes, rows_axes = (jax.tree.map(lambda x: ROWS, x) for x in (slots, rows))
-  slots, own_RN = local(
-    functools.partial(_reserve, page=page), (slots_axes, rows_axes), (slots_axes, ROWS)
-  )(slots, rows)  # fmt: skip
+  reserve = local(functools.partial(_reserve, page=page), (slots_axes, rows_axes), (slots_axes, ROWS))
+  slots, own_RN = reserve(slots, rows)
 
   def write(pools, layer, k, v, length_R, pages_RN, tail_R, own_RN):
     R = k.shape[0]
@@ -140,15 +145,16 @@ def prefill(model: Model, layout: Layout, params, pools, slots: Slots, rows: Row
     last = lambda x: x[jnp.arange(R), length_R // page]
     return layout.write_rows(pools, layer, "tail", last(k), last(v), tail_R)
 
-  def keep(pools, layer, k, v):
-    axes, kv, where = layout.axes(pools), ("rows", None, "kv_heads", None), (ROWS,) * 4
-    numbers = (rows.length, rows.pages, rows.tail, own_RN)
-    if isinstance(layer, int):  # named in the program
-      part = lambda pools, k, v, *numbers: write(pools, layer, k, v, *numbers)
-      return local(part, (axes, kv, kv, *where), axes)(pools, k, v, *numbers)
-    return local(write, (axes, (), kv, kv, *where), axes)(pools, layer, k, v, *numbers)
-
-  return model.prefill(params, rows.tokens, positions_RT, segments_RT, pools, keep), slots
+  axes, one = layout.axes(pools), ("rows", None, "kv_heads", None)
+  numbers = (rows.length, rows.pages, rows.tail, own_RN)
+  if not isinstance(kv[0], tuple):  # stacked
+    write = local(write, (axes, (), one, one, *[ROWS] * 4), axes)
+    body = lambda pools, numbered: (write(pools, *numbered, *numbers), None)
+    return jax.lax.scan(body, pools, (jnp.arange(kv[0].shape[0]), *kv))[0], slots
+  for layer, (k, v) in enumerate(kv):  # named in the program
+    part = local(lambda pools, *x, layer=layer: write(pools, layer, *x), (axes, one, one, *[ROWS] * 4), axes)
+    pools = part(pools, k, v, *numbers)
+  return pools, slots
 
 
 def _reserve(slots: Slots, rows: Rows, *, page: int):

@@ -42,9 +42,10 @@ class Device:
     """Fields of `decode.Rows`; waits until it is done."""
     e = self.engine
     rows = decode.Rows(**{name: self.place(x) for name, x in rows.items()})
-    self.pools, self.slots = decode.prefill(e.model, e.layout, e.params, self.pools, self.slots, rows, page=e.page)
+    kv = decode.prefill(e.model, e.params, rows.tokens, rows.length)
+    self.pools, self.slots = decode.store(e.layout, self.pools, self.slots, kv, rows, page=e.page)
     jax.block_until_ready(self.pools)
-    self._count("prefill", rows.tokens.shape, rows.pages.shape, self.shape)
+    self._count("prefill", rows.tokens.shape)
 
   def run(self, queue, histories, ready, shared, more: bool, fewest: int, grows: bool, keep: int) -> decode.Log:
     """Decodes until the host is needed; arguments as of `decode.run`, in NumPy.
