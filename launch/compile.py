@@ -127,7 +127,7 @@ def make_plan(cfg, chip: Chip, devices, slots: int = 0, rollout: bool = True) ->
   engine = ENGINES["native"](
     model.policy(), rollout_mesh, slots=slots or "auto", max_prompt_tokens=cfg.data.max_prompt_tokens,
     max_response_tokens=r.max_response_tokens, pad_id=0, page_tokens=r.page_tokens, cache_tokens=r.cache_tokens,
-    cache_dtype=r.cache_dtype, attention=r.attention,
+    cache_dtype=r.cache_dtype, attention=r.attention, continuous_decode_steps=r.continuous_decode_steps,
   )  # fmt: skip
   params = per_chip(model.abstract(), model.shardings(mesh))
   steps, _, abstract = assemble.open_steps(cfg, model, mesh)
@@ -274,7 +274,7 @@ def decode_program(plan: Plan) -> Program:
   lower = lambda: decode.run.lower(
     e.model, e.layout, sampling, _weights(plan), _pools(plan), slots, work(D * plan.size), i32(D), (shared, shared),
     jax.ShapeDtypeStruct((), bool), jax.ShapeDtypeStruct((), jnp.int32),
-    page=e.page, width=r.samples_per_prompt if plan.kinds["shared"] else 0, steps=serving.STEPS,
+    page=e.page, width=r.samples_per_prompt if plan.kinds["shared"] else 0, steps=serving.STEPS, decide=e.decide,
   )  # fmt: skip
   facts = _slots(plan) | bound(plan)
   return Program(lower=lower, beside_bytes=plan.state_bytes, facts=facts, rollout=True)
@@ -513,7 +513,8 @@ def report(name: str, facts: dict) -> str:
     )  # fmt: skip
   if "collectives" in facts:
     found = facts["collectives"]
-    unit = "a token step" if name == "decode" else "a call"
+    in_step = "a token step" if any(c["depth"] > 2 for c in found) else "a decision, none in a token step"
+    unit = in_step if name == "decode" else "a call"
     total = sum(c["bytes_in_all"] for c in found)
     say("collectives", f"{sum(c['times'] for c in found)} {unit}, {total / 2**20:.2f} MiB")
     for c in found[:40]:

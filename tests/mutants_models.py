@@ -1,6 +1,45 @@
 """The rows of `mutants` for models and samplers: (name, file, old text, new text, tests that should notice, why)."""
 
 ROWS = (
+  # ---- decisions of the decode loop ----
+  (
+    "tpu_sum_over_shards_in_a_step", "fipo_jax/rollout/decode.py",
+    'per_shard(jnp.where(active_S, work.length - work.shared + 1, 0))',
+    'jnp.full(D, jnp.sum(jnp.where(active_S, work.length - work.shared + 1, 0)))',
+    "decode_test.py::test_between_decisions_shards_send_each_other_nothing", "every token waits for all chips",
+  ),
+  (
+    "tpu_seen_over_shards", "fipo_jax/rollout/decode.py",
+    'local(note, (("rows", None), ROWS), ("rows", None))(seen, token_S)', "note(seen, token_S)",
+    "decode_test.py::test_between_decisions_shards_send_each_other_nothing",
+    "with a repetition penalty every token waits for all chips",
+  ),
+  (
+    "tpu_pages_of_one_step", "fipo_jax/rollout/decode.py",
+    "_new_pages(work, page, size)", "_new_pages(work, page, 1)",
+    "native_test.py::test_tokens_do_not_depend_on_how_often_is_decided",
+    "inside a block a slot finds no page, and its keys and values are lost",
+  ),
+  (
+    "tpu_pages_begun_off_by_one", "fipo_jax/rollout/decode.py",
+    "(tokens + page - 1) // page", "tokens // page",
+    "decode_test.py::test_pages_that_a_slot_may_begin_in_a_block", "a slot finds no page at the border of one",
+  ),
+  (
+    "tpu_block_beyond_the_longest", "fipo_jax/rollout/decode.py",
+    "jnp.minimum(size, jnp.max(left_D))", "size",
+    "native_test.py::test_bits_and_the_log_do_not_depend_on_how_often_is_decided", "steps in which all slots idle",
+  ),
+  (
+    "tpu_block_beyond_the_log", "fipo_jax/rollout/decode.py",
+    'jnp.minimum(c["step"] + c["look"]["size"], steps)', 'c["step"] + c["look"]["size"]',
+    "native_test.py::test_a_block_ends_where_the_host_looks_in", "tokens are written over each other",
+  ),
+  (
+    "tpu_decides_by_itself_too_seldom", "fipo_jax/rollout/native.py",
+    "return 1 if shards == 1 else", "return", "native_test.py::test_how_often_is_decided",
+    "slots of a single device idle for nothing",
+  ),
   # ---- the sampler ----
   (
     "top_k_border", "fipo_jax/rollout/sampling.py",
@@ -49,7 +88,7 @@ ROWS = (
   ),
   (
     "penalty_forgets_what_was_sampled", "fipo_jax/rollout/decode.py",
-    "work.seen.at[jnp.arange(S), token_S].set(True)", "work.seen",
+    "seen_SV.at[jnp.arange(token_S.shape[0]), token_S].set(True)", "seen_SV",
     "decode_test.py::test_min_tokens_and_repetition_penalty_by_hand", "only the prompt's tokens are penalised",
   ),
   (

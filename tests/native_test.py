@@ -313,6 +313,73 @@ def test_sharded_equals_unsharded(shape, slots):
   assert e.usage.prefill_tokens == sum(len(p.tokens) - 1 for p in prompts)
 
 
+@functools.cache
+def decided(steps, shards=1, cache_tokens=32):
+  """(groups, usage) of six prompts in pages of 4 with a decision every so many steps, 7 slots or two on each shard."""
+  mesh = make_mesh(dict(data=1, fsdp=shards, context=1, tensor=1), jax.devices()[:shards])
+  e = engine(
+    SLOTS if shards == 1 else 2 * shards, mesh=mesh, page_tokens=4, cache_tokens=cache_tokens,
+    continuous_decode_steps=steps,
+    params=random_params() if shards == 1 else jax.tree.map(jax.device_put, random_params(), MODEL.shardings(mesh)),
+  )  # fmt: skip
+  e._shared_pages = 48  # as after a call that needed them: growing would compile anew each time
+  return e.generate(make_prompts(6), 4, key=KEY, sampling=SAMPLING), e.usage
+
+
+@pytest.mark.parametrize("steps, shards, cache_tokens", [
+  (4, 1, 32), (64, 8, 8 * 20),
+  *(pytest.param(*row, marks=pytest.mark.slow) for row in ((16, 1, 32), (64, 1, 32), (4, 8, 160), (16, 8, 160))),
+])  # fmt: skip
+def test_tokens_do_not_depend_on_how_often_is_decided(steps, shards, cache_tokens):
+  """In so few pages samples are put back and continued; blocks are longer than pages, and often longer than fit."""
+  (want, once), (got, usage) = (decided(n, shards, cache_tokens) for n in (1, steps))
+  same_numbers(want, reference())
+  same_numbers(got, reference())
+  assert once.interrupted and usage.interrupted and usage.occupancy <= once.occupancy
+
+
+@pytest.mark.parametrize("shards", [1, pytest.param(8, marks=pytest.mark.slow)])
+def test_bits_and_the_log_do_not_depend_on_how_often_is_decided(shards):
+  """With room for all, and no sample that waits: the same programs' bits, and the same numbers about the cache."""
+  prompts = make_prompts(shards)
+  made = []
+  for steps in (1, 4, 16):
+    mesh = make_mesh(dict(data=1, fsdp=shards, context=1, tensor=1), jax.devices()[:shards])
+    params = jax.tree.map(jax.device_put, random_params(), MODEL.shardings(mesh))
+    e = engine(3 * shards, mesh=mesh, params=params, page_tokens=4, cache_tokens=48 * shards,
+               continuous_decode_steps=steps)  # fmt: skip
+    made.append((sum(e.generate(prompts, 3, key=KEY, sampling=SAMPLING), []), e.usage))
+  (want, once), *others = made
+  longest = max(once.lengths)
+  assert once.slot_steps == 3 * shards * longest and once.held_bytes
+  for got, usage in others:
+    for a, b in zip(got, want, strict=True):
+      np.testing.assert_array_equal(a.tokens, b.tokens)
+      np.testing.assert_array_equal(np.stack([a.logp, a.raw_logp]), np.stack([b.logp, b.raw_logp]))
+    assert usage.held_bytes == once.held_bytes and sorted(usage.lengths) == sorted(once.lengths)
+    # Not more steps than the longest response may have.
+    assert once.slot_steps <= usage.slot_steps <= 3 * shards * 12
+
+
+def test_a_block_ends_where_the_host_looks_in(monkeypatch):
+  """Blocks begin anywhere, as one ends with the longest response that is left."""
+  monkeypatch.setattr(serving, "STEPS", 8)
+  e, looks = engine(1, continuous_decode_steps=8), []
+
+  def progress(done, total):
+    looks.append(done)
+    assert len(looks) < 100  # tokens that are lost are waited for without end
+
+  got = e.generate(make_prompts(6), 4, key=KEY, sampling=SAMPLING, progress=progress)
+  same_numbers(got, reference())
+
+
+def test_how_often_is_decided():
+  every = native_lib.decided_every
+  assert [every(8, n) for n in (12, 64, 200, 256, 1023, 20_480)] == [1, 1, 2, 4, 8, 16] and every(1, 20_480) == 1
+  assert engine(SLOTS).decide == 1 and engine(SLOTS, continuous_decode_steps=8).decide == 8
+
+
 def test_parameters_of_the_trainers_mesh_sample_on_that_of_the_rollouts():
   """Trained over fsdp 4, sampled by four groups of two devices: the same numbers, and no device with a whole copy."""
   prompts, trained = make_prompts(5), make_mesh(dict(data=2, fsdp=4, context=1, tensor=1))
@@ -422,6 +489,8 @@ def test_user_errors():
     engine(8, page_tokens=4, cache_tokens=12)
   with pytest.raises(ValueError, match="rollout.cache_dtype='int4'"):
     engine(8, cache_dtype="int4")
+  with pytest.raises(ValueError, match="rollout.continuous_decode_steps=3: expected 0, or a divisor of 64"):
+    engine(8, continuous_decode_steps=3)
   with pytest.raises(ValueError, match="pad_id=40"):
     ENGINES["native"](MODEL, e.mesh, slots=1, max_prompt_tokens=4, max_response_tokens=4, pad_id=40)
   with pytest.raises(ValueError, match=r"call update\(params\)"):

@@ -134,7 +134,7 @@ class Call:
       self.pools, self.slots, log = decode.run(
         e.model, e.layout, dataclasses.replace(self.sampling, stop_strings=()), e.params, self.pools, self.slots, queue,
         ready, tuple(shared), np.bool_(more), np.int32(fewest), page=e.page,
-        width=self.width if self.kinds["shared"] else 0, steps=STEPS,
+        width=self.width if self.kinds["shared"] else 0, steps=STEPS, decide=e.decide,
       )  # fmt: skip
       log = jax.tree.map(np.asarray, log)
       finished = self._harvest(log)
