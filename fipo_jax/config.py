@@ -132,7 +132,7 @@ def default() -> ml_collections.ConfigDict:
   c.rollout.page_tokens = 64  # tokens of a page of the cache
   c.rollout.cache_tokens = 0  # bound on the cache of responses, over the mesh; 0 = as many as the slots need
   c.rollout.cache_dtype = ""  # "" = the compute dtype | int8: half the memory, less exact log-probabilities
-  c.rollout.attention = "auto"  # over the cache: auto | xla | pallas (TPU)
+  c.rollout.attention = "auto"  # over the cache: auto | xla | pallas (TPU) | paged_attention (TPU, the kernel of JAX)
   c.rollout.urls = ()  # engine http: the servers, as http://host:8000
   c.rollout.dialect = "vllm"  # engine http: vllm | sglang
   c.rollout.timeout_s = 600.0  # engine http: of one response, or of loading weights
@@ -316,7 +316,7 @@ def _check_choices(c) -> None:
   one_of("reward.on_error", c.reward.on_error, ("score_wrong", "stop"))
   one_of("dynamic_sampling.on_exhausted", c.dynamic_sampling.on_exhausted, ("train", "stop"))
   one_of("rollout.unfinished", c.rollout.unfinished, UNFINISHED)
-  one_of("rollout.attention", c.rollout.attention, ("auto", "xla", "pallas"))
+  one_of("rollout.attention", c.rollout.attention, ("auto", "xla", "pallas", "paged_attention"))
   one_of("rollout.cache_dtype", c.rollout.cache_dtype, ("", "int8", *DTYPES))
   one_of("rollout.continuous_decode_steps", c.rollout.continuous_decode_steps, (0, 1, 2, 4, 8, 16, 32, 64))
   if c.rollout.min_tokens > c.rollout.max_response_tokens:

@@ -585,7 +585,7 @@ def run(cfg, topology: str, programs, slots: int = 0, slices: int = 1) -> dict:
     "model": {"path": "" if cfg.model.preset else cfg.model.path, "preset": cfg.model.preset, "parameters": numbers,
               "layers": c.num_layers, "d_model": c.d_model, "dtype": c.dtype},
     "max_prompt_tokens": cfg.data.max_prompt_tokens, "max_response_tokens": cfg.rollout.max_response_tokens,
-    "attention": "xla" if plan.engine.unstacked else "pallas", "weights_gib": plan.weight_bytes / GIB,
+    "attention": plan.engine.attention, "weights_gib": plan.weight_bytes / GIB,
     "trainer_state_gib": plan.state_bytes / GIB, "versions": versions, "ran_on_a_tpu": False, "programs": {},
   }  # fmt: skip
   sizes = " x ".join(f"{axis} {n}" for axis, n in plan.mesh.shape.items())

@@ -1,6 +1,48 @@
 """The rows of `mutants` for models and samplers: (name, file, old text, new text, tests that should notice, why)."""
 
 ROWS = (
+  # ---- the decode kernel of TPUs ----
+  (
+    "tpu_kernel_scale_of_keys_for_values", "fipo_jax/models/paged_kernel.py",
+    "scales[half, :, k, t:]", "scales[half, :, k, :t]",
+    "cache_paged_test.py::test_int8_pages_are_those_of_the_xla_layout", "int8 pages give other values",
+  ),
+  (
+    "tpu_kernel_sees_one_more", "fipo_jax/models/paged_kernel.py",
+    "+ iota(2) < length", "+ iota(2) <= length",
+    "cache_paged_test.py::test_equals_attention_over_whole_sequences", "a token nobody sampled is seen",
+  ),
+  (
+    "tpu_kernel_writes_to_the_first_layer", "fipo_jax/models/paged_kernel.py",
+    "page = base_ref[0] + table_ref[0, 0, (length - 1) // t]", "page = table_ref[0, 0, (length - 1) // t]",
+    "cache_paged_test.py::test_equals_attention_over_whole_sequences", "later layers forget what was sampled",
+  ),
+  (
+    "tpu_kernel_page_written_over_on_its_way", "fipo_jax/models/paged_kernel.py",
+    "    settle(to)\n", "", "cache_paged_test.py::test_in_the_simulator_of_a_tpu",
+    "a slot's page gets the tokens of another slot, now and then",
+  ),
+  (
+    "tpu_kernel_multiplies_what_was_not_fetched", "fipo_jax/models/paged_kernel.py",
+    "scales[...] = jnp.zeros_like(scales)", "pass",
+    "cache_paged_test.py::test_in_the_simulator_of_a_tpu", "NaN, if the memory of the core held one",
+  ),
+  (
+    "tpu_kernel_next_slot_of_the_other_core", "fipo_jax/models/paged_kernel.py",
+    "jnp.arange(S), S).reshape(-1, cores)", "jnp.arange(S), S).reshape(cores, -1).T",
+    "cache_paged_test.py::test_the_next_busy_slot_of_each_core", "cores read each other's pages",
+  ),
+  (
+    "tpu_kernel_growth_of_scales", "fipo_jax/models/cache_paged.py",
+    "return dataclasses.replace(jax.tree.map(grow, pools), pages=pages)",
+    "return dataclasses.replace(pools, kv=grow(pools.kv), pages=pages)",
+    "cache_paged_test.py::test_growth_of_two_shards", "after a growth int8 pages have the scales of others",
+  ),
+  (
+    "tpu_kernel_int8_falls_back", "fipo_jax/rollout/native.py",
+    '"int8": 32}', '"int4": 32}', "native_test.py::test_where_the_kernel_of_tpus_is_used",
+    "int8 pages are read by XLA on a TPU",
+  ),
   # ---- decisions of the decode loop ----
   (
     "tpu_sum_over_shards_in_a_step", "fipo_jax/rollout/decode.py",

@@ -13,7 +13,7 @@ import pytest
 import tolerances
 from tolerances import close
 
-from fipo_jax.models import PRESETS, make_model
+from fipo_jax.models import PRESETS, cache_paged, make_model
 from fipo_jax.models.logprobs import token_logprobs
 from fipo_jax.rollout import ENGINES, Sampling, serving
 from fipo_jax.rollout import native as native_lib
@@ -245,10 +245,13 @@ def test_fewer_slots_at_the_tail():
   assert by_sample(groups) == by_sample(engine(SLOTS).generate(make_prompts(2), 4, key=KEY, sampling=SAMPLING))
 
 
-def test_an_int8_cache_is_near():
+@pytest.mark.parametrize("attention", ["xla", "pallas"])
+def test_an_int8_cache_is_near(attention):
   """Greedy, against the trainer's program in float32: how far are log-probs, and how much worse the chosen tokens."""
   sampling, prompts = Sampling(temperature=0.0, max_tokens=12), make_prompts(6)
-  e = engine(SLOTS, cache_dtype="int8")
+  e = engine(SLOTS, cache_dtype="int8", attention=attention, page_tokens=64 if attention == "xla" else 4)
+  if attention == "pallas":  # the kernel of TPUs, interpreted: it multiplies in bfloat16, and layers are scanned
+    e.layout = cache_paged.layout(16, interpret=True)
   groups = e.generate(prompts, 1, key=KEY, sampling=sampling)
   rows, segments = np.zeros((2, 6, 24), np.int32)
   for i, [r] in enumerate(groups):
@@ -372,6 +375,17 @@ def test_a_block_ends_where_the_host_looks_in(monkeypatch):
 
   got = e.generate(make_prompts(6), 4, key=KEY, sampling=SAMPLING, progress=progress)
   same_numbers(got, reference())
+
+
+def test_where_the_kernel_of_tpus_is_used():
+  fits = lambda head_dim, *rest: native_lib.pallas_fits(dataclasses.replace(CONFIG, head_dim=head_dim), *rest)
+  assert fits(128, "bfloat16", 8) and fits(256, "int8", 32) and fits(128, "int8", 64)
+  assert not (fits(64, "bfloat16", 8) or fits(128, "float32", 64) or fits(128, "int8", 16) or fits(128, "bfloat16", 4))
+  assert engine(SLOTS).attention == "xla"  # no TPU
+  layouts = {name: engine(SLOTS, attention=name).layout for name in ("pallas", "paged_attention")}
+  assert layouts["pallas"] is cache_paged.layout(2, cores=1) and layouts["pallas"].new != layouts["paged_attention"].new
+  with pytest.raises(ValueError, match="rollout.attention='flash': expected 'auto', 'xla', 'pallas' or 'paged_atten"):
+    engine(SLOTS, attention="flash")
 
 
 def test_how_often_is_decided():

@@ -1,4 +1,5 @@
-"""Keys and values of decoding in pages, on TPU: attention by JAX's own Pallas kernel, which reads each page in place.
+"""Keys and values of decoding in pages, on TPU, by JAX's oldest Pallas kernel for it, `paged_attention`: kept beside
+`cache_paged`, the default, because it has run on chips for years, and that one has been compiled and simulated alone.
 
 The kernel takes a table of page numbers per slot and copies those pages, and no others, into on-chip memory. So a
 prompt's shared pages are stored once, but read once for each of its samples.
@@ -38,6 +39,10 @@ class PallasPools:
   v: jax.Array
   pages: tuple[int, ...]
   layers: int
+
+  @property
+  def page_tokens(self) -> int:
+    return self.k.shape[2]
 
 
 @functools.cache  # a Layout is a static argument of jitted programs: the same one again compiles nothing
@@ -79,17 +84,18 @@ def new_pallas(
   """
   if jnp.dtype(dtype) != jnp.bfloat16:
     raise ValueError(
-      f"rollout.cache_dtype={jnp.dtype(dtype).name!r} is not for rollout.attention='pallas', whose kernel multiplies "
-      "in bfloat16: use rollout.cache_dtype='bfloat16', or rollout.attention='xla'."
+      f"rollout.cache_dtype={jnp.dtype(dtype).name!r} is not for rollout.attention='paged_attention', whose kernel "
+      "multiplies in bfloat16: use rollout.cache_dtype='bfloat16', or rollout.attention='xla'."
     )
   if config.head_dim % LANES and not interpret:
     raise ValueError(
-      f"head_dim={config.head_dim} is not for rollout.attention='pallas', whose kernel needs a multiple of {LANES}: "
-      "use rollout.attention='xla'."
+      f"head_dim={config.head_dim} is not for rollout.attention='paged_attention', whose kernel needs a multiple of "
+      f"{LANES}: use rollout.attention='xla'."
     )
   if page_tokens % SUBLANES and not interpret:
     raise ValueError(
-      f"rollout.page_tokens={page_tokens} is not for rollout.attention='pallas', which needs a multiple of {SUBLANES}."
+      f"rollout.page_tokens={page_tokens} is not for rollout.attention='paged_attention', which needs a multiple of "
+      f"{SUBLANES}."
     )
   pages = tuple(pages[kind] for kind in KINDS)
   shape = (config.num_kv_heads, shards * config.num_layers * sum(pages), page_tokens, config.head_dim)
@@ -103,7 +109,7 @@ def axes_pallas(pools: PallasPools):
 
 def write_rows_pallas(pools: PallasPools, kind: str, k_LRtKh, v_LRtKh, page_R):
   """Writes page_R[r] of each layer; pages beyond the last are left out."""
-  row_LR = _rows(pools, kind, page_R, jnp.arange(pools.layers)[:, None])
+  row_LR = rows_of(pools, kind, page_R, jnp.arange(pools.layers)[:, None])
   move = lambda pool, x_LRtKh: pool.at[:, row_LR].set(x_LRtKh.transpose(3, 0, 1, 2, 4).astype(pool.dtype), mode="drop")
   return dataclasses.replace(pools, k=move(pools.k, k_LRtKh), v=move(pools.v, v_LRtKh))
 
@@ -111,22 +117,16 @@ def write_rows_pallas(pools: PallasPools, kind: str, k_LRtKh, v_LRtKh, page_R):
 @functools.partial(jax.jit, static_argnames=("kind", "by", "shards"))
 def grow_pallas(pools: PallasPools, kind: str, by: int, shards: int = 1) -> PallasPools:
   """Empty pages after those of this kind, in each layer of each shard."""
-  place, end = KINDS.index(kind), _first(pools, kind) + pools.pages[KINDS.index(kind)]
-
-  def one(x):
-    x = x.reshape(x.shape[0], shards * pools.layers, sum(pools.pages), *x.shape[2:])
-    empty = jnp.zeros((*x.shape[:2], by, *x.shape[3:]), x.dtype)
-    x = jnp.concatenate([x[:, :, :end], empty, x[:, :, end:]], axis=2)
-    return constrain(x.reshape(x.shape[0], -1, *x.shape[3:]), "kv_heads", "rows", None, None)
-
-  pages = tuple(n + by * (i == place) for i, n in enumerate(pools.pages))
+  grow = lambda x_Kr: insert_pages(pools, x_Kr.swapaxes(0, 1), kind, by, shards).swapaxes(0, 1)
+  one = lambda x: constrain(grow(x), "kv_heads", "rows", None, None)
+  pages = tuple(n + by * (name == kind) for name, n in zip(KINDS, pools.pages, strict=True))
   return PallasPools(one(pools.k), one(pools.v), pages, pools.layers)
 
 
 def start_pallas(pools: PallasPools, tail_A, page_A):
   """own[page_A] = tail[tail_A] in all layers; pages beyond the last are left out."""
   layers = jnp.arange(pools.layers)[:, None]
-  from_LA, to_LA = _rows(pools, "tail", tail_A, layers), _rows(pools, "own", page_A, layers)
+  from_LA, to_LA = rows_of(pools, "tail", tail_A, layers), rows_of(pools, "own", page_A, layers)
   copy = lambda pool: pool.at[:, to_LA].set(pool.at[:, from_LA].get(mode="clip"), mode="drop")
   return dataclasses.replace(pools, k=copy(pools.k), v=copy(pools.v))
 
@@ -144,7 +144,7 @@ def plan_pallas(pages: Pages, width: int, pools: PallasPools, *, most_pages: int
   table_SN = table_SN.at[first_P, pages.shared_index_P].set(number_P, mode="drop")
   table_SN = table_SN[jnp.argmax(same_SS, 1)]
   held_P = pages.owner_P >= 0
-  shared_S = pages.shared_S // pools.k.shape[2]
+  shared_S = pages.shared_S // pools.page_tokens
   index_P = jnp.where(held_P, shared_S[pages.owner_P] + pages.index_P, most_pages)
   table_SN = table_SN.at[pages.owner_P, index_P].set(jnp.arange(held_P.shape[0]), mode="drop")
   return {
@@ -159,7 +159,7 @@ def attend_pallas(
 ):
   """Writes one token per slot and looks, with the kernel. A slot of length 0 is skipped by it and yields zeros."""
   page_S, offset_S = plan["write"]
-  row_S = _rows(pools, "own", page_S, layer)
+  row_S = rows_of(pools, "own", page_S, layer)
   # Heads are indexed, too: where they are part of what is written, XLA moves them inside, and the whole pool with them.
   head_K = jnp.arange(k_SKh.shape[1])[:, None]
   write = lambda pool, x_SKh: pool.at[head_K, row_S, offset_S].set(
@@ -181,12 +181,20 @@ def attend_pallas(
   return out_SHh.astype(dtype), pools
 
 
+def insert_pages(pools, x, kind: str, by: int, shards: int):
+  """x [rows, ...] with so many empty pages after those of this kind, in each layer of each shard."""
+  end = _first(pools, kind) + pools.pages[KINDS.index(kind)]
+  x = x.reshape(shards * pools.layers, sum(pools.pages), *x.shape[1:])
+  empty = jnp.zeros((x.shape[0], by, *x.shape[2:]), x.dtype)
+  return jnp.concatenate([x[:, :end], empty, x[:, end:]], axis=1).reshape(-1, *x.shape[2:])
+
+
 def _first(pools, kind: str) -> int:
   """Number of a kind's first page in a layer."""
   return sum(pools.pages[: KINDS.index(kind)])
 
 
-def _rows(pools, kind: str, page, layer):
+def rows_of(pools, kind: str, page, layer):
   """Rows of pages; one beyond the pool for a page that this kind does not have."""
   total = sum(pools.pages)
   here = (page >= 0) & (page < pools.pages[KINDS.index(kind)])

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from fipo_jax import processes
-from fipo_jax.models import cache_pallas
+from fipo_jax.models import cache_paged, cache_pallas
 from fipo_jax.models.cache import CACHES, bytes_per_token
 from fipo_jax.models.transformer import Model
 from fipo_jax.rollout import serving
@@ -47,7 +47,8 @@ class NativeEngine:
       cache_tokens: tokens in the responses' pages, over the mesh; when they are full the youngest responses are put
         back and continued later. 0: the cache grows as needed (with slots="auto": from the free memory).
       cache_dtype: "int8", or "" for the model's compute dtype.
-      attention: layout of the cache: "xla", "pallas" (TPU), or "auto": pallas on a TPU where the model allows it.
+      attention: layout of the cache: "xla", "pallas" (TPU), "paged_attention" (TPU, JAX's own kernel), or "auto":
+        pallas on a TPU where the model allows it.
       continuous_decode_steps: tokens between two decisions of `decode.run`, 1, 2, 4, .. 64; 0: `decided_every`.
       text: token ids -> text, special tokens included, for `Sampling.stop_strings`.
     Raises:
@@ -89,9 +90,9 @@ class NativeEngine:
       )
     self.params, self.usage = None, Usage()
     kernel = pallas_fits(model.config, self.cache_dtype, page_tokens) and mesh.devices.flat[0].platform == "tpu"
-    if attention not in ("auto", "xla", "pallas"):
-      raise ValueError(f"rollout.attention={attention!r}: expected 'auto', 'xla' or 'pallas'.")
-    attention = ("pallas" if kernel else "xla") if attention == "auto" else attention
+    if attention not in ("auto", "xla", "pallas", "paged_attention"):
+      raise ValueError(f"rollout.attention={attention!r}: expected 'auto', 'xla', 'pallas' or 'paged_attention'.")
+    self.attention = attention = ("pallas" if kernel else "xla") if attention == "auto" else attention
     self.unstacked = attention == "xla"  # layers by name; else a scan over them, and a program that depth does not grow
     self.layout = self._layout()
     self._own_pages = self._shared_pages = 0  # of one shard, as large as past calls needed
@@ -148,7 +149,10 @@ class NativeEngine:
       return CACHES["xla"]
     most_pages = -(-(self.max_prompt_tokens + self.max_response_tokens) // self.page) + 1
     size = self.slots // self.shards
-    two_cores = self.mesh.devices.flat[0].device_kind in ("TPU v4", "TPU v5") and size > 0 and size % 8 == 0
+    two_cores = self.mesh.devices.flat[0].device_kind in ("TPU v4", "TPU v5")
+    if self.attention == "pallas":
+      return cache_paged.layout(most_pages, cores=2 if two_cores else 1)
+    two_cores = two_cores and size > 0 and size % 8 == 0
     return cache_pallas.layout(most_pages, PAGES_PER_BLOCK, megacore_mode="batch" if two_cores else None)
 
   def _shardings(self):
@@ -223,8 +227,8 @@ def decided_every(shards: int, max_response_tokens: int) -> int:
 
 
 def pallas_fits(config, cache_dtype: str, page_tokens: int) -> bool:
-  """Whether JAX's paged attention kernel takes this model and cache."""
-  return config.head_dim % 128 == 0 and cache_dtype == "bfloat16" and page_tokens % 8 == 0
+  """Whether the TPU kernel takes this model and cache."""
+  return config.head_dim % 128 == 0 and page_tokens % {"bfloat16": 8, "int8": 32}.get(cache_dtype, math.inf) == 0
 
 
 def _free_host_memory() -> int:
