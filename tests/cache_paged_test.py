@@ -143,6 +143,8 @@ def test_what_the_kernel_does_not_take_is_refused():
   config.head_dim = 64
   with pytest.raises(ValueError, match="head_dim=64.*multiple of 128.*rollout.attention='xla'"):
     new(32, "bfloat16")
+  with pytest.raises(ValueError, match="rollout.page_tokens: a sequence may have 131072 pages.*3 times as large"):
+    cache_paged.layout(131_072)
 
 
 # ---- compiled for a TPU ----

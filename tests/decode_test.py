@@ -17,7 +17,7 @@ from fipo_jax.rollout import decode, native, serving
 from fipo_jax.rollout.sampling import Sampling
 from fipo_jax.sharding import make_mesh, named, named_tree
 from fipo_jax.types import Prompt
-from launch import hlo
+from launch import chips, hlo
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 MODEL = make_model(
@@ -208,9 +208,9 @@ def test_pages_that_a_slot_may_begin_in_a_block():
   assert not decode._new_pages(dataclasses.replace(work, uid=work.uid * 0 - 1), 4, 16).any()  # nobody is there
 
 
-def collectives(shape, penalty):
+def collectives(shape, penalty, devices=None):
   """Of `run` with blocks of 16 steps, by the loops that they are in: 1 turns, 2 blocks (or starts), 3 steps."""
-  mesh, layout, S = make_mesh(shape), CACHES["xla"], 4
+  mesh, layout, S = make_mesh(shape, devices), CACHES["xla"], 4
   D = mesh.shape["data"] * mesh.shape["fsdp"]
   rows = lambda n, *more, dtype=jnp.int32: jax.ShapeDtypeStruct((D * n, *more), dtype, sharding=named(mesh, "rows"))
 
@@ -242,3 +242,11 @@ def test_between_decisions_shards_send_each_other_nothing():
   assert [c for c in found if c[0]] == [(2, "all-gather", 2)]
   found = collectives(dict(data=1, fsdp=4, context=1, tensor=2), penalty=1.0)
   assert {depth for depth, _, _ in found} == {0, 2, 3} and [c for c in found if c[0] == 2] == [(2, "all-gather", 2)]
+
+
+@pytest.mark.slow
+def test_on_a_tpu_shards_send_each_other_nothing_between_decisions():
+  """Compiled for a v6e-8, without one."""
+  pytest.importorskip("libtpu", reason="needs the TPU compiler: pip install libtpu")
+  found = collectives(dict(data=1, fsdp=8, context=1, tensor=1), 1.0, chips.open_topology("v6e-8"))
+  assert [c for c in found if c[0]] == [(2, "all-gather", 2)]

@@ -43,6 +43,16 @@ ROWS = (
     '"int8": 32}', '"int4": 32}', "native_test.py::test_where_the_kernel_of_tpus_is_used",
     "int8 pages are read by XLA on a TPU",
   ),
+  (
+    "tpu_kernel_too_many_pages", "fipo_jax/models/cache_paged.py",
+    "if most_pages > MOST_PAGES:", "if False:", "cache_paged_test.py::test_what_the_kernel_does_not_take_is_refused",
+    "the first rollout dies in the compiler",
+  ),
+  (
+    "tpu_table_too_large", "fipo_jax/rollout/native.py",
+    "if size * most_pages > cache_pallas.MOST_NUMBERS:", "if False:",
+    "native_test.py::test_where_the_kernel_of_tpus_is_used", "the first rollout dies in the compiler",
+  ),
   # ---- decisions of the decode loop ----
   (
     "tpu_sum_over_shards_in_a_step", "fipo_jax/rollout/decode.py",

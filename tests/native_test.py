@@ -386,6 +386,8 @@ def test_where_the_kernel_of_tpus_is_used():
   assert layouts["pallas"] is cache_paged.layout(2, cores=1) and layouts["pallas"].new != layouts["paged_attention"].new
   with pytest.raises(ValueError, match="rollout.attention='flash': expected 'auto', 'xla', 'pallas' or 'paged_atten"):
     engine(SLOTS, attention="flash")
+  with pytest.raises(ValueError, match="rollout.page_tokens=1: 7 slots of 40013 pages.*200000 page numbers.*'pallas'"):
+    engine(SLOTS, attention="paged_attention", page_tokens=1, max_response_tokens=39_972)
 
 
 def test_how_often_is_decided():

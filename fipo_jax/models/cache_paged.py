@@ -18,6 +18,8 @@ from fipo_jax.models.cache_pallas import LANES, SUBLANES, insert_pages, plan_pal
 from fipo_jax.models.paged_kernel import write_and_attend
 from fipo_jax.sharding import constrain
 
+MOST_PAGES = 60_000  # of a sequence: a core's scalar memory holds four rows of so many page numbers, 1 MiB in all
+
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["kv", "scale"], meta_fields=["pages", "layers"])
 @dataclasses.dataclass(frozen=True)
@@ -39,11 +41,17 @@ def layout(most_pages: int, interpret=False, cores: int = 1) -> Layout:
   """The Layout of this file, which is the same object for the same arguments.
 
   Args:
-    most_pages: the most pages a sequence can have, its own and its prompt's shared ones. Four rows of so many numbers
-      lie in on-chip memory: on a v5p 60,000 pages compile.
+    most_pages: the most pages a sequence can have, its own and its prompt's shared ones.
     interpret: as in `cache_pallas.layout`.
     cores: 2 shares slots out to the two cores of a v4 or v5p chip, where their number on a device is even.
+  Raises:
+    ValueError: too many pages.
   """
+  if most_pages > MOST_PAGES:
+    raise ValueError(
+      f"rollout.page_tokens: a sequence may have {most_pages} pages, more than the {MOST_PAGES} that "
+      f"rollout.attention='pallas' can number; use pages {-(-most_pages // MOST_PAGES)} times as large."
+    )
   return Layout(
     new=functools.partial(new_paged, interpret=interpret),
     axes=axes_paged,

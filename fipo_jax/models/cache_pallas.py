@@ -27,6 +27,7 @@ from jax.experimental.pallas.ops.tpu.paged_attention import paged_attention
 from fipo_jax.models.cache import KINDS, Layout, Pages
 from fipo_jax.sharding import constrain
 
+MOST_NUMBERS = 200_000  # of pages in the table of a device: it lies in the scalar memory of a core, 1 MiB
 LANES, SUBLANES = 128, 8  # of a TPU register: heads and pages have to fill whole ones
 
 
@@ -51,7 +52,7 @@ def layout(most_pages: int, pages_per_compute_block: int, interpret=False, megac
 
   Args:
     most_pages: the most pages a sequence can have, its own and its prompt's shared ones; rounded up to whole blocks.
-      The table lies in on-chip memory: on a v5p, a device's slots * most_pages may be some 200 000.
+      A device's slots * most_pages may be MOST_NUMBERS.
     pages_per_compute_block: pages the kernel holds at a time, twice, of keys and of values. On a v5p 8192 tokens fit,
       and 16384 do not.
     interpret: True computes what the kernel says by XLA, on any device: slow, for tests. `pltpu.InterpretParams()`

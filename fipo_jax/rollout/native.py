@@ -152,6 +152,12 @@ class NativeEngine:
     two_cores = self.mesh.devices.flat[0].device_kind in ("TPU v4", "TPU v5")
     if self.attention == "pallas":
       return cache_paged.layout(most_pages, cores=2 if two_cores else 1)
+    if size * most_pages > cache_pallas.MOST_NUMBERS:
+      raise ValueError(
+        f"rollout.page_tokens={self.page}: {size} slots of {most_pages} pages are more than the "
+        f"{cache_pallas.MOST_NUMBERS} page numbers of rollout.attention='paged_attention'; use larger pages, or "
+        "rollout.attention='pallas'."
+      )
     two_cores = two_cores and size > 0 and size % 8 == 0
     return cache_pallas.layout(most_pages, PAGES_PER_BLOCK, megacore_mode="batch" if two_cores else None)
 
