@@ -345,7 +345,7 @@ def open_engine(cfg, model: Model, mesh, tokenizer) -> Engine:
   own = {
     "native": dict(
       slots=r.slots, pad_id=tokenizer.pad_id, page_tokens=r.page_tokens, cache_tokens=r.cache_tokens,
-      cache_dtype=r.cache_dtype, attention=r.attention, text=text,
+      cache_dtype=r.cache_dtype, attention=r.attention, continuous_decode_steps=r.continuous_decode_steps, text=text,
     ),
     "http": dict(
       urls=tuple(r.urls), dialect=r.dialect, timeout_s=r.timeout_s, retry_s=r.retry_s, concurrency=r.concurrency,

@@ -15,8 +15,8 @@ WHERE_AND_HOW_FAST = (
   "model.path", "model.base_experiment", "model.remat", "model.offload_inputs", "model.tile_tokens",
   "model.logits_mib", "model.attention", "optimizer.offload",
   "rollout.slots", "rollout.tensor", "rollout.page_tokens", "rollout.cache_tokens", "rollout.attention",
-  "rollout.urls", "rollout.dialect", "rollout.timeout_s", "rollout.retry_s", "rollout.concurrency",
-  "rollout.model_name",
+  "rollout.continuous_decode_steps", "rollout.urls", "rollout.dialect", "rollout.timeout_s", "rollout.retry_s",
+  "rollout.concurrency", "rollout.model_name",
   "reward.file", "reward.workers", "reward.timeout_s", "reward.env", "reward.network", "reward.processes",
   "reward.memory_mb", "reward.write_mb",
 )  # fmt: skip

@@ -126,10 +126,13 @@ def default() -> ml_collections.ConfigDict:
   # Sequences decoded side by side; "auto" = from the free memory of a device.
   c.rollout.slots = ml_collections.FieldReference(64, field_type=object)
   c.rollout.tensor = 0  # devices that share one copy of the policy while sampling; 0 = mesh.tensor
+  # Tokens that every slot decodes between two looks at who has ended and who may start: shards exchange how they stand
+  # only then. 1, 2, 4, .. 64; 0 = 1 where nothing is exchanged, else by the length of responses, at most 16.
+  c.rollout.continuous_decode_steps = 0
   c.rollout.page_tokens = 64  # tokens of a page of the cache
   c.rollout.cache_tokens = 0  # bound on the cache of responses, over the mesh; 0 = as many as the slots need
   c.rollout.cache_dtype = ""  # "" = the compute dtype | int8: half the memory, less exact log-probabilities
-  c.rollout.attention = "auto"  # over the cache: auto | xla | pallas (TPU)
+  c.rollout.attention = "auto"  # over the cache: auto | xla | pallas (TPU) | paged_attention (TPU, the kernel of JAX)
   c.rollout.urls = ()  # engine http: the servers, as http://host:8000
   c.rollout.dialect = "vllm"  # engine http: vllm | sglang
   c.rollout.timeout_s = 600.0  # engine http: of one response, or of loading weights
@@ -313,8 +316,9 @@ def _check_choices(c) -> None:
   one_of("reward.on_error", c.reward.on_error, ("score_wrong", "stop"))
   one_of("dynamic_sampling.on_exhausted", c.dynamic_sampling.on_exhausted, ("train", "stop"))
   one_of("rollout.unfinished", c.rollout.unfinished, UNFINISHED)
-  one_of("rollout.attention", c.rollout.attention, ("auto", "xla", "pallas"))
+  one_of("rollout.attention", c.rollout.attention, ("auto", "xla", "pallas", "paged_attention"))
   one_of("rollout.cache_dtype", c.rollout.cache_dtype, ("", "int8", *DTYPES))
+  one_of("rollout.continuous_decode_steps", c.rollout.continuous_decode_steps, (0, 1, 2, 4, 8, 16, 32, 64))
   if c.rollout.min_tokens > c.rollout.max_response_tokens:
     raise ValueError(
       f"rollout.min_tokens={c.rollout.min_tokens} is more than rollout.max_response_tokens="

@@ -1,7 +1,6 @@
 """Decoding over pages with the Pallas kernel: interpreted, against attention over whole sequences; and compiled by
 libtpu for a v5p, without a TPU."""
 
-import dataclasses
 import types
 
 import cache_test

@@ -23,6 +23,7 @@ def compared(old=None, new=None, without=(), extra=None):
   ("field", "value", "free"),
   [
     ("mesh.fsdp", 4, True), ("batch.micro_rows", 32, True), ("rollout.slots", "auto", True),
+    ("rollout.continuous_decode_steps", 4, True),
     ("rollout.urls", ("http://a",), True), ("model.path", "moved", True), ("data.path", "moved", True),
     ("model.remat", "none", True), ("eval.prompts", 9, True), ("reward.timeout_s", 9.0, True), ("steps", 9, True),
     ("checkpoint.every", 9, True), ("alarms.action", "stop", True), ("rollout.timeout_s", 9.0, True),

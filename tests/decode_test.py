@@ -15,8 +15,9 @@ from fipo_jax.models.cache import CACHES
 from fipo_jax.models.logprobs import token_logprobs
 from fipo_jax.rollout import decode, native
 from fipo_jax.rollout.sampling import Sampling
-from fipo_jax.sharding import make_mesh
+from fipo_jax.sharding import make_mesh, named, named_tree
 from fipo_jax.types import Prompt
+from launch import chips, hlo
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 MODEL = make_model(
@@ -203,3 +204,60 @@ def test_the_cache_is_updated_in_place():
   cache_bytes = sum(np.prod(x.shape) * 4 for x in jax.tree.leaves(pools))
   assert compiled.memory_analysis().alias_size_in_bytes >= cache_bytes
   assert compiled.memory_analysis().temp_size_in_bytes < 0.9 * cache_bytes
+
+
+def test_pages_that_a_slot_may_begin_in_a_block():
+  """Pages of 4: tokens of its own, tokens until its limit, and pages begun in 1, 4 and 16 steps."""
+  rows = [(0, 99, 1, 1, 4), (1, 99, 0, 1, 4), (3, 99, 0, 1, 4), (4, 99, 1, 1, 4), (3, 1, 0, 0, 0), (3, 2, 0, 1, 1)]
+  own, left = np.array([row[:2] for row in rows]).T
+  work = dataclasses.replace(
+    slots(np.arange(len(rows)), [], []).work, length=8 + own, shared=np.full_like(own, 8), count=100 - left,
+    limit=np.full_like(own, 100),
+  )  # fmt: skip
+  for k, steps in enumerate((1, 4, 16)):
+    assert decode._new_pages(work, 4, steps).tolist() == [row[2 + k] for row in rows]
+  assert not decode._new_pages(dataclasses.replace(work, uid=work.uid * 0 - 1), 4, 16).any()  # nobody is there
+
+
+def collectives(shape, penalty, devices=None):
+  """Of `run` with blocks of 16 steps, by the loops that they are in: 1 turns, 2 blocks (or starts), 3 steps."""
+  mesh, layout, S = make_mesh(shape, devices), CACHES["xla"], 4
+  D = mesh.shape["data"] * mesh.shape["fsdp"]
+  rows = lambda n, *more, dtype=jnp.int32: jax.ShapeDtypeStruct((D * n, *more), dtype, sharding=named(mesh, "rows"))
+
+  def put(tree, axes):
+    return jax.tree.map(
+      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, named_tree(mesh, axes)
+    )
+
+  pools = jax.eval_shape(lambda: layout.new(MODEL.config, {"own": 16, "shared": 4, "tail": 2}, PAGE, "float32", D))
+  columns = {f.name: rows(S) for f in dataclasses.fields(decode.Work) if f.name not in ("key", "seen")}
+  seen = None if penalty == 1 else rows(S, 40, dtype=bool)
+  work = decode.Work(**columns, key=rows(S, 2, dtype=jnp.uint32), seen=seen)
+  params = jax.eval_shape(MODEL.unstack, MODEL.abstract())
+  whole = jax.tree.map(native._without_row_axes, named_tree(mesh, MODEL.unstacked_axes()))
+  params = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), params, whole)
+  sampling = Sampling(max_tokens=64, stop_ids=STOP_IDS, top_k=5, top_p=0.9, repetition_penalty=penalty)
+  with jax.set_mesh(mesh):
+    compiled = decode.run.lower(
+      MODEL, layout, sampling, params, put(pools, layout.axes(pools)), decode.Slots(work, rows(16), rows(16)), work,
+      rows(1), (rows(4), rows(4)), jax.ShapeDtypeStruct((), bool), jax.ShapeDtypeStruct((), jnp.int32), page=PAGE,
+      width=2, steps=64, decide=16,
+    ).compile()  # fmt: skip
+  return [(c.depth, c.kind, c.times) for c in hlo.read(compiled.as_text()).collectives]
+
+
+def test_between_decisions_shards_send_each_other_nothing():
+  """Eight shards: one small gather after a block and one after a start. Cut by heads, a step does send."""
+  found = collectives(dict(data=2, fsdp=4, context=1, tensor=1), penalty=1.5)
+  assert [c for c in found if c[0]] == [(2, "all-gather", 2)]
+  found = collectives(dict(data=1, fsdp=4, context=1, tensor=2), penalty=1.0)
+  assert {depth for depth, _, _ in found} == {0, 2, 3} and [c for c in found if c[0] == 2] == [(2, "all-gather", 2)]
+
+
+@pytest.mark.slow
+def test_on_a_tpu_shards_send_each_other_nothing_between_decisions():
+  """Compiled for a v6e-8, without one."""
+  pytest.importorskip("libtpu", reason="needs the TPU compiler: pip install libtpu")
+  found = collectives(dict(data=1, fsdp=8, context=1, tensor=1), 1.0, chips.open_topology("v6e-8"))
+  assert [c for c in found if c[0]] == [(2, "all-gather", 2)]

@@ -1,6 +1,97 @@
 """The rows of `mutants` for models and samplers: (name, file, old text, new text, tests that should notice, why)."""
 
 ROWS = (
+  # ---- the decode kernel of TPUs ----
+  (
+    "tpu_kernel_scale_of_keys_for_values", "fipo_jax/models/paged_kernel.py",
+    "scales[half, :, k, t:]", "scales[half, :, k, :t]",
+    "cache_paged_test.py::test_int8_pages_are_those_of_the_xla_layout", "int8 pages give other values",
+  ),
+  (
+    "tpu_kernel_sees_one_more", "fipo_jax/models/paged_kernel.py",
+    "+ iota(2) < length", "+ iota(2) <= length",
+    "cache_paged_test.py::test_equals_attention_over_whole_sequences", "a token nobody sampled is seen",
+  ),
+  (
+    "tpu_kernel_writes_to_the_first_layer", "fipo_jax/models/paged_kernel.py",
+    "page = base_ref[0] + table_ref[0, 0, (length - 1) // t]", "page = table_ref[0, 0, (length - 1) // t]",
+    "cache_paged_test.py::test_equals_attention_over_whole_sequences", "later layers forget what was sampled",
+  ),
+  (
+    "tpu_kernel_page_written_over_on_its_way", "fipo_jax/models/paged_kernel.py",
+    "    settle(to)\n", "", "cache_paged_test.py::test_in_the_simulator_of_a_tpu",
+    "a slot's page gets the tokens of another slot, now and then",
+  ),
+  (
+    "tpu_kernel_multiplies_what_was_not_fetched", "fipo_jax/models/paged_kernel.py",
+    "scales[...] = jnp.zeros_like(scales)", "pass",
+    "cache_paged_test.py::test_in_the_simulator_of_a_tpu", "NaN, if the memory of the core held one",
+  ),
+  (
+    "tpu_kernel_next_slot_of_the_other_core", "fipo_jax/models/paged_kernel.py",
+    "jnp.arange(S), S).reshape(-1, cores)", "jnp.arange(S), S).reshape(cores, -1).T",
+    "cache_paged_test.py::test_the_next_busy_slot_of_each_core", "cores read each other's pages",
+  ),
+  (
+    "tpu_kernel_growth_of_scales", "fipo_jax/models/cache_paged.py",
+    "return dataclasses.replace(jax.tree.map(grow, pools), pages=pages)",
+    "return dataclasses.replace(pools, kv=grow(pools.kv), pages=pages)",
+    "cache_paged_test.py::test_growth_of_two_shards", "after a growth int8 pages have the scales of others",
+  ),
+  (
+    "tpu_kernel_int8_falls_back", "fipo_jax/rollout/native.py",
+    '"int8": 32}', '"int4": 32}', "native_test.py::test_where_the_kernel_of_tpus_is_used",
+    "int8 pages are read by XLA on a TPU",
+  ),
+  (
+    "tpu_kernel_too_many_pages", "fipo_jax/models/cache_paged.py",
+    "if most_pages > MOST_PAGES:", "if False:", "cache_paged_test.py::test_what_the_kernel_does_not_take_is_refused",
+    "the first rollout dies in the compiler",
+  ),
+  (
+    "tpu_table_too_large", "fipo_jax/rollout/native.py",
+    "if size * most_pages > cache_pallas.MOST_NUMBERS:", "if False:",
+    "native_test.py::test_where_the_kernel_of_tpus_is_used", "the first rollout dies in the compiler",
+  ),
+  # ---- decisions of the decode loop ----
+  (
+    "tpu_sum_over_shards_in_a_step", "fipo_jax/rollout/decode.py",
+    'per_shard(jnp.where(active_S, work.length - work.shared + 1, 0))',
+    'jnp.full(D, jnp.sum(jnp.where(active_S, work.length - work.shared + 1, 0)))',
+    "decode_test.py::test_between_decisions_shards_send_each_other_nothing", "every token waits for all chips",
+  ),
+  (
+    "tpu_seen_over_shards", "fipo_jax/rollout/decode.py",
+    'local(note, (("rows", None), ROWS), ("rows", None))(seen, token_S)', "note(seen, token_S)",
+    "decode_test.py::test_between_decisions_shards_send_each_other_nothing",
+    "with a repetition penalty every token waits for all chips",
+  ),
+  (
+    "tpu_pages_of_one_step", "fipo_jax/rollout/decode.py",
+    "_new_pages(work, page, size)", "_new_pages(work, page, 1)",
+    "native_test.py::test_tokens_do_not_depend_on_how_often_is_decided",
+    "inside a block a slot finds no page, and its keys and values are lost",
+  ),
+  (
+    "tpu_pages_begun_off_by_one", "fipo_jax/rollout/decode.py",
+    "(tokens + page - 1) // page", "tokens // page",
+    "decode_test.py::test_pages_that_a_slot_may_begin_in_a_block", "a slot finds no page at the border of one",
+  ),
+  (
+    "tpu_block_beyond_the_longest", "fipo_jax/rollout/decode.py",
+    "jnp.minimum(size, jnp.max(left_D))", "size",
+    "native_test.py::test_bits_and_the_log_do_not_depend_on_how_often_is_decided", "steps in which all slots idle",
+  ),
+  (
+    "tpu_block_beyond_the_log", "fipo_jax/rollout/decode.py",
+    'jnp.minimum(c["step"] + c["look"]["size"], steps)', 'c["step"] + c["look"]["size"]',
+    "native_test.py::test_a_block_ends_where_the_host_looks_in", "tokens are written over each other",
+  ),
+  (
+    "tpu_decides_by_itself_too_seldom", "fipo_jax/rollout/native.py",
+    "return 1 if shards == 1 else", "return", "native_test.py::test_how_often_is_decided",
+    "slots of a single device idle for nothing",
+  ),
   # ---- the sampler ----
   (
     "top_k_border", "fipo_jax/rollout/sampling.py",
@@ -49,7 +140,7 @@ ROWS = (
   ),
   (
     "penalty_forgets_what_was_sampled", "fipo_jax/rollout/decode.py",
-    "work.seen.at[jnp.arange(S), token_S].set(True)", "work.seen",
+    "seen_SV.at[jnp.arange(token_S.shape[0]), token_S].set(True)", "seen_SV",
     "decode_test.py::test_min_tokens_and_repetition_penalty_by_hand", "only the prompt's tokens are penalised",
   ),
   (

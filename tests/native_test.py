@@ -13,7 +13,7 @@ import pytest
 import tolerances
 from tolerances import close
 
-from fipo_jax.models import PRESETS, make_model
+from fipo_jax.models import PRESETS, cache_paged, make_model
 from fipo_jax.models.logprobs import token_logprobs
 from fipo_jax.rollout import ENGINES, Sampling, device
 from fipo_jax.rollout import native as native_lib
@@ -243,10 +243,13 @@ def test_fewer_slots_at_the_tail():
   assert by_sample(groups) == by_sample(engine(SLOTS).generate(make_prompts(2), 4, key=KEY, sampling=SAMPLING))
 
 
-def test_an_int8_cache_is_near():
+@pytest.mark.parametrize("attention", ["xla", "pallas"])
+def test_an_int8_cache_is_near(attention):
   """Greedy, against the trainer's program in float32: how far are log-probs, and how much worse the chosen tokens."""
   sampling, prompts = Sampling(temperature=0.0, max_tokens=12), make_prompts(6)
-  e = engine(SLOTS, cache_dtype="int8")
+  e = engine(SLOTS, cache_dtype="int8", attention=attention, page_tokens=64 if attention == "xla" else 4)
+  if attention == "pallas":  # the kernel of TPUs, interpreted: it multiplies in bfloat16, and layers are scanned
+    e.layout = cache_paged.layout(16, interpret=True)
   groups = e.generate(prompts, 1, key=KEY, sampling=sampling)
   rows, segments = np.zeros((2, 6, 24), np.int32)
   for i, [r] in enumerate(groups):
@@ -309,6 +312,86 @@ def test_sharded_equals_unsharded(shape, slots):
   got = e.generate(prompts, 4, key=KEY, sampling=SAMPLING)
   same_numbers(got, want)
   assert e.usage.prefill_tokens == sum(len(p.tokens) - 1 for p in prompts)
+
+
+@functools.cache
+def decided(steps, shards=1, cache_tokens=32):
+  """(groups, usage) of six prompts in pages of 4 with a decision every so many steps, 7 slots or two on each shard."""
+  mesh = make_mesh(dict(data=1, fsdp=shards, context=1, tensor=1), jax.devices()[:shards])
+  e = engine(
+    SLOTS if shards == 1 else 2 * shards, mesh=mesh, page_tokens=4, cache_tokens=cache_tokens,
+    continuous_decode_steps=steps,
+    params=random_params() if shards == 1 else jax.tree.map(jax.device_put, random_params(), MODEL.shardings(mesh)),
+  )  # fmt: skip
+  e._shared_pages = 48  # as after a call that needed them: growing would compile anew each time
+  return e.generate(make_prompts(6), 4, key=KEY, sampling=SAMPLING), e.usage
+
+
+@pytest.mark.parametrize("steps, shards, cache_tokens", [
+  (4, 1, 32), (64, 8, 8 * 20),
+  *(pytest.param(*row, marks=pytest.mark.slow) for row in ((16, 1, 32), (64, 1, 32), (4, 8, 160), (16, 8, 160))),
+])  # fmt: skip
+def test_tokens_do_not_depend_on_how_often_is_decided(steps, shards, cache_tokens):
+  """In so few pages samples are put back and continued; blocks are longer than pages, and often longer than fit."""
+  (want, once), (got, usage) = (decided(n, shards, cache_tokens) for n in (1, steps))
+  same_numbers(want, reference())
+  same_numbers(got, reference())
+  assert once.interrupted and usage.interrupted and usage.occupancy <= once.occupancy
+
+
+@pytest.mark.parametrize("shards", [1, pytest.param(8, marks=pytest.mark.slow)])
+def test_bits_and_the_log_do_not_depend_on_how_often_is_decided(shards):
+  """With room for all, and no sample that waits: the same programs' bits, and the same numbers about the cache."""
+  prompts = make_prompts(shards)
+  made = []
+  for steps in (1, 4, 16):
+    mesh = make_mesh(dict(data=1, fsdp=shards, context=1, tensor=1), jax.devices()[:shards])
+    params = jax.tree.map(jax.device_put, random_params(), MODEL.shardings(mesh))
+    e = engine(3 * shards, mesh=mesh, params=params, page_tokens=4, cache_tokens=48 * shards,
+               continuous_decode_steps=steps)  # fmt: skip
+    made.append((sum(e.generate(prompts, 3, key=KEY, sampling=SAMPLING), []), e.usage))
+  (want, once), *others = made
+  longest = max(once.lengths)
+  assert once.slot_steps == 3 * shards * longest and once.held_bytes
+  for got, usage in others:
+    for a, b in zip(got, want, strict=True):
+      np.testing.assert_array_equal(a.tokens, b.tokens)
+      np.testing.assert_array_equal(np.stack([a.logp, a.raw_logp]), np.stack([b.logp, b.raw_logp]))
+    assert usage.held_bytes == once.held_bytes and sorted(usage.lengths) == sorted(once.lengths)
+    # Not more steps than the longest response may have.
+    assert once.slot_steps <= usage.slot_steps <= 3 * shards * 12
+
+
+def test_a_block_ends_where_the_host_looks_in(monkeypatch):
+  """Blocks begin anywhere, as one ends with the longest response that is left."""
+  monkeypatch.setattr(serving, "STEPS", 8)
+  e, looks = engine(1, continuous_decode_steps=8), []
+
+  def progress(done, total):
+    looks.append(done)
+    assert len(looks) < 100  # tokens that are lost are waited for without end
+
+  got = e.generate(make_prompts(6), 4, key=KEY, sampling=SAMPLING, progress=progress)
+  same_numbers(got, reference())
+
+
+def test_where_the_kernel_of_tpus_is_used():
+  fits = lambda head_dim, *rest: native_lib.pallas_fits(dataclasses.replace(CONFIG, head_dim=head_dim), *rest)
+  assert fits(128, "bfloat16", 8) and fits(256, "int8", 32) and fits(128, "int8", 64)
+  assert not (fits(64, "bfloat16", 8) or fits(128, "float32", 64) or fits(128, "int8", 16) or fits(128, "bfloat16", 4))
+  assert engine(SLOTS).attention == "xla"  # no TPU
+  layouts = {name: engine(SLOTS, attention=name).layout for name in ("pallas", "paged_attention")}
+  assert layouts["pallas"] is cache_paged.layout(2, cores=1) and layouts["pallas"].new != layouts["paged_attention"].new
+  with pytest.raises(ValueError, match="rollout.attention='flash': expected 'auto', 'xla', 'pallas' or 'paged_atten"):
+    engine(SLOTS, attention="flash")
+  with pytest.raises(ValueError, match="rollout.page_tokens=1: 7 slots of 40013 pages.*200000 page numbers.*'pallas'"):
+    engine(SLOTS, attention="paged_attention", page_tokens=1, max_response_tokens=39_972)
+
+
+def test_how_often_is_decided():
+  every = native_lib.decided_every
+  assert [every(8, n) for n in (12, 64, 200, 256, 1023, 20_480)] == [1, 1, 2, 4, 8, 16] and every(1, 20_480) == 1
+  assert engine(SLOTS).decide == 1 and engine(SLOTS, continuous_decode_steps=8).decide == 8
 
 
 def test_parameters_of_the_trainers_mesh_sample_on_that_of_the_rollouts():
@@ -416,10 +499,12 @@ def test_user_errors():
       engine(slots)
   with pytest.raises(ValueError, match=r"rollout.slots=6 must be a multiple of data\*fsdp=8; try 8"):
     engine(6, mesh=make_mesh(dict(data=1, fsdp=8, context=1, tensor=1)))
-  with pytest.raises(ValueError, match="rollout.cache_tokens=12 must hold a longest prompt with its response.*at least 108"):
+  with pytest.raises(ValueError, match="cache_tokens=12 must hold a longest prompt with its response.*at least"):
     engine(8, page_tokens=4, cache_tokens=12)
   with pytest.raises(ValueError, match="rollout.cache_dtype='int4'"):
     engine(8, cache_dtype="int4")
+  with pytest.raises(ValueError, match="rollout.continuous_decode_steps=3: expected 0, or a divisor of 64"):
+    engine(8, continuous_decode_steps=3)
   with pytest.raises(ValueError, match="pad_id=40"):
     ENGINES["native"](MODEL, e.mesh, slots=1, max_prompt_tokens=4, max_response_tokens=4, pad_id=40)
   with pytest.raises(ValueError, match=r"call update\(params\)"):

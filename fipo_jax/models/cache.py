@@ -265,10 +265,15 @@ def _parts(pool, k, v):
     return {"k": k.astype(pool["k"].dtype), "v": v.astype(pool["v"].dtype)}
   parts = {}
   for name, x in (("k", k), ("v", v)):
-    x = x.astype(jnp.float32)
-    scale = jnp.maximum(jnp.max(jnp.abs(x), axis=-1), 1e-30) / 127
-    parts |= {name: jnp.round(x / scale[..., None]).astype(jnp.int8), f"{name}_scale": scale}
+    parts[name], parts[f"{name}_scale"] = to_int8(x)
   return parts
+
+
+def to_int8(x):
+  """(int8 like x [..., h], its float32 scale [...]), as in `_parts`."""
+  x = x.astype(jnp.float32)
+  scale = jnp.maximum(jnp.max(jnp.abs(x), axis=-1), 1e-30) / 127
+  return jnp.round(x / scale[..., None]).astype(jnp.int8), scale
 
 
 CACHES: dict[str, Layout] = {

@@ -1,4 +1,5 @@
-"""Keys and values of decoding in pages, on TPU: attention by JAX's own Pallas kernel, which reads each page in place.
+"""Keys and values of decoding in pages, on TPU, by JAX's oldest Pallas kernel for it, `paged_attention`: kept beside
+`cache_paged`, the default, because it has run on chips for years, and that one has been compiled and simulated alone.
 
 The kernel takes a table of page numbers per slot and copies those pages, and no others, into on-chip memory. So a
 prompt's shared pages are stored once, but read once for each of its samples.
@@ -25,6 +26,7 @@ from jax.experimental.pallas.ops.tpu.paged_attention import paged_attention
 
 from fipo_jax.models.cache import KINDS, Layout, Pages
 
+MOST_NUMBERS = 200_000  # of pages in the table of a device: it lies in the scalar memory of a core, 1 MiB
 LANES, SUBLANES = 128, 8  # of a TPU register: heads and pages have to fill whole ones
 
 
@@ -38,6 +40,10 @@ class PallasPools:
   pages: tuple[int, ...]
   layers: int
 
+  @property
+  def page_tokens(self) -> int:
+    return self.k.shape[2]
+
 
 @functools.cache  # a Layout is a static argument of jitted programs: the same one again compiles nothing
 def layout(most_pages: int, pages_per_compute_block: int, interpret=False, megacore_mode: str | None = None) -> Layout:
@@ -45,7 +51,7 @@ def layout(most_pages: int, pages_per_compute_block: int, interpret=False, megac
 
   Args:
     most_pages: the most pages a sequence can have, its own and its prompt's shared ones; rounded up to whole blocks.
-      The table lies in on-chip memory: on a v5p, a device's slots * most_pages may be some 200 000.
+      A device's slots * most_pages may be MOST_NUMBERS.
     pages_per_compute_block: pages the kernel holds at a time, twice, of keys and of values. On a v5p 8192 tokens fit,
       and 16384 do not.
     interpret: True computes what the kernel says by XLA, on any device: slow, for tests. `pltpu.InterpretParams()`
@@ -77,17 +83,18 @@ def new_pallas(
   """
   if jnp.dtype(dtype) != jnp.bfloat16:
     raise ValueError(
-      f"rollout.cache_dtype={jnp.dtype(dtype).name!r} is not for rollout.attention='pallas', whose kernel multiplies "
-      "in bfloat16: use rollout.cache_dtype='bfloat16', or rollout.attention='xla'."
+      f"rollout.cache_dtype={jnp.dtype(dtype).name!r} is not for rollout.attention='paged_attention', whose kernel "
+      "multiplies in bfloat16: use rollout.cache_dtype='bfloat16', or rollout.attention='xla'."
     )
   if config.head_dim % LANES and not interpret:
     raise ValueError(
-      f"head_dim={config.head_dim} is not for rollout.attention='pallas', whose kernel needs a multiple of {LANES}: "
-      "use rollout.attention='xla'."
+      f"head_dim={config.head_dim} is not for rollout.attention='paged_attention', whose kernel needs a multiple of "
+      f"{LANES}: use rollout.attention='xla'."
     )
   if page_tokens % SUBLANES and not interpret:
     raise ValueError(
-      f"rollout.page_tokens={page_tokens} is not for rollout.attention='pallas', which needs a multiple of {SUBLANES}."
+      f"rollout.page_tokens={page_tokens} is not for rollout.attention='paged_attention', which needs a multiple of "
+      f"{SUBLANES}."
     )
   pages = tuple(pages[kind] for kind in KINDS)
   shape = (config.num_kv_heads, shards * config.num_layers * sum(pages), page_tokens, config.head_dim)
@@ -101,7 +108,7 @@ def axes_pallas(pools: PallasPools):
 
 def write_rows_pallas(pools: PallasPools, layer, kind: str, k_RtKh, v_RtKh, page_R):
   """Writes page_R[r] of a layer; pages beyond the last are left out."""
-  head_K, row_R = jnp.arange(k_RtKh.shape[2])[:, None], _rows(pools, kind, page_R, layer)
+  head_K, row_R = jnp.arange(k_RtKh.shape[2])[:, None], rows_of(pools, kind, page_R, layer)
   move = lambda pool, x_RtKh: pool.at[head_K, row_R].set(x_RtKh.transpose(2, 0, 1, 3).astype(pool.dtype), mode="drop")
   return dataclasses.replace(pools, k=move(pools.k, k_RtKh), v=move(pools.v, v_RtKh))
 
@@ -109,7 +116,7 @@ def write_rows_pallas(pools: PallasPools, layer, kind: str, k_RtKh, v_RtKh, page
 def start_pallas(pools: PallasPools, tail_A, page_A):
   """own[page_A] = tail[tail_A] in all layers; pages beyond the last are left out."""
   layers = jnp.arange(pools.layers)[:, None]
-  from_LA, to_LA = _rows(pools, "tail", tail_A, layers), _rows(pools, "own", page_A, layers)
+  from_LA, to_LA = rows_of(pools, "tail", tail_A, layers), rows_of(pools, "own", page_A, layers)
   copy = lambda pool: pool.at[:, to_LA].set(pool.at[:, from_LA].get(mode="clip"), mode="drop")
   return dataclasses.replace(pools, k=copy(pools.k), v=copy(pools.v))
 
@@ -127,7 +134,7 @@ def plan_pallas(pages: Pages, width: int, pools: PallasPools, *, most_pages: int
   table_SN = table_SN.at[first_P, pages.shared_index_P].set(number_P, mode="drop")
   table_SN = table_SN[jnp.argmax(same_SS, 1)]
   held_P = pages.owner_P >= 0
-  shared_S = pages.shared_S // pools.k.shape[2]
+  shared_S = pages.shared_S // pools.page_tokens
   index_P = jnp.where(held_P, shared_S[pages.owner_P] + pages.index_P, most_pages)
   table_SN = table_SN.at[pages.owner_P, index_P].set(jnp.arange(held_P.shape[0]), mode="drop")
   return {
@@ -142,7 +149,7 @@ def attend_pallas(
 ):
   """Writes one token per slot and looks, with the kernel. A slot of length 0 is skipped by it and yields zeros."""
   page_S, offset_S = plan["write"]
-  row_S = _rows(pools, "own", page_S, layer)
+  row_S = rows_of(pools, "own", page_S, layer)
   # Heads are indexed, too: where they are part of what is written, XLA moves them inside, and the whole pool with them.
   head_K = jnp.arange(k_SKh.shape[1])[:, None]
   write = lambda pool, x_SKh: pool.at[head_K, row_S, offset_S].set(
@@ -169,7 +176,7 @@ def _first(pools, kind: str) -> int:
   return sum(pools.pages[: KINDS.index(kind)])
 
 
-def _rows(pools, kind: str, page, layer):
+def rows_of(pools, kind: str, page, layer):
   """Rows of pages; one beyond the pool for a page that this kind does not have."""
   total = sum(pools.pages)
   here = (page >= 0) & (page < pools.pages[KINDS.index(kind)])

@@ -4,9 +4,11 @@
 
 All of it happens on the device, so every host of a pod stays in step without talking; the host looks in once in many
 tokens, to take away what was sampled and to prefill more. Rows of the mesh (data x fsdp) are shards that share
-nothing: each has its own slots, pages and queue.
+nothing: each has its own slots, pages and queue. They still have to go on or stop together, so once in `decide` tokens
+they tell each other how they stand, in one small gather; in between nothing passes from shard to shard.
 
-Axes besides the usual ones: D shards, Q places of the queue, C steps of one run, P pages, A slots admitted at a time.
+Axes besides the usual ones: D shards, Q places of the queue, C steps of one run, P pages, A slots admitted at a time,
+J numbers of steps that a block can have.
 Leading axes are all shards' together; page, slot and prompt numbers count within a shard.
 """
 
@@ -173,11 +175,12 @@ def _reserve(slots: Slots, rows: Rows, *, page: int):
 
 
 @functools.partial(
-  jax.jit, static_argnames=("model", "layout", "sampling", "page", "width", "steps"), donate_argnames=("pools", "slots")
-)
+  jax.jit, static_argnames=("model", "layout", "sampling", "page", "width", "steps", "decide"),
+  donate_argnames=("pools", "slots"),
+)  # fmt: skip
 def run(
   model: Model, layout: Layout, sampling: Sampling, params, pools, slots: Slots, queue: Work, ready_D, shared, more,
-  fewest, grows, keep, *, page: int, width: int, steps: int,
+  fewest, grows, keep, *, page: int, width: int, steps: int, decide: int = 1,
 ):  # fmt: skip
   """Decodes until the host is needed: after C steps, when nothing is left, or as `more`, `fewest` and the pages say.
 
@@ -189,39 +192,48 @@ def run(
     grows: bool, whether there could be more own pages: stop when a slot is idle for want of them.
     keep: int32, pages that are left for each slot that runs, so that it is not interrupted as soon as it has begun.
     page: tokens of a page. width: samples per prompt. steps: C.
+    decide: steps from one decision to the next, a power of two. A slot that ends in between idles until then. Where a
+      shard lacks the pages that its slots may take in so many steps, half as many are made, and so on down to one.
   Returns:
     (pools, slots, Log).
   """
   S, D, P = slots.work.uid.shape[0], ready_D.shape[0], slots.owner_P.shape[0]
   pool_axes = layout.axes(pools)
   per_shard = lambda x: jnp.sum(x.reshape(D, -1), axis=1, dtype=jnp.int32)
+  sizes_J = [decide >> j for j in range(decide.bit_length())]
 
-  def counts(c):
-    active_S = c["slots"].work.uid >= 0
-    free_D = per_shard(c["slots"].owner_P == NOBODY)
-    needed_D = per_shard(_needs_page(c["slots"].work, page))
-    return per_shard(active_S), free_D, needed_D
-
-  def waiting(c):
-    """Whether a shard has an idle slot, a queue, and pages for the first in it; and whether pages alone are lacking."""
-    active_D, free_D, needed_D = counts(c)
-    next_D = jnp.minimum(c["taken_D"], queue.uid.shape[0] // D - 1)
-    first = (x.reshape(D, -1)[jnp.arange(D), next_D] for x in (queue.tail, queue.length, queue.shared))
-    takes_D = _takes_page(*first, page)
-    waits_D = (active_D < S // D) & (c["taken_D"] < ready_D)
-    fits_D = takes_D <= free_D - needed_D - keep * active_D
-    return jnp.any(waits_D & fits_D), jnp.any(waits_D & ~fits_D)
-
-  def can_admit(c):
-    return waiting(c)[0]
-
-  def can_step(c):
-    active_D, free_D, needed_D = counts(c)
-    empty = jnp.all(c["taken_D"] >= ready_D)
-    starved = empty & more & (jnp.sum(S // D - active_D) * 8 >= S)
+  def look(slots, taken_D):
+    """What decides, of all shards on each: all that shards ever tell each other."""
+    work = slots.work
+    active_S = work.uid >= 0
+    left_D = jnp.max(jnp.where(active_S, work.limit - work.count, 0).reshape(D, -1), axis=1)
+    free_D = per_shard(slots.owner_P == NOBODY)
+    # Of the first in the queue, by a sum: a gather by shard would be one over shards.
+    takes_DQ = _takes_page(queue.tail, queue.length, queue.shared, page).reshape(D, -1)
+    takes_D = jnp.sum(jnp.where(jnp.arange(takes_DQ.shape[1]) == taken_D[:, None], takes_DQ, 0), axis=1)
+    facts = [taken_D, ready_D, per_shard(active_S), left_D, free_D, takes_D]
+    facts += [per_shard(_new_pages(work, page, size)) for size in sizes_J]
+    taken_D, ready, active_D, left_D, free_D, takes_D, *needed_JD = constrain(jnp.stack(facts), None, None)
+    short_J = [jnp.any(needed_D > free_D) for needed_D in needed_JD]
+    idle_D = S // D - active_D
+    empty = jnp.all(taken_D >= ready)
+    starved = empty & more & (jnp.sum(idle_D) * 8 >= S)
     shrinks = empty & ~more & (jnp.max(active_D) <= fewest)
-    stops = starved | shrinks | (grows & waiting(c)[1])
-    return (c["step"] < steps) & jnp.any(active_D > 0) & jnp.all(needed_D <= free_D) & ~stops
+    waits_D = (idle_D > 0) & (taken_D < ready)
+    fits_D = takes_D <= free_D - needed_JD[-1] - keep * active_D
+    hungry = grows & jnp.any(waits_D & ~fits_D)
+    # As many steps as there are pages for, and no more than the longest response may still have.
+    size = jnp.int32(0)
+    for here, short in zip(sizes_J[::-1], short_J[::-1], strict=True):
+      size = jnp.where(short, size, here)
+    return {
+      "active_D": active_D, "free_D": free_D, "short_D": needed_JD[-1] > free_D, "hungry": hungry,
+      "size": jnp.where(starved | shrinks | hungry, 0, jnp.minimum(size, jnp.max(left_D))),
+      "admits": jnp.any(waits_D & fits_D),
+    }  # fmt: skip
+
+  decodes = lambda c: (c["step"] < steps) & (c["look"]["size"] > 0)
+  admits = lambda c: c["look"]["admits"]
 
   def admit(c):
     slots_axes = jax.tree.map(lambda x: ROWS, c["slots"])
@@ -231,7 +243,7 @@ def run(
       (pool_axes, slots_axes, queue_axes, ROWS, ROWS, ()), (pool_axes, slots_axes, ROWS),
     )  # fmt: skip
     pools, new, taken_D = start(c["pools"], c["slots"], queue, ready_D, c["taken_D"], keep)
-    return c | {"pools": pools, "slots": new, "taken_D": taken_D}
+    return c | {"pools": pools, "slots": new, "taken_D": taken_D, "look": look(new, taken_D)}
 
   def one_token(c):
     slots_axes = jax.tree.map(lambda x: ROWS, c["slots"])
@@ -261,7 +273,10 @@ def run(
       stop_S |= token_S == stop_id
     count_S = work.count + 1
     done_S = active_S & (stop_S | (count_S >= work.limit))
-    seen = None if work.seen is None else work.seen.at[jnp.arange(S), token_S].set(True)
+    seen = work.seen
+    if seen is not None:
+      note = lambda seen_SV, token_S: seen_SV.at[jnp.arange(token_S.shape[0]), token_S].set(True)
+      seen = local(note, (("rows", None), ROWS), ("rows", None))(seen, token_S)
     free = local(lambda owner_P, done_S: jnp.where((owner_P >= 0) & done_S[owner_P], -1, owner_P), (ROWS, ROWS), ROWS)
     after = dataclasses.replace(
       work, uid=jnp.where(done_S, -1, work.uid), last=token_S, length=work.length + 1, count=count_S, seen=seen
@@ -270,34 +285,41 @@ def run(
     log = {
       "uid": put(c["log"]["uid"], work.uid), "token": put(c["log"]["token"], token_S),
       "logp": put(c["log"]["logp"], logp_S), "raw": put(c["log"]["raw"], raw_S),
+      "held": put(c["log"]["held"], per_shard(jnp.where(active_S, work.length - work.shared + 1, 0))),
     }  # fmt: skip
-    own_S = jnp.where(active_S, work.length - work.shared + 1, 0)
     return c | {
       "pools": pools, "slots": Slots(after, free(slots.owner_P, done_S), slots.index_P), "log": log,
       "step": c["step"] + 1, "most_used_D": jnp.maximum(c["most_used_D"], per_shard(slots.owner_P != NOBODY)),
-      "held": jnp.maximum(c["held"], jnp.sum(own_S)),
     }  # fmt: skip
 
-  def turn(c):
-    c = jax.lax.while_loop(can_admit, admit, c)
-    return jax.lax.while_loop(lambda c: can_step(c) & ~can_admit(c), one_token, c)
+  def block(c):
+    end = jnp.minimum(c["step"] + c["look"]["size"], steps)
+    # The decision is not carried, so that nothing inside depends on it.
+    inside = {name: value for name, value in c.items() if name != "look"}
+    inside = one_token(inside) if decide == 1 else jax.lax.while_loop(lambda c: c["step"] < end, one_token, inside)
+    return inside | {"look": look(inside["slots"], inside["taken_D"])}
 
-  row = lambda dtype, fill: constrain(jnp.full((steps, S), fill, dtype), None, "rows")
-  zeros_D = jnp.zeros(D, jnp.int32)
+  def turn(c):
+    c = jax.lax.while_loop(admits, admit, c)
+    return jax.lax.while_loop(lambda c: decodes(c) & ~admits(c), block, c)
+
+  row = lambda dtype, fill, n=S: constrain(jnp.full((steps, n), fill, dtype), None, "rows")
+  zeros_D = constrain(jnp.zeros(D, jnp.int32), "rows")
   c = {
-    "pools": pools, "slots": slots, "taken_D": zeros_D, "step": jnp.int32(0), "held": jnp.int32(0),
-    "most_used_D": zeros_D,
+    "pools": pools, "slots": slots, "taken_D": zeros_D, "step": jnp.int32(0), "most_used_D": zeros_D,
     "log": {
-      "uid": row(jnp.int32, -1), "token": row(jnp.int32, 0), "logp": row(jnp.float32, 0), "raw": row(jnp.float32, 0)
+      "uid": row(jnp.int32, -1), "token": row(jnp.int32, 0), "logp": row(jnp.float32, 0), "raw": row(jnp.float32, 0),
+      "held": row(jnp.int32, 0, D),
     },
+    "look": look(slots, zeros_D),
   }  # fmt: skip
-  c = jax.lax.while_loop(lambda c: (can_admit(c) & (c["step"] < steps)) | can_step(c), turn, c)
-  active_D, free_D, needed_D = counts(c)
-  log = c["log"]
+  c = jax.lax.while_loop(lambda c: (admits(c) & (c["step"] < steps)) | decodes(c), turn, c)
+  log, found = c["log"], c["look"]
   whole = lambda x: constrain(x, *[None] * x.ndim)
   return c["pools"], c["slots"], jax.tree.map(whole, Log(
-    log["uid"], log["token"], log["logp"], log["raw"], c["step"], c["taken_D"], c["slots"].work.uid, active_D,
-    P // D - free_D, c["most_used_D"], c["held"], needed_D > free_D, grows & waiting(c)[1],
+    log["uid"], log["token"], log["logp"], log["raw"], c["step"], c["taken_D"], c["slots"].work.uid, found["active_D"],
+    P // D - found["free_D"], c["most_used_D"], jnp.max(jnp.sum(log["held"], axis=1)), found["short_D"],
+    found["hungry"],
   ))  # fmt: skip
 
 
@@ -363,6 +385,14 @@ def _needs_page(work: Work, page: int):
 def _takes_page(tail, length, shared, page: int):
   """Own pages that a sample takes when it starts: none where it goes on in the midst of one that is reserved for it."""
   return ((tail >= 0) | ((length - shared) % page == 0)).astype(jnp.int32)
+
+
+def _new_pages(work: Work, page: int, steps: int):
+  """New own pages that each slot may take in so many steps: one for every page that it begins before its limit."""
+  own_S = work.length - work.shared
+  steps_S = jnp.minimum(steps, work.limit - work.count)
+  begun = lambda tokens: (tokens + page - 1) // page
+  return jnp.where(work.uid >= 0, begun(own_S + steps_S) - begun(own_S), 0)
 
 
 def _admit(pools, slots: Slots, queue: Work, ready_D, taken_D, keep, *, layout: Layout, page: int):

@@ -63,7 +63,7 @@ class Device:
     self.pools, self.slots, log = decode.run(
       e.model, e.layout, self.sampling, e.params, self.pools, self.slots, work, self.place(ready),
       tuple(map(self.place, shared)), np.bool_(more), np.int32(fewest), np.bool_(grows), np.int32(keep), page=e.page,
-      width=self.width if self.shape.shared else 0, steps=STEPS,
+      width=self.width if self.shape.shared else 0, steps=STEPS, decide=e.decide,
     )  # fmt: skip
     return jax.tree.map(np.asarray, log)
 
