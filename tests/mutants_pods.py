@@ -20,6 +20,11 @@ ROWS = (
     "simulated_test.py::test_logs_are_those_of_the_real_device", "slots idle longer than they would",
   ),
   (
+    "plan_decides_without_pages", "fipo_jax/pods/simulated.py",
+    "      while size and not np.all(takes(size) <= free_D):\n        size //= 2\n", "",
+    "simulated_test.py::test_decisions_come_once_in_a_block_that_the_pages_can_hold", "a full cache costs nothing",
+  ),
+  (
     "plan_goes_by_the_first_shard", "fipo_jax/pods/costs.py",
     "    context = float(np.max(context_D + growth_D * (steps - 1) / 2))\n",
     "    context = float((context_D + growth_D * (steps - 1) / 2)[0])\n",
