@@ -311,9 +311,12 @@ def _sampler(cfg, fields, topology, slices, workload, by, reports):
   plan, fields = _open(cfg, {k: v for k, v in fields.items() if k != "batch.micro_rows"}, topology, slices)
   fields |= {"batch.micro_rows": rows} if rows else {}
   context = tokens_in_slots(workload, cfg, plan.shape.slots)
-  memory = (plan.weight_bytes + plan.state_bytes + context * costs_lib.sampled(plan).token) / GIB
-  if memory + RESERVE > plan.chip.hbm_gib:
+  e, room = plan.engine, (plan.chip.hbm_gib - RESERVE) * GIB - plan.weight_bytes - plan.state_bytes
+  tokens = int(room / costs_lib.sampled(plan).token) // e.page * e.page
+  if tokens < context:
     return None
+  if tokens < sum(plan.shape.pages.values()) * e.page:  # all slots at their longest would not fit: some may be put back
+    fields["rollout.cache_tokens"] = tokens * e.shards
   costs = costs_lib.SamplingCosts(costs_lib.sampled(plan), by, plan.engine.shards)
   one = np.array([0.0])
   return costs.token_steps(1, plan.shape.slots, one + context, one) / plan.engine.slots, fields
