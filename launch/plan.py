@@ -13,6 +13,7 @@ Nothing here was measured on a TPU by us; no accelerator and no TPU compiler is 
     --efficiency NAME=VALUE[,...] in place of the default; --measured=RUN takes them from a run on that topology
     --search     tries settings of trainer and sampler for the cheapest iteration, and prints the flags
     --table      prints the public measurements beside our bounds, and ends
+    --plot       a picture of the forecasts; with --results=JSON[,...] of those that --out has written, and nothing else
 """
 
 from __future__ import annotations
@@ -53,6 +54,8 @@ def define_flags() -> None:
   flags.DEFINE_string("measured", None, "Folder of a run on this topology, whose speeds take the place of the shares.")
   flags.DEFINE_list("reports", ["experiments/results/compile/*.json"], "Compile reports: JSON files or globs.")
   flags.DEFINE_bool("table", False, "Prints the public measurements, and ends.")
+  flags.DEFINE_string("plot", None, "Where a picture of the forecasts goes, such as plan.png.")
+  flags.DEFINE_list("results", [], "JSON files of --out, to be drawn.")
   flags.DEFINE_string("out", None, "Where the figures go as JSON, too.")
 
 
@@ -60,9 +63,15 @@ def main(argv) -> None:
   if len(argv) > 1:
     command_line.fail(f"unexpected argument {argv[1]!r}: fields are given as --config.FIELD=VALUE.")
   try:
-    results = run(flags.FLAGS)
-    if flags.FLAGS.out:
-      path = pathlib.Path(flags.FLAGS.out)
+    given = flags.FLAGS
+    if given.results:
+      results = [f for path in given.results for f in json.loads(pathlib.Path(path).read_text())]
+    else:
+      results = run(given)
+    if given.plot and results:
+      forecast.draw(results, given.plot)
+    if given.out:
+      path = pathlib.Path(given.out)
       path.parent.mkdir(parents=True, exist_ok=True)
       path.write_text(json.dumps(compile_report.rounded(results), indent=1) + "\n")
   except (ValueError, OSError) as e:

@@ -20,6 +20,11 @@ ROWS = (
     "simulated_test.py::test_logs_are_those_of_the_real_device", "slots idle longer than they would",
   ),
   (
+    "plan_decides_without_pages", "fipo_jax/pods/simulated.py",
+    "      while size and not np.all(takes(size) <= free_D):\n        size //= 2\n", "",
+    "simulated_test.py::test_decisions_come_once_in_a_block_that_the_pages_can_hold", "a full cache costs nothing",
+  ),
+  (
     "plan_goes_by_the_first_shard", "fipo_jax/pods/costs.py",
     "    context = float(np.max(context_D + growth_D * (steps - 1) / 2))\n",
     "    context = float((context_D + growth_D * (steps - 1) / 2)[0])\n",
@@ -58,7 +63,7 @@ ROWS = (
   ),
   (
     "plan_searches_what_does_not_fit", "fipo_jax/pods/forecast.py",
-    "  if memory + RESERVE > plan.chip.hbm_gib:\n    return None\n", "",
+    "  if tokens < context:\n    return None\n", "",
     "plan_test.py::test_a_search_tries_trainer_and_sampler_and_keeps_what_fits", "flags that end in a crash",
   ),
 )  # fmt: skip

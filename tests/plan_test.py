@@ -42,13 +42,15 @@ def whole():
   return ask(tiny(), "v5e-16")
 
 
-def test_a_forecast_adds_up(whole):
+def test_a_forecast_adds_up(whole, tmp_path):
   f = whole
   close(f["iteration_s"], sum(f["seconds"].values()), dtype=np.float64)
   assert set(f["seconds"]) == set(iteration.PHASES) and f["chips"] == 16 and f["micro_batches"] == 4
   assert 0 < f["idle_share"] < 1 and f["tokens"] > f["tokens_trained"] > 32 * 4 * 30
   close(f["chip_hours_recipe"], f["chip_hours_100"] / 2, dtype=np.float64)
   close(f["chip_hours_100"], f["iteration_s"] * 100 * 16 / 3600, dtype=np.float64)
+  forecast.draw([f, f], str(tmp_path / "x.png"))
+  assert (tmp_path / "x.png").read_bytes()[:4] == b"\x89PNG"
   assert f["fits"] and "sizes alone" in f["sources"]["train"]
   text = forecast.describe(f, 2.0)
   assert "16 chips" in text and "a test" in text and f"{2 * f['chip_hours_100']:,.0f} USD" in text
@@ -186,7 +188,7 @@ def test_the_table_shows_each_figure_with_its_source():
 
 def test_mistakes_are_one_line(capsys, monkeypatch):
   given = dict(table=False, config=None, topology=None)
-  monkeypatch.setattr(flags, "FLAGS", type("Given", (), given | {"out": None}))
+  monkeypatch.setattr(flags, "FLAGS", type("Given", (), given | {"out": None, "plot": None, "results": []}))
   monkeypatch.setattr(command, "flags", flags)
   with pytest.raises(SystemExit) as end:
     command.main(["plan"])

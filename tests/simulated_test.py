@@ -56,7 +56,6 @@ def recorded(kind, monkeypatch):
 
 @pytest.mark.parametrize(("shards", "slots", "samples", "width", "cache_tokens"), [
   (1, 8, 40, 4, 0),  # a queue, then half the slots
-  (2, 16, 24, 4, 0),
   (2, 16, 24, 4, 256),  # pages run out: responses are put back
   (1, 6, 30, 1, 0),  # one sample of a prompt: no shared pages
 ])  # fmt: skip
@@ -121,3 +120,28 @@ def test_slots_of_the_fullest_shard_set_the_pace():
   assert seen == [(5, 2, 9, 10, 2, 1)] and int(log.steps) == 5
   assert dict(clock.seconds) == {"decode": 1.0, "look": 0.5} and (clock.busy_slot_s, clock.slot_s) == (3.0, 4.0)
   np.testing.assert_array_equal(log.token_CS[4], [7, 7, 7, 0])
+
+
+@pytest.mark.parametrize("own", [20, 3])
+def test_decisions_come_once_in_a_block_that_the_pages_can_hold(own):
+  """One ends after 5 of 12 tokens, in the second block, and idles to its end; few pages make blocks shorter."""
+  seen = []
+  costs = types.SimpleNamespace(
+    token_steps=lambda n, slots, context_D, growth_D: seen.append((n, int(growth_D[0]))) or 1.0,
+    look=lambda slots: 0.0,
+  )  # fmt: skip
+  made = Simulated(
+    shards=1, page=4, most_slots=2, stop_id=7, costs=costs, clock=Clock(), decide=4,
+    lengths_of=lambda keys: np.where(keys[:, 0] == 0, 5, 12),
+  )  # fmt: skip
+  made.allocate(Shape(2, own, 0, 1))
+  queue = device.empty_work(2) | {
+    "uid": np.array([0, 1]), "tail": np.full(2, -1), "limit": np.full(2, 12),
+    "key": np.array([[0, 0], [1, 0]], np.uint32),
+  }  # fmt: skip
+  log = made.run(queue, None, np.array([2]), None, False, 0, False, 0)
+  if own == 20:
+    assert seen == [(4, 2), (1, 2), (3, 1), (4, 1)] and int(log.steps) == 12
+    np.testing.assert_array_equal((log.uid_CS[:, 0] >= 0).sum(), 5)
+  else:  # 3 pages of 4: both take one, then neither can be sure of 4 more
+    assert seen == [(4, 2)] and bool(log.short_D[0])

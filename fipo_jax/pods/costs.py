@@ -97,16 +97,17 @@ def sampled(plan: Plan) -> Sampled:
 
 @dataclasses.dataclass(frozen=True)
 class SamplingCosts:
-  """`simulated.Costs` of a sampler with so many shards, which decide together when to stop."""
+  """`simulated.Costs` of a sampler with so many shards, which decide together, once in `decide` token steps."""
 
   of: Sampled
   by: Efficiencies
   shards: int = 1
+  decide: int = 1
 
   def token_steps(self, steps: int, slots: int, context_D: np.ndarray, growth_D: np.ndarray) -> float:
     """At the middle of the piece; of the fullest shard. Idle slots compute, too, but have nothing to read."""
     context = float(np.max(context_D + growth_D * (steps - 1) / 2))
-    decisions = self.by.decisions * self.by.decision_s if self.shards > 1 else 0.0
+    decisions = self.by.decisions * self.by.decision_s / self.decide if self.shards > 1 else 0.0
     return steps * (self.of.step(slots, context) / self.by.decode + decisions)
 
   def prefill(self, rows: int, length: int) -> float:

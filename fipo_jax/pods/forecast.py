@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from fipo_jax import config as config_lib
 from fipo_jax.pods import costs as costs_lib
@@ -310,9 +311,12 @@ def _sampler(cfg, fields, topology, slices, workload, by, reports):
   plan, fields = _open(cfg, {k: v for k, v in fields.items() if k != "batch.micro_rows"}, topology, slices)
   fields |= {"batch.micro_rows": rows} if rows else {}
   context = tokens_in_slots(workload, cfg, plan.shape.slots)
-  memory = (plan.weight_bytes + plan.state_bytes + context * costs_lib.sampled(plan).token) / GIB
-  if memory + RESERVE > plan.chip.hbm_gib:
+  e, room = plan.engine, (plan.chip.hbm_gib - RESERVE) * GIB - plan.weight_bytes - plan.state_bytes
+  tokens = int(room / costs_lib.sampled(plan).token) // e.page * e.page
+  if tokens < context:
     return None
+  if tokens < sum(plan.shape.pages.values()) * e.page:  # all slots at their longest would not fit: some may be put back
+    fields["rollout.cache_tokens"] = tokens * e.shards
   costs = costs_lib.SamplingCosts(costs_lib.sampled(plan), by, plan.engine.shards)
   one = np.array([0.0])
   return costs.token_steps(1, plan.shape.slots, one + context, one) / plan.engine.slots, fields
@@ -340,3 +344,22 @@ def table(measured: list[public.Measured]) -> str:
     used = " (superseded)" if m.superseded else ""
     lines.append(f"| {m.what} | {m.chip} | {show(m.value)} | {show(m.bound)} | {m.reached:.2f}{used} | {m.source} |")
   return "\n".join(lines)
+
+
+def draw(results: list[dict[str, Any]], path: str) -> None:
+  """Seconds of an iteration by phase, one bar a forecast, as a picture."""
+  figure = Figure(figsize=(max(5.0, 1.1 * len(results)), 3.6))
+  axes = figure.subplots()
+  places, bottom = range(len(results)), np.zeros(len(results))
+  for phase in (p for p in PHASES if any(f["seconds"][p] > 0.005 * f["iteration_s"] for f in results)):
+    seconds = np.array([f["seconds"][phase] for f in results])
+    axes.bar(places, seconds, bottom=bottom, label=phase)
+    bottom += seconds
+  name = lambda f: f["topology"] + (f" x {f['slices']}" if f["slices"] > 1 else "")
+  labels = [f"{name(f)}\n{f['chips']} chips\n{f['unfinished']}" for f in results]
+  axes.set_xticks(places, labels, fontsize=8)
+  axes.set_ylabel("seconds of an iteration, forecast")
+  axes.legend(fontsize=8, frameon=False)
+  axes.spines[["top", "right"]].set_visible(False)
+  figure.tight_layout()
+  figure.savefig(path, dpi=90)

@@ -55,16 +55,18 @@ class Simulated:
   """
 
   def __init__(
-    self, *, shards: int, page: int, most_slots: int, stop_id: int, costs: Costs, clock: Clock, lengths_of: Callable
-  ):
+    self, *, shards: int, page: int, most_slots: int, stop_id: int, costs: Costs, clock: Clock, lengths_of: Callable,
+    decide: int = 1,
+  ):  # fmt: skip
     """See the class.
 
     Args:
       most_slots: per shard, of which idle ones are counted. stop_id: token that ends a response.
       lengths_of: keys [n, 2] uint32 of samples -> tokens [n] after which the model would end each.
+      decide: token steps from one decision of all shards to the next, a power of two; slots that end in between idle.
     """
     self.D, self.page, self.most_slots, self.stop_id = shards, page, most_slots, stop_id
-    self.costs, self.clock, self.lengths_of = costs, clock, lengths_of
+    self.costs, self.clock, self.lengths_of, self.decide = costs, clock, lengths_of, decide
     self._programs = collections.defaultdict(set)
 
   def allocate(self, shape) -> None:
@@ -103,27 +105,29 @@ class Simulated:
       if step < STEPS:
         for d in range(D):
           hungry |= self._admit(d, queue, lengths_DQ[d], int(ready[d]), taken_D, keep)
-      n = self._steps(STEPS - step, taken_D >= ready, more, fewest, grows and hungry)
-      if not n:
+      end = step + self._steps(STEPS - step, taken_D >= ready, more, fewest, grows and hungry)
+      if step == end:
         break
-      active_DS = self.work["uid"] >= 0
-      own_DS = self.work["length"] - self.work["shared"]
-      uid_CDS[step : step + n] = self.work["uid"]
-      context_D = np.where(active_DS, self.work["length"] + 1, 0).sum(1)
-      seconds = self.costs.token_steps(n, S, context_D, active_DS.sum(1))
-      self.clock.seconds["decode"] += seconds
-      self.clock.busy_slot_s += seconds * int(active_DS.sum())
-      self.clock.slot_s += seconds * D * self.most_slots
-      self.pages_DS = np.where(active_DS, -(-(own_DS + n) // self.page), self.pages_DS)
-      most_used_D = np.maximum(most_used_D, self._used_D())
-      held = max(held, int(np.where(active_DS, own_DS + n, 0).sum()))
-      for name in ("length", "count"):
-        self.work[name] += np.where(active_DS, n, 0)
-      self.rest_DS -= np.where(active_DS, n, 0)
-      step += n
-      done_DS = active_DS & (self.rest_DS == 0)
-      token_CDS[step - 1][done_DS & self.stops_DS] = self.stop_id
-      self._empty(done_DS)
+      while step < end:
+        active_DS = self.work["uid"] >= 0
+        n = min(end - step, int(self.rest_DS[active_DS].min(initial=end - step)))  # to the next that ends
+        own_DS = self.work["length"] - self.work["shared"]
+        uid_CDS[step : step + n] = self.work["uid"]
+        context_D = np.where(active_DS, self.work["length"] + 1, 0).sum(1)
+        seconds = self.costs.token_steps(n, S, context_D, active_DS.sum(1))
+        self.clock.seconds["decode"] += seconds
+        self.clock.busy_slot_s += seconds * int(active_DS.sum())
+        self.clock.slot_s += seconds * D * self.most_slots
+        self.pages_DS = np.where(active_DS, -(-(own_DS + n) // self.page), self.pages_DS)
+        most_used_D = np.maximum(most_used_D, self._used_D())
+        held = max(held, int(np.where(active_DS, own_DS + n, 0).sum()))
+        for name in ("length", "count"):
+          self.work[name] += np.where(active_DS, n, 0)
+        self.rest_DS -= np.where(active_DS, n, 0)
+        step += n
+        done_DS = active_DS & (self.rest_DS == 0)
+        token_CDS[step - 1][done_DS & self.stops_DS] = self.stop_id
+        self._empty(done_DS)
     hungry = grows and self._waits(queue, ready, taken_D, keep)
     short_D = self._needed_D() > self._free_D()
     self.clock.seconds["look"] += self.costs.look(D * S)
@@ -221,10 +225,18 @@ class Simulated:
     shrinks = empty and not more and int(active_D.max()) <= fewest
     if most <= 0 or not active_D.any() or starved or shrinks or hungry:
       return 0
-    most = min(most, int(self.rest_DS[active_DS].min()))
     own_DS = np.where(active_DS, self.work["length"] - self.work["shared"], 0)
+    left_DS = np.where(active_DS, self.work["limit"] - self.work["count"], 0)
     free_D, held_DS = self._free_D(), -(-own_DS // self.page)
-    takes = lambda n: (np.where(active_DS, -(-(own_DS + n) // self.page), 0) - held_DS).sum(1)
+    # A block may end early for each slot, but pages are there for the most that its limit allows.
+    takes = lambda n: (-(-(own_DS + np.minimum(n, left_DS)) // self.page) - held_DS).sum(1)
+    if self.decide > 1:
+      size = self.decide
+      while size and not np.all(takes(size) <= free_D):
+        size //= 2
+      return min(most, size, int(left_DS.max()))
+    # As many blocks of one step as go by before one ends.
+    most = min(most, int(self.rest_DS[active_DS].min()))
     if np.all(takes(most) <= free_D):
       return most
     low, high = 0, most  # takes(low) fits, takes(high) does not
