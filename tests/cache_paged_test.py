@@ -1,7 +1,6 @@
 """Decoding over pages with our own Pallas kernel: interpreted, and in the simulator of a TPU, against attention over
 whole sequences and the XLA layout; and compiled by libtpu, without a TPU."""
 
-import dataclasses
 import functools
 import types
 
@@ -96,20 +95,6 @@ def pages_of(pools, kind):
 def test_pages_beyond_the_last_are_left_out():
   """Not written to the next kind's pages."""
   cache_test.check_that_pages_beyond_the_last_are_left_out(PAGED, pages_of, "bfloat16")
-
-
-@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
-def test_growth_keeps_pages_where_they_are(dtype):
-  cache_test.check_growth(PAGED, pages_of, dtype)
-
-
-def test_growth_of_two_shards():
-  config = types.SimpleNamespace(num_layers=2, num_kv_heads=1, head_dim=2)
-  pools = PAGED.new(config, dict.fromkeys(cache.KINDS, 1), 4, "int8", 2)
-  pools = dataclasses.replace(pools, scale=pools.scale + jnp.arange(1.0, 13)[:, None, None])
-  grown = PAGED.grow(pools, "shared", 1, 2)
-  assert grown.pages == (1, 2, 1)
-  assert grown.scale[:, 0, 0].tolist() == [1, 2, 0, 3, 4, 5, 0, 6, 7, 8, 0, 9, 10, 11, 0, 12]
 
 
 def test_on_a_mesh():

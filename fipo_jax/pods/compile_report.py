@@ -39,7 +39,7 @@ def run(cfg, topology: str, programs, slots: int = 0, slices: int = 1) -> dict:
     "model": {"path": "" if cfg.model.preset else cfg.model.path, "preset": cfg.model.preset, "parameters": numbers,
               "layers": c.num_layers, "d_model": c.d_model, "dtype": c.dtype},
     "max_prompt_tokens": cfg.data.max_prompt_tokens, "max_response_tokens": cfg.rollout.max_response_tokens,
-    "attention": "xla" if plan.engine.unstacked else "pallas", "weights_gib": plan.weight_bytes / GIB,
+    "attention": plan.engine.attention, "weights_gib": plan.weight_bytes / GIB,
     "trainer_state_gib": plan.state_bytes / GIB, "settings": programs_lib.settings(cfg),
     "versions": versions, "ran_on_a_tpu": False, "programs": {},
   }  # fmt: skip
@@ -201,7 +201,8 @@ def describe(name: str, facts: dict) -> str:
     )  # fmt: skip
   if "collectives" in facts:
     found = facts["collectives"]
-    unit = "a token step" if name == "decode" else "a call"
+    in_step = "a token step" if any(c["depth"] > 2 for c in found) else "a decision, none in a token step"
+    unit = in_step if name == "decode" else "a call"
     total = sum(c["bytes_in_all"] for c in found)
     say("collectives", f"{sum(c['times'] for c in found)} {unit}, {total / 2**20:.2f} MiB")
     for c in found[:40]:

@@ -317,7 +317,7 @@ def _sampler(cfg, fields, topology, slices, workload, by, reports):
     return None
   if tokens < sum(plan.shape.pages.values()) * e.page:  # all slots at their longest would not fit: some may be put back
     fields["rollout.cache_tokens"] = tokens * e.shards
-  costs = costs_lib.SamplingCosts(costs_lib.sampled(plan), by, plan.engine.shards)
+  costs = costs_lib.SamplingCosts(costs_lib.sampled(plan), by, plan.engine.shards, e.decide)
   one = np.array([0.0])
   return costs.token_steps(1, plan.shape.slots, one + context, one) / plan.engine.slots, fields
 

@@ -85,7 +85,7 @@ class SimulatedEngine:
     c = self.capacity
     device = Simulated(
       shards=c.shards, page=c.page, most_slots=c.slots, stop_id=self.stop_id, costs=self.costs, clock=self.clock,
-      lengths_of=self.lengths,
+      lengths_of=self.lengths, decide=self.costs.decide,
     )  # fmt: skip
     way = sampling, samples_per_prompt
     call = serving.Call(
@@ -144,7 +144,7 @@ def simulate(
   """
   cfg, e = plan.cfg, plan.engine
   clock = Clock()
-  costs = SamplingCosts(costs_lib.sampled(plan), by, shards=e.shards)
+  costs = SamplingCosts(costs_lib.sampled(plan), by, e.shards, e.decide)
   stop_id = plan.model.config.vocab_size - 1
   engine = SimulatedEngine(e.capacity, costs, workload.lengths, stop_id, clock)
   r, ev = cfg.rollout, cfg.eval

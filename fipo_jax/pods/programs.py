@@ -96,7 +96,7 @@ def make_plan(cfg, chip: Chip, devices, slots: int = 0, rollout: bool = True) ->
   engine = ENGINES["native"](
     model.policy(), rollout_mesh, slots=slots or "auto", max_prompt_tokens=cfg.data.max_prompt_tokens,
     max_response_tokens=r.max_response_tokens, pad_id=0, page_tokens=r.page_tokens, cache_tokens=r.cache_tokens,
-    cache_dtype=r.cache_dtype, attention=r.attention,
+    cache_dtype=r.cache_dtype, attention=r.attention, continuous_decode_steps=r.continuous_decode_steps,
   )  # fmt: skip
   params = per_chip(model.abstract(), model.shardings(mesh))
   steps, abstract, state = _trainer(cfg, model, mesh)
@@ -237,6 +237,7 @@ def decode_program(plan: Plan) -> Program:
     e.model, e.layout, sampling, _weights(plan), _pools(plan), _slots(plan),
     _work(plan, D * min(plan.shape.slots, capacity.ahead + width)), _columns(plan, D), (shared, shared), flag, number,
     flag, number, page=e.page, width=width if plan.shape.shared else 0, steps=device.STEPS,
+    decide=e.decide,
   )  # fmt: skip
   facts = _slots_facts(plan) | bound(plan)
   return Program(lower=lower, beside_bytes=plan.state_bytes, facts=facts, rollout=True)

@@ -87,7 +87,7 @@ class Simulated:
         if own:
           self.reserved[d][int(entry)] += int(own)
     self.clock.seconds["prefill"] += self.costs.prefill(R // self.D, T)
-    self._programs["prefill"].add((R, T, self.shape))
+    self._programs["prefill"].add((R, T))
 
   def run(self, queue, histories, ready, shared, more: bool, fewest: int, grows: bool, keep: int) -> Log:
     """As `decode.run` with STEPS steps."""

@@ -129,7 +129,8 @@ class NativeEngine:
     with jax.set_mesh(self.mesh):
       call = serving.Call(
         device.Device(self, sampling, samples_per_prompt), self.capacity, prompts, samples_per_prompt, key, sampling,
-        pending, limits, pad_id=self.pad_id, text=self.text, token_bytes=self.token_bytes, level=self._level.get(way, 0),
+        pending, limits, pad_id=self.pad_id, text=self.text, token_bytes=self.token_bytes,
+        level=self._level.get(way, 0),
       )  # fmt: skip
       self.usage = call.usage
       if call.samples:
