@@ -152,6 +152,9 @@ def build(cfg: ml_collections.ConfigDict, *, allow: Collection[str] = (), step: 
   console.say(describe.mesh(mesh))
   tokenizer, model = open_model(cfg)
   console.say(describe.model(cfg, model, tokenizer))
+  with jax.set_mesh(mesh):
+    if about_rows := describe.rows(cfg, model):
+      console.say(about_rows)
   with console.phase("reading prompts"):
     stream, heldout, notes = prompts.open_data(cfg, tokenizer)
   for line in (*notes, *describe.prompts(cfg, stream, heldout)):

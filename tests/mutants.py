@@ -32,6 +32,7 @@ import warnings
 from typing import NamedTuple
 
 import mutants_algorithms
+import mutants_doors
 import mutants_models
 import mutants_rewards
 import mutants_runs
@@ -287,7 +288,7 @@ def main(arguments=None) -> int:
 
 MUTANTS = tuple(
   Mutant(*row)
-  for table in (mutants_algorithms, mutants_training, mutants_models, mutants_rewards, mutants_runs)
+  for table in (mutants_algorithms, mutants_doors, mutants_training, mutants_models, mutants_rewards, mutants_runs)
   for row in table.ROWS
 )
 
