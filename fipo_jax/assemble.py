@@ -191,7 +191,7 @@ def build(cfg: ml_collections.ConfigDict, *, allow: Collection[str] = (), step: 
     host |= stored.rescued(cfg.workdir, [step, rollbacks])
     if "data" in host:
       resume_data(stream, host["data"], allow)
-    surplus, pending = (stored.decode(host.pop(name, [])) for name in ("surplus", "pending"))
+    surplus, pending = (stored.decode(host.pop(name, {})) for name in ("surplus", "pending"))
     engine = open_engine(cfg, model, mesh, tokenizer)
     limits = alarms.Limits(**{f.name: cfg.alarms[f.name] for f in dataclasses.fields(alarms.Limits)})
     watch = alarms.Watch(limits, cfg.model.dtype)

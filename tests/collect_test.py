@@ -1,5 +1,6 @@
 """Dynamic sampling: sizes of draws, groups that wait, ages, counters, and the end of the data. A scripted sampler."""
 
+import base64
 import contextlib
 import dataclasses
 import json
@@ -9,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from fipo_jax import collect, config
+from fipo_jax import collect, config, host_arrays
 from fipo_jax.data.tokenizer import characters
 from fipo_jax.rewards.score import Scored
 from fipo_jax.rollout import Sampling, stored
@@ -162,12 +163,22 @@ def test_what_was_sampled_and_trained_is_described():
   assert trained["sequence_tokens_max"] == 12 and trained["advantage_min"] == -1.5
 
 
-def test_waiting_groups_survive_as_json():
+def through_files(waiting, tmp_path):
+  """Stored and read as a checkpoint does it: JSON in one file, arrays in another."""
+  rest, arrays = host_arrays.split({"waiting": stored.encode(waiting)})
+  np.savez(tmp_path / "arrays.npz", **arrays)
+  with np.load(tmp_path / "arrays.npz") as file:
+    return stored.decode(host_arrays.join(json.loads(json.dumps(rest)), dict(file))["waiting"])
+
+
+def test_waiting_groups_survive(tmp_path):
   engine = Engine(lambda i: True)
   groups = engine.generate(Stream(9).take(2), 3, key=0, sampling=0, progress=0)
   groups[0][1].flags, groups[0][1].pred, groups[0][1].age, groups[0][1].key = ("timeout",), "7", 3, (1, 2)
   groups[0][2].logp = np.array([-0.1, -2.0, -1e-9], np.float32)
-  again = stored.decode(json.loads(json.dumps(stored.encode([(4, groups[0]), (5, groups[1])]))))
+  groups[1][0].tokens = np.arange(7, dtype=np.int32)  # each its own length
+  groups[1][0].logp = groups[1][0].raw_logp = np.linspace(-1, 0, 7, dtype=np.float32)
+  again = through_files([(4, groups[0]), (5, groups[1])], tmp_path)
   assert [s for s, _ in again] == [4, 5]
   for old, (_, new) in zip(groups, again, strict=True):
     for a, b in zip(old, new, strict=True):
@@ -176,16 +187,42 @@ def test_waiting_groups_survive_as_json():
         if field.name == "prompt":
           assert (x.id, x.text, x.answer, x.verifier, x.extras) == (y.id, y.text, y.answer, y.verifier, y.extras)
           np.testing.assert_array_equal(x.tokens, y.tokens)
-        elif field.name != "advantage":
+        elif field.name not in ("advantage", "text"):
           np.testing.assert_array_equal(x, y)
   assert again[0][1][0].tokens.dtype == np.int32 and again[0][1][0].logp.dtype == np.float32
+  assert again[0][1][0].tokens.base is None  # one group does not keep the memory of all
+  assert stored.encode([]) == {} and stored.decode({}) == []
+
+
+def test_groups_without_a_token_survive(tmp_path):
+  prompt = Prompt(3, np.array([1], np.int32), "p", "42", "none")
+  nothing = np.zeros(0, np.float32)
+  begun = [Rollout(prompt, g, nothing.astype(np.int32), nothing, "unfinished", raw_logp=nothing) for g in range(2)]
+  assert all(x.size for x in host_arrays.split(stored.encode([(7, begun)]))[1].values())  # Orbax takes no other
+  ((step, group),) = through_files([(7, begun)], tmp_path)
+  assert step == 7 and [len(r.tokens) for r in group] == [0, 0] and group[0].prompt.tokens.tolist() == [1]
+
+
+def test_groups_of_earlier_versions_are_read():
+  """Arrays as base64 inside a record each, texts beside them."""
+  text = lambda *x, dtype: base64.b64encode(np.array(x, dtype).tobytes()).decode()
+  rollout = {
+    "sample": 1, "tokens": text(5, 6, dtype=np.int32), "logp": text(-0.5, -1, dtype=np.float32), "stop_reason": "stop",
+    "text": "ab", "accuracy": 1.0, "score": 1.0, "reward": 0.5, "flags": ["timeout"], "pred": "7", "age": 2,
+    "raw_logp": text(-0.25, -2, dtype=np.float32), "key": [1, 2],
+  }  # fmt: skip
+  prompt = {"id": 3, "tokens": text(1, 2, 3, dtype=np.int32), "text": "p", "answer": "7", "verifier": "gym",
+            "extras": {}}  # fmt: skip
+  ((step, (r,)),) = stored.decode([{"step": 4, "prompt": prompt, "rollouts": [rollout]}])
+  assert (step, r.prompt.tokens.tolist(), r.tokens.tolist(), r.logp.tolist()) == (4, [1, 2, 3], [5, 6], [-0.5, -1])
+  assert (r.raw_logp.tolist(), r.key, r.flags, r.age, r.text) == ([-0.25, -2], (1, 2), ("timeout",), 2, "ab")
 
 
 def test_groups_that_wait_get_back_what_scoring_reads():
   """Extras are not in the checkpoint: whatever they hold, it is as the source has it."""
   prompt = Prompt(3, np.array([1], np.int32), "p", "42", "none", {"terms": (1, {2})})
   begun = [(7, [Rollout(prompt, g, np.arange(2), np.zeros(2), "unfinished") for g in range(2)])]
-  again = stored.decode(json.loads(json.dumps(stored.encode(begun))))
+  again = stored.decode(stored.encode(begun))
   assert again[0][1][0].prompt.extras == {}
   ((step, group),) = stored.with_prompts(again, lambda ids: {i: prompt for i in ids})
   assert step == 7 and all(r.prompt.extras == {"terms": (1, {2})} for r in group)
@@ -265,7 +302,7 @@ def test_sampling_stops_when_there_is_enough_and_goes_on_in_the_next_step(how):
   assert ids == [4, 5] and [g[0].prompt.id for _, g in run.pending] == [7] and values["groups_unfinished"] == 1
   assert [g[0].prompt.id for _, g in run.surplus] == [6]
   run.surplus, kept = [], 1 if how == "continue" else 0
-  again = stored.decode(json.loads(json.dumps(stored.encode(run.pending))))
+  again = stored.decode(stored.encode(run.pending))
   assert [len(r.tokens) for _, g in again for r in g] == [kept, kept] and not again[0][1][0].finished
   ids, values = sample(run, 5)  # beyond max_age: unfinished groups have no age limit
   assert ids[0] == 7 and run.engine.continued[-1] == [(7, 0, kept), (7, 1, kept)] and values["groups_continued"] == 1
@@ -336,8 +373,12 @@ def test_a_demonstration_ends_with_the_end_token():
 
 def test_what_was_rescued_belongs_to_one_checkpoint(tmp_path):
   assert stored.rescued(tmp_path, [3, 0]) == {}
-  stored.rescue(tmp_path, [3, 0], {"pending": [1]})
-  assert stored.rescued(tmp_path, [3, 0]) == {"pending": [1]}
+  (tmp_path / "rescued.json").write_text(json.dumps({"after": [3, 0], "host": {"pending": [1]}}))
+  assert stored.rescued(tmp_path, [3, 0]) == {"pending": [1]}  # of an earlier version
+  stored.rescue(tmp_path, [3, 0], {"pending": {"groups": [2], "tokens": np.arange(3)}, "surplus": {}})
+  found = stored.rescued(tmp_path, [3, 0])
+  assert found["pending"]["groups"] == [2] and found["pending"]["tokens"].tolist() == [0, 1, 2] and not found["surplus"]
+  assert [path.name for path in tmp_path.iterdir()] == ["rescued.npz"]
   assert stored.rescued(tmp_path, [4, 0]) == stored.rescued(tmp_path, [3, 1]) == {}  # a later one, another attempt
 
 
