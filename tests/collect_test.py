@@ -77,6 +77,7 @@ def plain(monkeypatch):
 def sample(run, step):
   progress = types.SimpleNamespace(task=lambda _: None)
   groups, values = collect.sample_groups(run, step, progress)
+  run.ages = [{r.age for r in g} for g in groups]
   return [g[0].prompt.id for g in groups], values
 
 
@@ -98,7 +99,7 @@ def test_surplus_waits_and_is_used_first():
   ids, values = sample(run, 2)
   assert ids == [7, 8, 9, 10] and run.engine.asked == [4, 8]  # nothing had to be sampled
   assert (values["groups_reused"], values["prompts_drawn"], values["tokens_generated"]) == (4, 0, 0)
-  assert [r.age for s, g in run.surplus for r in g] == [1, 1]
+  assert run.ages == [{1}] * 4 and [r.age for s, g in run.surplus for r in g] == [0, 0]  # when it was finished
   assert values["total/groups_trained"] == 8 and np.isnan(values["keep_rate"])
   generated = 12 * 8
   close(values["token_efficiency"], 8 * 8 / generated, dtype=np.float64)
@@ -266,7 +267,10 @@ def test_many_processes_score_their_share(monkeypatch):
     found = score(jobs)
     return types.SimpleNamespace(result=lambda: found)
 
-  scores = collect.begin_verify(types.SimpleNamespace(scorer=types.SimpleNamespace(submit=submit)), range(8))()
+  made = []
+  job = lambda i: made.append(i) or i
+  scores = collect.begin_verify(types.SimpleNamespace(scorer=types.SimpleNamespace(submit=submit)), job, 8)()
+  assert made == [1, 4, 7]
   assert [s.score for s in scores] == list(range(8)) and scores[3].pred == "3" and asked[:3] == [1, 4, 7]
 
 
@@ -306,6 +310,36 @@ def test_sampling_stops_when_there_is_enough_and_goes_on_in_the_next_step(how):
   assert [len(r.tokens) for _, g in again for r in g] == [kept, kept] and not again[0][1][0].finished
   ids, values = sample(run, 5)  # beyond max_age: unfinished groups have no age limit
   assert ids[0] == 7 and run.engine.continued[-1] == [(7, 0, kept), (7, 1, kept)] and values["groups_continued"] == 1
+
+
+def test_ages_count_from_the_first_token():
+  """Three groups come over several iterations, one of them without a token yet: as old as what was sampled first."""
+  run = make(lambda i: True, want=2, max_age=1)
+  run.engine = Streaming(run.engine.mixed)
+  cut = lambda g, n: [dataclasses.replace(r, tokens=r.tokens[:n], stop_reason="unfinished") for r in g]
+  some = run.engine.generate(run.stream.take(4), 2, key=0, sampling=0, progress=0, watch=lambda _: False)
+  run.pending = [(2, cut(some[0], 0)), (3, cut(some[1], 1)), (1, cut(some[2], 2)), (1, cut(some[3], 1))]
+  ids, values = sample(run, 4)
+  assert ids == [2, 3] and run.ages == [{3}, {3}]  # the oldest first
+  assert [(s, g[0].prompt.id, g[0].age) for s, g in run.surplus] == [(3, 1, 1), (4, 0, 0)]
+  ids, values = sample(run, 5)
+  assert ids == [1, 0] and run.ages == [{2}, {1}] and values["groups_dropped"] == 0  # beyond max_age, once
+
+
+def test_a_continued_group_that_was_passed_over_ages():
+  run = make(lambda i: True, want=1, max_age=2)
+  (group,) = run.engine.generate(run.stream.take(1), 2, key=0, sampling=0, progress=0)
+  for r in group:
+    r.age = 3
+  run.surplus = [(1, group)]  # finished in step 4
+  ids, values = sample(run, 6)
+  assert ids == [1] and values["groups_dropped"] == 1
+
+
+def test_surplus_of_just_the_largest_age_is_used():
+  run = make(lambda i: True, want=1, max_age=2)
+  run.surplus = [(1, g) for g in run.engine.generate(run.stream.take(1), 2, key=0, sampling=0, progress=0)]
+  assert sample(run, 3)[0] == [0] and run.ages == [{2}]
 
 
 def test_finish_waits_for_all():
@@ -359,6 +393,22 @@ def test_a_reward_is_the_score_and_the_penalty_for_length():
   BEGIN_SCORE(run, [group])()
   assert [(r.reward, r.score, r.accuracy) for r in group] == [(0.5, 0.5, 1.0), (0.0, 0.5, 1.0), (-0.5, 0.5, 1.0)]
   assert [(r.text, r.pred, r.flags) for r in group] == [("b" * n, "b" * n, ("timeout",)) for n in (4, 6, 8)]
+
+
+def test_only_what_is_verified_here_is_decoded(monkeypatch):
+  """Process 1 of 2: others' responses get their verdicts, and no text."""
+  run, decoded = make(lambda i: True), []
+  run.tokenizer = types.SimpleNamespace(decode=lambda tokens: decoded.append(len(tokens)) or "b" * len(tokens))
+  score = lambda jobs: [Scored(score=1.0, accuracy=1.0, pred=job.response) for job in jobs]
+  run.scorer = types.SimpleNamespace(submit=lambda jobs: types.SimpleNamespace(result=lambda: score(jobs)))
+  monkeypatch.setattr(collect.processes, "count", lambda: 2)
+  monkeypatch.setattr(collect.processes, "index", lambda: 1)
+  monkeypatch.setattr(collect.processes, "exchange", lambda what, text: [text, text])
+  prompt = Prompt(0, np.array([4], np.int32), "a", "42", "math_dapo")
+  group = [Rollout(prompt, g, np.full(n, 5, np.int32), np.zeros(n), "stop") for g, n in enumerate((3, 4, 5, 6))]
+  BEGIN_SCORE(run, [group])()
+  assert decoded == [4, 6] and [r.text for r in group] == ["", "bbbb", "", "bbbbbb"]
+  assert [r.accuracy for r in group] == [1.0] * 4
 
 
 def test_a_demonstration_ends_with_the_end_token():

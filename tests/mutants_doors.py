@@ -53,4 +53,91 @@ ROWS = (
     "scaled(q_SHh).astype(jnp.float32)", "(q_SHh.astype(jnp.float32) * q_SHh.shape[-1] ** -0.5)",
     "scale_test.py::test_queries_of_pages", "on TPUs the sampler's scores are not the trainer's",
   ),
+  # ---- groups that wait, in checkpoints ----
+  (
+    "doors_parts_from_the_front", "fipo_jax/rollout/stored.py",
+    "    at += number\n", "    at = number\n",
+    "collect_test.py::test_waiting_groups_survive", "responses come back with the tokens of others",
+  ),
+  (
+    "doors_views_of_all", "fipo_jax/rollout/stored.py",
+    "np.array(array[at - number : at], dtype)", "np.asarray(array[at - number : at], dtype)",
+    "collect_test.py::test_waiting_groups_survive", "one group keeps the memory of all that waited",
+  ),
+  (
+    "doors_arrays_of_nothing", "fipo_jax/rollout/stored.py",
+    "in arrays.items() if array.size}", "in arrays.items()}",
+    "collect_test.py::test_groups_without_a_token_survive", "a checkpoint of groups that begin again cannot be saved",
+  ),
+  (
+    "doors_older_groups", "fipo_jax/rollout/stored.py",
+    'record.get(name, record["tokens"])', 'record["tokens"]',
+    "collect_test.py::test_groups_of_earlier_versions_are_read", "an older run resumes with wrong log-probs",
+  ),
+  (
+    "doors_older_rescue", "fipo_jax/rollout/stored.py",
+    "  (folder / EARLIER).unlink(missing_ok=True)\n", "",
+    "collect_test.py::test_what_was_rescued_belongs_to_one_checkpoint", "two files say what was rescued",
+  ),
+  (
+    "doors_arrays_not_joined", "fipo_jax/train/checkpoint.py",
+    'got["waiting"] if waiting else {}', "{}",
+    "checkpoint_test.py::test_arrays_of_the_host", "a resumed run cannot read the groups that waited",
+  ),
+  (
+    "doors_arrays_always", "fipo_jax/train/checkpoint.py",
+    'waiting = (self.folder / str(step) / "waiting").exists()', "waiting = True",
+    "checkpoint_test.py::test_arrays_of_the_host", "checkpoints of older versions cannot be read",
+  ),
+  # ---- what a device and a host hold and do ----
+  (
+    "doors_one_part", "fipo_jax/sharding.py",
+    "self.parts.__getitem__)", "lambda _: next(iter(self.parts.values())))",
+    "sharding_test.py::test_what_is_taken_off_the_mesh_comes_back", "each device gets another's old log-probs",
+  ),
+  (
+    "doors_views_of_the_device", "fipo_jax/sharding.py",
+    "parts[shard.index] = np.array(shard.data)", "parts[shard.index] = shard.data",
+    "loop_test.py::test_one_mini_batch_at_a_time_is_on_the_mesh", "what waits on the host is on the device",
+  ),
+  (
+    "doors_empty_is_not_finite", "fipo_jax/train/step.py",
+    "(finite & ~ok).astype", "(~finite).astype",
+    "step_test.py::test_a_mini_batch_without_a_token_changes_nothing", "rejected responses pass for bad numerics",
+  ),
+  (
+    "doors_empty_never_forgotten", "fipo_jax/loop.py",
+    '      run.host["empty_updates"] = 0\n', "      pass\n",
+    "loop_test.py::test_skipped_updates_say_why", "the reason of an earlier streak is given",
+  ),
+  (
+    "doors_empty_of_all", "fipo_jax/loop.py",
+    "if bad := skipped - empty:", "if bad := skipped:",
+    "loop_test.py::test_skipped_updates_say_why", "rejected responses count as not finite",
+  ),
+  (
+    "doors_age_from_the_end", "fipo_jax/collect.py",
+    "fresh = [(begun.get(g[0].prompt.id, step), g)", "fresh = [(step, g)",
+    "collect_test.py::test_ages_count_from_the_first_token", "a response of old weights passes for a fresh one",
+  ),
+  (
+    "doors_age_without_a_token", "fipo_jax/collect.py",
+    "for s, g in pending if any(len(r.tokens) for r in g)}", "for s, g in pending}",
+    "collect_test.py::test_ages_count_from_the_first_token", "what began again passes for old",
+  ),
+  (
+    "doors_late_is_lost", "fipo_jax/collect.py",
+    "<= c.max_age or finished(s, g) == step - 1]", "<= c.max_age]",
+    "collect_test.py::test_ages_count_from_the_first_token", "long responses are dropped for their length",
+  ),
+  (
+    "doors_passed_over_for_ever", "fipo_jax/collect.py",
+    "or finished(s, g) == step - 1]", "or g[0].age]",
+    "collect_test.py::test_a_continued_group_that_was_passed_over_ages", "continued groups wait without a limit",
+  ),
+  (
+    "doors_all_decoded", "fipo_jax/collect.py",
+    "[job(i) for i in range(processes.index(), number, n)]", "[job(i) for i in range(number)][processes.index() :: n]",
+    "collect_test.py::test_only_what_is_verified_here_is_decoded", "every host decodes every response",
+  ),
 )  # fmt: skip

@@ -147,8 +147,8 @@ ROWS = (
   ),
   (
     "max_age_border", "fipo_jax/collect.py",
-    "if step - s <= c.max_age]", "if step - s < c.max_age]",
-    "collect_test.py::test_surplus_waits_and_is_used_first", "surplus of the last step is thrown away",
+    "if step - s <= c.max_age or", "if step - s < c.max_age or",
+    "collect_test.py::test_surplus_of_just_the_largest_age_is_used", "surplus of the last step is thrown away",
   ),
   (
     "age_of_waiting_groups", "fipo_jax/collect.py",
@@ -184,7 +184,7 @@ ROWS = (
   (
     "share_of_the_jobs", "fipo_jax/collect.py",
     "scored[k::n] = [Scored(*s) for s in json.loads(text)]",
-    "scored[k * len(jobs) // n : (k + 1) * len(jobs) // n] = [Scored(*s) for s in json.loads(text)]",
+    "scored[k * number // n : (k + 1) * number // n] = [Scored(*s) for s in json.loads(text)]",
     "collect_test.py::test_many_processes_score_their_share", "responses get the scores of others",
   ),
   (
