@@ -97,10 +97,12 @@ def test_rows_of_any_length_are_padded(shape):
 
 
 def test_padding_is_a_segment_of_its_own():
-  """What a row's padding looks at stays as it was: nothing that was added, whose keys are 0."""
-  (q, k, v), segments_RT, _ = inputs(140, 100)
-  got, want = (jax.jit(attend)(q, k, v, segments_RT, segments_RT) for attend in (INTERPRETED, attention.attend_xla))
-  close(got, want, terms=h + 140)
+  """What a row's padding looks at stays as it was, also where another device's part has been padded before it."""
+  (q, k, v), segments_RT, _ = inputs(520, 300)
+  want = jax.jit(attention.attend_xla)(q, k, v, segments_RT, segments_RT)
+  with jax.set_mesh(make_mesh(dict(data=1, fsdp=1, context=4, tensor=1), jax.devices()[:4])):
+    got = jax.jit(INTERPRETED)(q, k, v, segments_RT, segments_RT)
+  close(got, want, terms=h + 520)
 
 
 def test_long_rows_write_no_partial_gradients(monkeypatch):

@@ -98,7 +98,13 @@ ROWS = (
   (
     "doors_views_of_the_device", "fipo_jax/sharding.py",
     "parts[shard.index] = np.array(shard.data)", "parts[shard.index] = shard.data",
-    "loop_test.py::test_one_mini_batch_at_a_time_is_on_the_mesh", "what waits on the host is on the device",
+    "sharding_test.py::test_what_is_taken_off_the_mesh_comes_back", "what waits on the host is on the device",
+  ),
+  (
+    "doors_batches_stay", "fipo_jax/loop.py",
+    "    batch = run.place(p.batch)\n    scored",
+    '    batch = run.place(p.batch)\n    vars(run).setdefault("all", []).append(batch)\n    scored',
+    "loop_test.py::test_one_mini_batch_at_a_time_is_on_the_mesh", "all mini-batches of a step stay on the device",
   ),
   (
     "doors_empty_is_not_finite", "fipo_jax/train/step.py",
