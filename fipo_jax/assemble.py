@@ -152,6 +152,9 @@ def build(cfg: ml_collections.ConfigDict, *, allow: Collection[str] = (), step: 
   console.say(describe.mesh(mesh))
   tokenizer, model = open_model(cfg)
   console.say(describe.model(cfg, model, tokenizer))
+  with jax.set_mesh(mesh):
+    if about_rows := describe.rows(cfg, model):
+      console.say(about_rows)
   with console.phase("reading prompts"):
     stream, heldout, notes = prompts.open_data(cfg, tokenizer)
   for line in (*notes, *describe.prompts(cfg, stream, heldout)):
@@ -188,7 +191,7 @@ def build(cfg: ml_collections.ConfigDict, *, allow: Collection[str] = (), step: 
     host |= stored.rescued(cfg.workdir, [step, rollbacks])
     if "data" in host:
       resume_data(stream, host["data"], allow)
-    surplus, pending = (stored.decode(host.pop(name, [])) for name in ("surplus", "pending"))
+    surplus, pending = (stored.decode(host.pop(name, {})) for name in ("surplus", "pending"))
     engine = open_engine(cfg, model, mesh, tokenizer)
     limits = alarms.Limits(**{f.name: cfg.alarms[f.name] for f in dataclasses.fields(alarms.Limits)})
     watch = alarms.Watch(limits, cfg.model.dtype)

@@ -64,9 +64,10 @@ def sample_groups(run: Run, step: int, progress) -> tuple[list[Group], dict[str,
 
   A group is judged by raw accuracy, not by the shaped reward. The size of a draw follows the keep rate of past steps.
   Groups are scored while others are still being sampled. What is left over waits in run.surplus for the next steps, up
-  to dynamic_sampling.max_age iterations. Unless rollout.unfinished is "finish", sampling stops when there are enough;
-  unfinished groups wait in run.pending, come first in the next step and have no age limit: a long response is late,
-  never lost. After dynamic_sampling.max_draws it trains on what there is, or ends the run; with no group at all it
+  to dynamic_sampling.max_age iterations from its first token on, the oldest first. Unless rollout.unfinished is
+  "finish", sampling stops when there are enough; unfinished groups wait in run.pending, come first in the next step and
+  have no age limit, and what has come of them meets the next batch whatever its age: a long response is late, never
+  lost. After dynamic_sampling.max_draws it trains on what there is, or ends the run; with no group at all it
   always ends.
 
   Raises:
@@ -74,13 +75,12 @@ def sample_groups(run: Run, step: int, progress) -> tuple[list[Group], dict[str,
   Source: DAPO (arXiv 2503.14476) section 3.2, which throws the surplus away and draws a fixed multiple.
   """
   c, want = run.cfg.dynamic_sampling, run.cfg.batch.prompts
-  waiting = [(s, g) for s, g in run.surplus if step - s <= c.max_age]
+  finished = lambda s, g: s + g[0].age  # in which step: a group that waits has the age it had then
+  waiting = [(s, g) for s, g in run.surplus if step - s <= c.max_age or finished(s, g) == step - 1]
   aged_out = len(run.surplus) - len(waiting)
-  for s, group in waiting:
-    for r in group:
-      r.age = step - s
+  waiting.sort(key=lambda pair: pair[0])
   reused, run.surplus = waiting[:want], waiting[want:]
-  kept = [(s, g) for s, g in reused]
+  kept = list(reused)
   pending, run.pending = run.pending, []
   drawn = {g[0].prompt.id for _, g in waiting + pending}  # a prompt is one group of a batch
   seen: list[Group] = []
@@ -96,7 +96,7 @@ def sample_groups(run: Run, step: int, progress) -> tuple[list[Group], dict[str,
       break
     draws += 1
     enough = want - len(kept) if run.cfg.rollout.unfinished != "finish" else math.inf
-    begun = {g[0].prompt.id: s for s, g in pending}
+    begun = {g[0].prompt.id: s for s, g in pending if any(len(r.tokens) for r in g)}
     continued += len(pending)
     try:
       groups = sample(run, step, draw, prompts, [g for _, g in pending], enough, progress)
@@ -112,7 +112,8 @@ def sample_groups(run: Run, step: int, progress) -> tuple[list[Group], dict[str,
       for r in g:
         r.age = step - begun.get(g[0].prompt.id, step)
     seen += done
-    kept += [(step, g) for g in done if not c.enabled or informative(g)]
+    fresh = [(begun.get(g[0].prompt.id, step), g) for g in done if not c.enabled or informative(g)]
+    kept += sorted(fresh, key=lambda pair: pair[0])
     if seen:
       keep_rate = (len(kept) - len(reused)) / len(seen)
     if left:
@@ -147,6 +148,9 @@ def sample_groups(run: Run, step: int, progress) -> tuple[list[Group], dict[str,
       f"{len(seen)} prompts (accuracy {values.get('accuracy', math.nan):.3f}{unverified(run, seen)}). Use easier or "
       "harder prompts, more samples per prompt or draws, or dynamic_sampling.enabled=False."
     )
+  for s, group in kept:
+    for r in group:
+      r.age = step - s
   return [g for _, g in kept], count(run, values, kept)
 
 
@@ -226,15 +230,19 @@ def score(run: Run, groups: list[Group]) -> None:
 
 
 def begin_score(run: Run, groups: list[Group]) -> Callable[[], None]:
-  """Hands the responses to the verifiers; the function that comes back waits for the verdicts and fills them in."""
+  """Hands the responses to the verifiers; the function that comes back waits for the verdicts and fills them in.
+
+  Only the responses that this process verifies are decoded here.
+  """
   c = run.cfg
   rollouts = [r for group in groups for r in group]
-  for r in rollouts:
+
+  def job(i: int) -> Job:
+    r = rollouts[i]
     r.text = run.tokenizer.decode(r.tokens)
-  jobs = [
-    Job(verifier_of(c, r.prompt), r.text, r.prompt.answer, r.prompt.extras, r.prompt.text) for r in rollouts
-  ]
-  verdicts = begin_verify(run, jobs)
+    return Job(verifier_of(c, r.prompt), r.text, r.prompt.answer, r.prompt.extras, r.prompt.text)
+
+  verdicts = begin_verify(run, job, len(rollouts))
 
   def finish() -> None:
     for r, s in zip(rollouts, verdicts(), strict=True):
@@ -247,15 +255,15 @@ def begin_score(run: Run, groups: list[Group]) -> Callable[[], None]:
   return finish
 
 
-def begin_verify(run: Run, jobs: list[Job]) -> Callable[[], list[Scored]]:
-  """Scores of all jobs, later; of many processes each verifies its share, and all get to know all."""
+def begin_verify(run: Run, job: Callable[[int], Job], number: int) -> Callable[[], list[Scored]]:
+  """Scores of job(0), job(1), ..., later; of many processes each verifies its share, and all get to know all."""
   n = processes.count()
-  mine = run.scorer.submit(jobs[processes.index() :: n])
+  mine = run.scorer.submit([job(i) for i in range(processes.index(), number, n)])
 
   def finish() -> list[Scored]:
     if n == 1:
       return mine.result()
-    scored: list[Scored | None] = [None] * len(jobs)
+    scored: list[Scored | None] = [None] * number
     said = processes.exchange("scores", json.dumps([dataclasses.astuple(s) for s in mine.result()]))
     for k, text in enumerate(said):
       scored[k::n] = [Scored(*s) for s in json.loads(text)]

@@ -164,7 +164,7 @@ def default() -> ml_collections.ConfigDict:
   c.dynamic_sampling = ml_collections.ConfigDict()
   c.dynamic_sampling.enabled = True  # draw again until batch.prompts groups have mixed accuracy
   c.dynamic_sampling.max_draws = 10
-  c.dynamic_sampling.max_age = 1  # iterations that surplus informative groups wait for a batch; 0 = thrown away
+  c.dynamic_sampling.max_age = 1  # iterations from its first token that a surplus group may wait; 0 = thrown away
   c.dynamic_sampling.on_exhausted = "train"  # train on what there is | stop (saved, evaluated, with a message)
 
   c.batch = ml_collections.ConfigDict()

@@ -8,10 +8,11 @@ import platform
 
 import jax
 
-from fipo_jax import processes
+from fipo_jax import processes, sharding
 from fipo_jax.data.pipeline import PromptStream
 from fipo_jax.data.tokenizer import Tokenizer
-from fipo_jax.models.transformer import Model
+from fipo_jax.models import attention_splash, tiles
+from fipo_jax.models.transformer import TILED, Model
 from fipo_jax.types import Prompt
 
 SHOWN = 600  # characters of the first prompt
@@ -70,6 +71,23 @@ def schedule(cfg, stream: PromptStream) -> str:
     f"({total / stream.len_epoch:.2g} epochs), {total * g:,} samples, {cfg.steps * updates:,} updates"
     + (", beside what dynamic sampling draws" if cfg.dynamic_sampling.enabled and g > 1 else "")
   )
+
+
+def rows(cfg, model: Model) -> str:
+  """What a row costs by its length, on the mesh of `jax.set_mesh`, where another would not; "" if nothing."""
+  T, context = cfg.batch.row_tokens, sharding.devices_along("tokens")
+  attention, notes, better = model.attention_of(T), [], T
+  if T % (tiles.LANES * context) and T > tiles.TILE * context and cfg.model.remat in TILED:
+    better = -(-T // (tiles.LANES * context)) * tiles.LANES * context
+    notes.append(f"no multiple of {tiles.LANES} on a device, so layers run on whole rows instead of tiles")
+  if attention == "splash" and (padded := attention_splash.blocks_of(T, context).keys) != T:
+    better = padded
+    notes.append(f"attention pads them to {padded:,}")
+  if notes:
+    notes[-1] += f"; batch.row_tokens={better} would do"
+  if attention == "xla" and cfg.model.attention == "auto" and jax.default_backend() != "cpu":
+    notes.append("attention is XLA's: no kernel takes such rows, heads and numbers here")
+  return f"rows of {T:,} tokens: {'; '.join(notes)}" if notes else ""
 
 
 def evaluation(result: dict[str, float]) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import pathlib
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import jax
@@ -21,14 +22,16 @@ from fipo_jax.models import hf
 from fipo_jax.rollback import Rollback, roll_back
 from fipo_jax.rollout import stored
 from fipo_jax.rollout.http import EngineError
+from fipo_jax.sharding import OnHost
 from fipo_jax.train import batching
-from fipo_jax.types import Rollout
+from fipo_jax.types import Batch, Rollout
 
 # Metrics worth a value per mini-batch: the first one has Future-KL 0 by construction, and averages hide it.
 PER_MINIBATCH = (
   "loss", "grad_norm", "policy_kl", "clip_fraction", "dual_clip_fraction", "entropy", "future_kl_abs_mean",
   "weight_mean", "weight_std",
 )  # fmt: skip
+CREDITED = ("advantages", "mask", "segments")  # what a value head's advantages are made of, beside its values
 
 
 def train(cfg, *, allow: Collection[str] = (), step: int | str | None = None) -> dict[str, Any]:
@@ -101,27 +104,30 @@ def train_until_alarm(cfg, **how) -> dict[str, Any]:
 
 
 def learn(run: Run, groups: list[list[Rollout]], step: int, log, progress) -> dict[str, Any]:
-  """One optimizer step per mini-batch; old log-probs of all of them are taken first, by the trainer's own program."""
+  """One optimizer step per mini-batch; old log-probs of all of them are taken first, by the trainer's own program.
+
+  Of the mini-batches one is on the mesh, and the next on its way. Packing them twice is cheaper than room for all.
+  """
   c = run.cfg.batch
   minibatches = batching.minibatches(groups, c.prompts // c.minibatch_prompts, seed=run.cfg.seed, step=step)
-  num_micro = math.ceil(c.minibatch_prompts * len(groups[0]) / c.micro_rows)
-  segments = run.model.most_segments(c.row_tokens)
-  packed, batches, tokens = [], [], 0
-  for minibatch in minibatches:
-    p = batching.pack(
-      minibatch, row_tokens=c.row_tokens, micro_rows=c.micro_rows, num_micro=num_micro, segments=segments
-    )
-    batches.append(run.place(p.batch))
-    tokens += int((p.batch.segments > 0).sum())
-    packed.append(dataclasses.replace(p, batch=None))  # at scale the host has no room for all of them
+  pack = functools.partial(
+    batching.pack, row_tokens=c.row_tokens, micro_rows=c.micro_rows,
+    num_micro=math.ceil(c.minibatch_prompts * len(groups[0]) / c.micro_rows),
+    segments=run.model.most_segments(c.row_tokens),
+  )  # fmt: skip
+  before: list[dict[str, OnHost]] = [{}] * len(minibatches)
   if run.cfg.algorithm.name != "sft":
     with run.timers("old_logp"):
-      batches = jax.block_until_ready(prepare(run, batches, packed))
-  records, bar = [], progress.task("update")
+      before = prepare(run, map(pack, minibatches))
+  records, tokens, used, bar = [], 0, 0, progress.task("update")
   with run.timers("update"):
-    for n, (batch, p) in enumerate(zip(batches, packed, strict=True), start=1):
-      if n == len(batches) and run.cfg.log.samples and run.cfg.algorithm.name != "sft":
-        write_samples(run, step, minibatches[-1], p, batch, log)
+    for n, (minibatch, known) in enumerate(zip(minibatches, before, strict=True), start=1):
+      p = pack(minibatch)
+      jax.block_until_ready(records[-2:-1])  # so that no more than this mini-batch waits beside the one at work
+      batch = dataclasses.replace(run.place(p.batch), **{name: x.back() for name, x in known.items()})
+      tokens, used = tokens + int((p.batch.segments > 0).sum()), used + p.used
+      if n == len(minibatches) and run.cfg.log.samples and run.cfg.algorithm.name != "sft":
+        write_samples(run, step, minibatch, p, batch, log)
       instead = {}
       if run.control:
         logp = run.steps.score(run.state.params, batch, p.used)["logp"]
@@ -130,27 +136,54 @@ def learn(run: Run, groups: list[list[Rollout]], step: int, log, progress) -> di
       if instead:
         record = {k: v for k, v in record.items() if not k.startswith("weight_")} | instead
       records.append(record)
-      bar(n, len(batches))
+      bar(n, len(minibatches))
     merged = records[0]
     for record in records[1:]:
       merged = {k: merged[k].merge(record[k]) for k in merged}
     values, each = numbers(merged), [numbers(r) for r in records]  # waits for the device
   values |= {f"minibatch/{k}": [e[k] for e in each] for k in PER_MINIBATCH if k in each[0]}
-  values["rows_used"] = sum(p.used for p in packed) * c.micro_rows
+  values["rows_used"] = used * c.micro_rows
   values["row_fill"] = tokens / (values["rows_used"] * c.row_tokens)
+  count_empty(run, each)
   return values
 
 
-def prepare(run: Run, batches: list, packed: list[batching.Packed]) -> list:
-  """Adds what the policy (and reference, and value head) thought of each token before any update of this step."""
-  ready = []
-  for batch, p in zip(batches, packed, strict=True):
+def prepare(run: Run, packed: Iterable[batching.Packed]) -> list[dict[str, OnHost]]:
+  """What the policy (and reference, and value head) thought of each token before any update of this step.
+
+  By mini-batch: fields of `Batch`, on the host. A value head's advantages need all mini-batches at once, of which then
+  those fields are on the mesh that `credit` reads.
+  """
+  found, at_work = [], None
+  off = lambda arrays: {name: OnHost.of(x) for name, x in arrays.items()}
+  for p in packed:
+    batch = run.place(p.batch)
     scored = run.steps.score(run.state.params, batch, p.used)
-    batch = dataclasses.replace(batch, old_logp=scored["logp"], old_values=scored.get("values"))
+    arrays = {"old_logp": scored["logp"]}
     if run.reference is not None:
-      batch = dataclasses.replace(batch, ref_logp=run.steps.score(run.reference, batch, p.used)["logp"])
-    ready.append(batch)
-  return run.credit(ready) if run.credit else ready
+      arrays["ref_logp"] = run.steps.score(run.reference, batch, p.used)["logp"]
+    if run.credit:
+      arrays |= {"old_values": scored["values"]} | {name: getattr(batch, name) for name in CREDITED}
+    if at_work:
+      found.append(off(at_work))  # waits for it, beside the one that has just begun
+    at_work = arrays
+  found.append(off(at_work))
+  if run.credit:
+    nothing = dict.fromkeys(f.name for f in dataclasses.fields(Batch))
+    some = lambda arrays: {name: arrays[name].back() for name in (*CREDITED, "old_values")}
+    credited = run.credit([Batch(**nothing | some(arrays)) for arrays in found])
+    for arrays, batch in zip(found, credited, strict=True):
+      arrays |= off({"advantages": batch.advantages, "returns": batch.returns})
+  return found
+
+
+def count_empty(run: Run, each: list[dict[str, float]]) -> None:
+  """Of the updates that were skipped since the last one that was made, those in which no token counted."""
+  for values in each:
+    if not values["skipped_updates"]:
+      run.host["empty_updates"] = 0
+    elif values["empty_updates"]:
+      run.host["empty_updates"] = run.host.get("empty_updates", 0) + 1
 
 
 def numbers(records: dict[str, Any]) -> dict[str, float]:
@@ -170,12 +203,14 @@ def write_samples(run: Run, step: int, groups, packed: batching.Packed, batch, l
   rollouts = [r for group in groups for r in group]
   inside = [i for i, place in enumerate(packed.places) if place.micro == 0][: run.cfg.log.samples]
   arrays = jax.device_get(run.steps.inspect(run.state.params, jax.tree.map(lambda x: x[0], batch)))
+  if not processes.is_first():  # who writes
+    return
   for i in inside:
     r, place = rollouts[i], packed.places[i]
     at = (place.row, slice(place.start, place.stop))
     log.sample(step, {
-      "prompt": r.prompt.text, "response": r.text, "answer": r.prompt.answer, "reward": r.reward,
-      "accuracy": r.accuracy, "advantage": r.advantage, "stop_reason": r.stop_reason,
+      "prompt": r.prompt.text, "response": run.tokenizer.decode(r.tokens), "answer": r.prompt.answer,
+      "reward": r.reward, "accuracy": r.accuracy, "advantage": r.advantage, "stop_reason": r.stop_reason,
       "tokens": [run.tokenizer.decode([t], skip_special=False) for t in r.tokens],
       "sampler_logp": r.logp, "logp": arrays["logp"][at], "entropy": arrays["entropy"][at],
       "future_kl": arrays["future_kl"][at] if "future_kl" in arrays else None,
@@ -210,7 +245,7 @@ def save(run: Run) -> None:
 
 
 def sampled(run: Run) -> dict[str, Any]:
-  """Where sampling stands, as JSON: prompts drawn, and groups that wait for a batch or for their last tokens."""
+  """Where sampling stands, JSON and arrays: prompts drawn, groups that wait for a batch or for their last tokens."""
   return {"data": run.stream.state(), "surplus": stored.encode(run.surplus), "pending": stored.encode(run.pending)}
 
 
@@ -279,13 +314,21 @@ def heed(run: Run, alarms: list[Alarm], progress) -> None:
 
 
 def check_alive(run: Run) -> None:
-  """Ends a run whose updates have stopped being finite; its newest checkpoint is from before."""
-  if (skipped := int(run.state.skipped)) >= run.cfg.optimizer.max_skipped_updates:
-    run.checkpointer.close()
-    raise ValueError(
-      f"optimizer.max_skipped_updates={run.cfg.optimizer.max_skipped_updates}: the last {skipped} updates were not "
-      "finite; lower optimizer.learning_rate, or resume from an earlier checkpoint."
+  """Ends a run whose updates are all skipped: not finite, or nothing to learn from. Its checkpoints are from before."""
+  if (skipped := int(run.state.skipped)) < (most := run.cfg.optimizer.max_skipped_updates):
+    return
+  run.checkpointer.close()
+  empty = min(run.host.get("empty_updates", 0), skipped)
+  reasons = []
+  if bad := skipped - empty:
+    reasons.append(f"{bad} were not finite; lower optimizer.learning_rate, or resume from an earlier checkpoint")
+  if empty:
+    reasons.append(
+      f"{empty} had no token left, for all responses were rejected (more than algorithm.sequence_reject_count="
+      f"{run.cfg.algorithm.sequence_reject_count} dual-clipped tokens): the policy has moved too far; lower "
+      "optimizer.learning_rate, resume from an earlier checkpoint, or reject nothing (-1)"
     )
+  raise ValueError(f"optimizer.max_skipped_updates={most}: of the last {skipped} updates {'. '.join(reasons)}.")
 
 
 def finish(run: Run) -> dict[str, Any]:

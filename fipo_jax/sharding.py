@@ -7,6 +7,7 @@ Arrays are named by logical axes; RULES maps those to mesh axes; nothing else in
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import os
@@ -145,6 +146,28 @@ def to_mesh(mesh: Mesh, tree, *logical: str | None):
   return jax.tree.map(
     lambda x: jax.make_array_from_callback(np.shape(x), sharding, lambda index, x=x: np.asarray(x)[index]), tree
   )
+
+
+@dataclasses.dataclass(frozen=True)
+class OnHost:
+  """An array that was taken off the mesh: this process's parts of it, by their place in the whole."""
+
+  shape: tuple[int, ...]
+  sharding: jax.sharding.Sharding
+  parts: dict[tuple[slice, ...], np.ndarray]
+
+  @classmethod
+  def of(cls, x: jax.Array) -> OnHost:
+    """Waits for the array, and copies it."""
+    parts: dict[tuple[slice, ...], np.ndarray] = {}
+    for shard in x.addressable_shards:
+      if shard.index not in parts:  # else another device's copy
+        parts[shard.index] = np.array(shard.data)
+    return cls(x.shape, x.sharding, parts)
+
+  def back(self) -> jax.Array:
+    """The same array, bit for bit."""
+    return jax.make_array_from_callback(self.shape, self.sharding, self.parts.__getitem__)
 
 
 def local(function, in_axes, out_axes):

@@ -51,7 +51,8 @@ class Rollout:
     value; reward is score plus shaping (overlong penalty). advantage: filled from the group's rewards.
   pred: the answer the verifier read from the text, None when it found none; filled by scoring.
   flags: "timeout" or "error" where there is no verdict, "unread" where the verifier does not read answers.
-  age: iterations that the group has waited for a batch; the policy has moved since it was sampled.
+  text: of the tokens, where this process has verified it. age: iterations since the group's first token; while a group
+    waits for a batch, what it was when the group was finished. The policy has moved since.
   """
 
   prompt: Prompt

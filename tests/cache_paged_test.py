@@ -17,7 +17,7 @@ from tolerances import close
 
 from fipo_jax import sharding
 from fipo_jax.models import cache, cache_paged, paged_kernel
-from launch import chips
+from fipo_jax.pods import chips
 
 PAGED = cache_paged.layout(8, interpret=True)
 devices = cache_pallas_test.devices  # 64 chips of a v5p

@@ -51,6 +51,24 @@ def test_round_trip_onto_another_mesh_and_host_facts(tmp_path):
   loader.close()
 
 
+def test_arrays_of_the_host(tmp_path):
+  """Beside the JSON, where there are any; a step without is as those that earlier versions wrote."""
+  s, tokens = make(abstract(), 0), np.arange(5, dtype=np.int32)
+  saver = Checkpointer(tmp_path, keep=2)
+  saver.save(1, s, {"surplus": {"groups": [{"step": 1}], "tokens": tokens}, "seconds": 2.0})
+  saver.save(2, s, {"surplus": [], "seconds": 3.0})
+  saver.close()
+  loader = Checkpointer(tmp_path, keep=2)
+  facts = loader.restore(1, abstract())[1]
+  np.testing.assert_array_equal(facts["surplus"].pop("tokens"), tokens)
+  assert facts == {"surplus": {"groups": [{"step": 1}]}, "seconds": 2.0}
+  assert loader.restore(2, abstract())[1] == {"surplus": [], "seconds": 3.0}
+  loader.close()
+  folders = [{p.name for p in (tmp_path / "checkpoints" / n).iterdir() if p.is_dir()} for n in "12"]
+  assert [f & {"state", "host", "waiting"} for f in folders] == [{"state", "host", "waiting"}, {"state", "host"}]
+  assert "tokens" not in next((tmp_path / "checkpoints/1/host").iterdir()).read_text()
+
+
 def test_only_the_newest_are_kept(tmp_path):
   s = make(abstract(), 0)
   saver = Checkpointer(tmp_path, keep=2)

@@ -1,5 +1,6 @@
 """Dynamic sampling: sizes of draws, groups that wait, ages, counters, and the end of the data. A scripted sampler."""
 
+import base64
 import contextlib
 import dataclasses
 import json
@@ -9,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from fipo_jax import collect, config
+from fipo_jax import collect, config, host_arrays
 from fipo_jax.data.tokenizer import characters
 from fipo_jax.rewards.score import Scored
 from fipo_jax.rollout import Sampling, stored
@@ -76,6 +77,7 @@ def plain(monkeypatch):
 def sample(run, step):
   progress = types.SimpleNamespace(task=lambda _: None)
   groups, values = collect.sample_groups(run, step, progress)
+  run.ages = [{r.age for r in g} for g in groups]
   return [g[0].prompt.id for g in groups], values
 
 
@@ -97,7 +99,7 @@ def test_surplus_waits_and_is_used_first():
   ids, values = sample(run, 2)
   assert ids == [7, 8, 9, 10] and run.engine.asked == [4, 8]  # nothing had to be sampled
   assert (values["groups_reused"], values["prompts_drawn"], values["tokens_generated"]) == (4, 0, 0)
-  assert [r.age for s, g in run.surplus for r in g] == [1, 1]
+  assert run.ages == [{1}] * 4 and [r.age for s, g in run.surplus for r in g] == [0, 0]  # when it was finished
   assert values["total/groups_trained"] == 8 and np.isnan(values["keep_rate"])
   generated = 12 * 8
   close(values["token_efficiency"], 8 * 8 / generated, dtype=np.float64)
@@ -162,12 +164,22 @@ def test_what_was_sampled_and_trained_is_described():
   assert trained["sequence_tokens_max"] == 12 and trained["advantage_min"] == -1.5
 
 
-def test_waiting_groups_survive_as_json():
+def through_files(waiting, tmp_path):
+  """Stored and read as a checkpoint does it: JSON in one file, arrays in another."""
+  rest, arrays = host_arrays.split({"waiting": stored.encode(waiting)})
+  np.savez(tmp_path / "arrays.npz", **arrays)
+  with np.load(tmp_path / "arrays.npz") as file:
+    return stored.decode(host_arrays.join(json.loads(json.dumps(rest)), dict(file))["waiting"])
+
+
+def test_waiting_groups_survive(tmp_path):
   engine = Engine(lambda i: True)
   groups = engine.generate(Stream(9).take(2), 3, key=0, sampling=0, progress=0)
   groups[0][1].flags, groups[0][1].pred, groups[0][1].age, groups[0][1].key = ("timeout",), "7", 3, (1, 2)
   groups[0][2].logp = np.array([-0.1, -2.0, -1e-9], np.float32)
-  again = stored.decode(json.loads(json.dumps(stored.encode([(4, groups[0]), (5, groups[1])]))))
+  groups[1][0].tokens = np.arange(7, dtype=np.int32)  # each its own length
+  groups[1][0].logp = groups[1][0].raw_logp = np.linspace(-1, 0, 7, dtype=np.float32)
+  again = through_files([(4, groups[0]), (5, groups[1])], tmp_path)
   assert [s for s, _ in again] == [4, 5]
   for old, (_, new) in zip(groups, again, strict=True):
     for a, b in zip(old, new, strict=True):
@@ -176,16 +188,42 @@ def test_waiting_groups_survive_as_json():
         if field.name == "prompt":
           assert (x.id, x.text, x.answer, x.verifier, x.extras) == (y.id, y.text, y.answer, y.verifier, y.extras)
           np.testing.assert_array_equal(x.tokens, y.tokens)
-        elif field.name != "advantage":
+        elif field.name not in ("advantage", "text"):
           np.testing.assert_array_equal(x, y)
   assert again[0][1][0].tokens.dtype == np.int32 and again[0][1][0].logp.dtype == np.float32
+  assert again[0][1][0].tokens.base is None  # one group does not keep the memory of all
+  assert stored.encode([]) == {} and stored.decode({}) == []
+
+
+def test_groups_without_a_token_survive(tmp_path):
+  prompt = Prompt(3, np.array([1], np.int32), "p", "42", "none")
+  nothing = np.zeros(0, np.float32)
+  begun = [Rollout(prompt, g, nothing.astype(np.int32), nothing, "unfinished", raw_logp=nothing) for g in range(2)]
+  assert all(x.size for x in host_arrays.split(stored.encode([(7, begun)]))[1].values())  # Orbax takes no other
+  ((step, group),) = through_files([(7, begun)], tmp_path)
+  assert step == 7 and [len(r.tokens) for r in group] == [0, 0] and group[0].prompt.tokens.tolist() == [1]
+
+
+def test_groups_of_earlier_versions_are_read():
+  """Arrays as base64 inside a record each, texts beside them."""
+  text = lambda *x, dtype: base64.b64encode(np.array(x, dtype).tobytes()).decode()
+  rollout = {
+    "sample": 1, "tokens": text(5, 6, dtype=np.int32), "logp": text(-0.5, -1, dtype=np.float32), "stop_reason": "stop",
+    "text": "ab", "accuracy": 1.0, "score": 1.0, "reward": 0.5, "flags": ["timeout"], "pred": "7", "age": 2,
+    "raw_logp": text(-0.25, -2, dtype=np.float32), "key": [1, 2],
+  }  # fmt: skip
+  prompt = {"id": 3, "tokens": text(1, 2, 3, dtype=np.int32), "text": "p", "answer": "7", "verifier": "gym",
+            "extras": {}}  # fmt: skip
+  ((step, (r,)),) = stored.decode([{"step": 4, "prompt": prompt, "rollouts": [rollout]}])
+  assert (step, r.prompt.tokens.tolist(), r.tokens.tolist(), r.logp.tolist()) == (4, [1, 2, 3], [5, 6], [-0.5, -1])
+  assert (r.raw_logp.tolist(), r.key, r.flags, r.age, r.text) == ([-0.25, -2], (1, 2), ("timeout",), 2, "ab")
 
 
 def test_groups_that_wait_get_back_what_scoring_reads():
   """Extras are not in the checkpoint: whatever they hold, it is as the source has it."""
   prompt = Prompt(3, np.array([1], np.int32), "p", "42", "none", {"terms": (1, {2})})
   begun = [(7, [Rollout(prompt, g, np.arange(2), np.zeros(2), "unfinished") for g in range(2)])]
-  again = stored.decode(json.loads(json.dumps(stored.encode(begun))))
+  again = stored.decode(stored.encode(begun))
   assert again[0][1][0].prompt.extras == {}
   ((step, group),) = stored.with_prompts(again, lambda ids: {i: prompt for i in ids})
   assert step == 7 and all(r.prompt.extras == {"terms": (1, {2})} for r in group)
@@ -229,7 +267,10 @@ def test_many_processes_score_their_share(monkeypatch):
     found = score(jobs)
     return types.SimpleNamespace(result=lambda: found)
 
-  scores = collect.begin_verify(types.SimpleNamespace(scorer=types.SimpleNamespace(submit=submit)), range(8))()
+  made = []
+  job = lambda i: made.append(i) or i
+  scores = collect.begin_verify(types.SimpleNamespace(scorer=types.SimpleNamespace(submit=submit)), job, 8)()
+  assert made == [1, 4, 7]
   assert [s.score for s in scores] == list(range(8)) and scores[3].pred == "3" and asked[:3] == [1, 4, 7]
 
 
@@ -265,10 +306,40 @@ def test_sampling_stops_when_there_is_enough_and_goes_on_in_the_next_step(how):
   assert ids == [4, 5] and [g[0].prompt.id for _, g in run.pending] == [7] and values["groups_unfinished"] == 1
   assert [g[0].prompt.id for _, g in run.surplus] == [6]
   run.surplus, kept = [], 1 if how == "continue" else 0
-  again = stored.decode(json.loads(json.dumps(stored.encode(run.pending))))
+  again = stored.decode(stored.encode(run.pending))
   assert [len(r.tokens) for _, g in again for r in g] == [kept, kept] and not again[0][1][0].finished
   ids, values = sample(run, 5)  # beyond max_age: unfinished groups have no age limit
   assert ids[0] == 7 and run.engine.continued[-1] == [(7, 0, kept), (7, 1, kept)] and values["groups_continued"] == 1
+
+
+def test_ages_count_from_the_first_token():
+  """Three groups come over several iterations, one of them without a token yet: as old as what was sampled first."""
+  run = make(lambda i: True, want=2, max_age=1)
+  run.engine = Streaming(run.engine.mixed)
+  cut = lambda g, n: [dataclasses.replace(r, tokens=r.tokens[:n], stop_reason="unfinished") for r in g]
+  some = run.engine.generate(run.stream.take(4), 2, key=0, sampling=0, progress=0, watch=lambda _: False)
+  run.pending = [(2, cut(some[0], 0)), (3, cut(some[1], 1)), (1, cut(some[2], 2)), (1, cut(some[3], 1))]
+  ids, values = sample(run, 4)
+  assert ids == [2, 3] and run.ages == [{3}, {3}]  # the oldest first
+  assert [(s, g[0].prompt.id, g[0].age) for s, g in run.surplus] == [(3, 1, 1), (4, 0, 0)]
+  ids, values = sample(run, 5)
+  assert ids == [1, 0] and run.ages == [{2}, {1}] and values["groups_dropped"] == 0  # beyond max_age, once
+
+
+def test_a_continued_group_that_was_passed_over_ages():
+  run = make(lambda i: True, want=1, max_age=2)
+  (group,) = run.engine.generate(run.stream.take(1), 2, key=0, sampling=0, progress=0)
+  for r in group:
+    r.age = 3
+  run.surplus = [(1, group)]  # finished in step 4
+  ids, values = sample(run, 6)
+  assert ids == [1] and values["groups_dropped"] == 1
+
+
+def test_surplus_of_just_the_largest_age_is_used():
+  run = make(lambda i: True, want=1, max_age=2)
+  run.surplus = [(1, g) for g in run.engine.generate(run.stream.take(1), 2, key=0, sampling=0, progress=0)]
+  assert sample(run, 3)[0] == [0] and run.ages == [{2}]
 
 
 def test_finish_waits_for_all():
@@ -324,6 +395,22 @@ def test_a_reward_is_the_score_and_the_penalty_for_length():
   assert [(r.text, r.pred, r.flags) for r in group] == [("b" * n, "b" * n, ("timeout",)) for n in (4, 6, 8)]
 
 
+def test_only_what_is_verified_here_is_decoded(monkeypatch):
+  """Process 1 of 2: others' responses get their verdicts, and no text."""
+  run, decoded = make(lambda i: True), []
+  run.tokenizer = types.SimpleNamespace(decode=lambda tokens: decoded.append(len(tokens)) or "b" * len(tokens))
+  score = lambda jobs: [Scored(score=1.0, accuracy=1.0, pred=job.response) for job in jobs]
+  run.scorer = types.SimpleNamespace(submit=lambda jobs: types.SimpleNamespace(result=lambda: score(jobs)))
+  monkeypatch.setattr(collect.processes, "count", lambda: 2)
+  monkeypatch.setattr(collect.processes, "index", lambda: 1)
+  monkeypatch.setattr(collect.processes, "exchange", lambda what, text: [text, text])
+  prompt = Prompt(0, np.array([4], np.int32), "a", "42", "math_dapo")
+  group = [Rollout(prompt, g, np.full(n, 5, np.int32), np.zeros(n), "stop") for g, n in enumerate((3, 4, 5, 6))]
+  BEGIN_SCORE(run, [group])()
+  assert decoded == [4, 6] and [r.text for r in group] == ["", "bbbb", "", "bbbbbb"]
+  assert [r.accuracy for r in group] == [1.0] * 4
+
+
 def test_a_demonstration_ends_with_the_end_token():
   run = make(lambda i: True, want=2)
   run.tokenizer, run.cfg.rollout.max_response_tokens = characters("abc"), 4
@@ -336,8 +423,12 @@ def test_a_demonstration_ends_with_the_end_token():
 
 def test_what_was_rescued_belongs_to_one_checkpoint(tmp_path):
   assert stored.rescued(tmp_path, [3, 0]) == {}
-  stored.rescue(tmp_path, [3, 0], {"pending": [1]})
-  assert stored.rescued(tmp_path, [3, 0]) == {"pending": [1]}
+  (tmp_path / "rescued.json").write_text(json.dumps({"after": [3, 0], "host": {"pending": [1]}}))
+  assert stored.rescued(tmp_path, [3, 0]) == {"pending": [1]}  # of an earlier version
+  stored.rescue(tmp_path, [3, 0], {"pending": {"groups": [2], "tokens": np.arange(3)}, "surplus": {}})
+  found = stored.rescued(tmp_path, [3, 0])
+  assert found["pending"]["groups"] == [2] and found["pending"]["tokens"].tolist() == [0, 1, 2] and not found["surplus"]
+  assert [path.name for path in tmp_path.iterdir()] == ["rescued.npz"]
   assert stored.rescued(tmp_path, [4, 0]) == stored.rescued(tmp_path, [3, 1]) == {}  # a later one, another attempt
 
 

@@ -17,7 +17,7 @@ from fipo_jax.rollout import decode, native
 from fipo_jax.rollout.sampling import Sampling
 from fipo_jax.sharding import make_mesh, named, named_tree
 from fipo_jax.types import Prompt
-from launch import chips, hlo
+from fipo_jax.pods import chips, hlo
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 MODEL = make_model(

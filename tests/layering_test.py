@@ -6,7 +6,7 @@ import source_imports
 # Beginning of a path -> beginnings of what it may import; the longest that fits counts. A folder
 # (ending in "/") may also import its own files, its __init__ excepted. A file that fits none has no
 # rank yet: give it one here.
-LOW = ("fipo_jax/types", "fipo_jax/masked", "fipo_jax/text")
+LOW = ("fipo_jax/types", "fipo_jax/masked", "fipo_jax/text", "fipo_jax/host_arrays")
 MIDDLE = (*LOW, "fipo_jax/config", "fipo_jax/sharding", "fipo_jax/metrics", "fipo_jax/processes", "fipo_jax/console",
           "fipo_jax/changes")  # fmt: skip
 STAGES = tuple(
@@ -17,6 +17,7 @@ MAY_IMPORT = {
   "fipo_jax/types": (),
   "fipo_jax/masked": (),
   "fipo_jax/text": (),
+  "fipo_jax/host_arrays": (),
   "fipo_jax/console": ("fipo_jax/processes",),
   "fipo_jax/changes": ("fipo_jax/config",),
   "fipo_jax/saved": ("fipo_jax/config", "fipo_jax/changes"),

@@ -1,6 +1,7 @@
 """The whole path on a model of a few thousand parameters: train, resume, survive, and refuse."""
 
 import dataclasses
+import gc
 import json
 import math
 import os
@@ -13,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from fipo_jax import command_line, config, loop, metrics, processes, sharding
+from fipo_jax import assemble, command_line, config, loop, metrics, processes, sharding
 from fipo_jax.alarms import Limits, Watch
 from fipo_jax.data.tokenizer import Tokenizer, characters
 from fipo_jax.models import PRESETS, hf, make_model
@@ -329,3 +330,47 @@ def test_a_run_that_is_stopped_has_saved(tmp_path):
   """An accuracy belongs to the step that was evaluated, and not to those after it."""
   stopped(tmp_path / "a", 3, evaluated=True)
   stopped(tmp_path / "b", 4, evaluated=False)
+
+
+def test_one_mini_batch_at_a_time_is_on_the_mesh(model, tmp_path, monkeypatch):
+  """Of four: when one is placed, no more than the one before it is there, whole, and old log-probs wait on the host."""
+  seen, place = [], assemble.Run.place
+
+  def watched(run, batch):
+    gc.collect()
+    live = [x for x in jax.live_arrays() if x.shape == batch.tokens.shape]
+    seen.append(sum(x.nbytes for x in live) / batch.tokens.nbytes)
+    return place(run, batch)
+
+  monkeypatch.setattr(assemble.Run, "place", watched)
+  loop.train(small(model, tmp_path / "run", steps=1, **{"batch.minibatch_prompts": 1}))
+  fields = 9  # of a batch as it is placed
+  assert len(seen) == 8  # each twice: to be scored, to be learnt from
+  assert max(seen) <= fields + 1 and seen[1] > 0, seen  # and what scoring found
+
+
+@pytest.mark.parametrize(
+  ("each", "said"),
+  [
+    (["bad"] * 3, "of the last 3 updates 3 were not finite; lower optimizer.learning_rate"),
+    (["empty"] * 3, "of the last 3 updates 3 had no token left, .* algorithm.sequence_reject_count=1 "),
+    (["empty", "made", "bad", "empty", "empty"], "1 were not finite; .*2 had no token left"),
+  ],
+)
+def test_skipped_updates_say_why(each, said):
+  """All responses rejected is another trouble than a gradient that is not finite; the streak counts over steps."""
+  closed = []
+  run = types.SimpleNamespace(
+    cfg=config.default(), host={}, state=types.SimpleNamespace(skipped=0),
+    checkpointer=types.SimpleNamespace(close=lambda: closed.append(1)),
+  )  # fmt: skip
+  run.cfg.optimizer.max_skipped_updates = 3
+  for n, kind in enumerate(each, start=1):
+    loop.count_empty(run, [{"skipped_updates": float(kind != "made"), "empty_updates": float(kind == "empty")}])
+    run.state.skipped = 0 if kind == "made" else run.state.skipped + 1
+    if n < len(each):
+      loop.check_alive(run)
+  assert not closed
+  with pytest.raises(ValueError, match=said):
+    loop.check_alive(run)
+  assert closed

@@ -32,6 +32,7 @@ import warnings
 from typing import NamedTuple
 
 import mutants_algorithms
+import mutants_doors
 import mutants_models
 import mutants_pods
 import mutants_rewards
@@ -288,7 +289,9 @@ def main(arguments=None) -> int:
 
 MUTANTS = tuple(
   Mutant(*row)
-  for table in (mutants_algorithms, mutants_training, mutants_models, mutants_pods, mutants_rewards, mutants_runs)
+  for table in (
+    mutants_algorithms, mutants_doors, mutants_training, mutants_models, mutants_pods, mutants_rewards, mutants_runs
+  )
   for row in table.ROWS
 )
 

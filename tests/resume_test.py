@@ -1,6 +1,5 @@
 """Nothing is lost: kill -9 at any moment, SIGTERM, an engine that fails. What is resumed ends like what was not."""
 
-import json
 import random
 import signal
 import time
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 
 from fipo_jax import loop
+from fipo_jax.rollout import stored
 from fipo_jax.rollout.http import EngineError
 from fipo_jax.rollout.native import NativeEngine
 from fipo_jax.train import checkpoint
@@ -150,4 +150,4 @@ def test_what_a_failing_engine_had_sampled_waits_in_the_run(model, tmp_path, mon
   assert mended["groups_continued"] == 4 and straight["groups_continued"] == 0
   for name in ("reward", "accuracy", "loss", "grad_norm", "response_length", "total/tokens_generated", "entropy"):
     assert mended[name] == straight[name], name
-  assert json.loads((tmp_path / "b/run/rescued.json").read_text())["after"] == [1, 0]
+  assert stored.rescued(tmp_path / "b/run", [1, 0])

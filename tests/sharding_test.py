@@ -1,5 +1,7 @@
 """Meshes and the table of logical axes, on eight CPU devices."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -119,3 +121,20 @@ def test_sharded_sum_equals_unsharded():
   f = jax.jit(lambda x: jnp.sum(jnp.tanh(x) ** 2, axis=1))
   placed = sharding.to_mesh(mesh(data=2, fsdp=2, context=2), x_RT, "rows", "tokens")
   close(f(placed), f(x_RT), terms=8)
+
+
+@pytest.mark.parametrize("shape", [{}, dict(data=2, fsdp=2, tensor=2)])
+def test_what_is_taken_off_the_mesh_comes_back(shape):
+  """Bit for bit, in the same layout; copies on several devices are one on the host; the array itself may go."""
+  of = mesh(**shape, devices=jax.devices()[: math.prod(shape.values())])
+  host = np.random.default_rng(0).standard_normal((2, 4, 6)).astype(np.float32)
+  host[0, 0, 0] = np.nan
+  x = sharding.to_mesh(of, host, None, "rows", "tokens")
+  kept = sharding.OnHost.of(x)
+  assert all(type(part) is np.ndarray and part.base is None for part in kept.parts.values())  # no view of a device's
+  assert sum(part.nbytes for part in kept.parts.values()) == host.nbytes
+  layout = x.sharding
+  x.delete()
+  again = kept.back()
+  np.testing.assert_array_equal(again, host)
+  assert again.sharding == layout

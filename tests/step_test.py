@@ -223,6 +223,7 @@ def test_a_non_finite_update_is_skipped_and_counted():
     after, values = steps.update(fresh(abstract), place(mesh, packed), packed.used)
     after = jax.device_get(after)
     assert int(after.skipped) == 1 and int(after.updates) == 0 and float(values["skipped_updates"].value()) == 1
+    assert float(values["empty_updates"].value()) == 0
     kept = lambda s: jax.tree.leaves((s.params, s.opt_state))  # a NaN in Adam's moments would spoil every later update
     for x, y in zip(kept(before), kept(after), strict=True):
       np.testing.assert_array_equal(x, y)
@@ -242,6 +243,7 @@ def test_a_mini_batch_without_a_token_changes_nothing():
     after, values = steps.update(fresh(abstract), batch, packed.used)
     after = jax.device_get(after)
   assert int(after.skipped) == 1 and int(after.updates) == 0 and float(values["skipped_updates"].value()) == 1
+  assert float(values["empty_updates"].value()) == 1
   jax.tree.map(np.testing.assert_array_equal, after.params, before.params)
 
 

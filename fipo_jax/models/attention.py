@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from fipo_jax.models import attention_cudnn, attention_splash
+from fipo_jax.models.scale import scaled
 from fipo_jax.sharding import devices_along
 
 # Scores of what may not be seen. Finite, so that a row with nothing to see gives numbers and not NaN.
@@ -41,7 +42,7 @@ def attend_xla(q_RTHh, k_RUKh, v_RUKh, segments_RT, segments_RU, *, block: int =
   """`attend` in plain XLA, for every platform; at most [R, H, block, U] scores exist at a time."""
   R, T, H, h = q_RTHh.shape
   K = k_RUKh.shape[2]
-  q_RTKGh = (q_RTHh * h**-0.5).reshape(R, T, K, H // K, h)
+  q_RTKGh = scaled(q_RTHh).reshape(R, T, K, H // K, h)
   index_T = jnp.arange(T)
 
   def some(queries, end=T):
@@ -76,7 +77,8 @@ def automatic(tokens: int, head_dim: int, dtype) -> str:
     tokens: T of a whole row. head_dim: h. dtype: of the queries.
   """
   platform, context = jax.default_backend(), devices_along("tokens")
-  if platform == "tpu" and attention_splash.fits(tokens, context):
+  # Shorter rows (prompts) would be padded to many times their length.
+  if platform == "tpu" and tokens >= attention_splash.LANES * context:
     return "splash"
   if platform == "gpu" and context == 1 and attention_cudnn.takes(dtype, head_dim):
     return "cudnn"

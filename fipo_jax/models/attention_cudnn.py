@@ -8,6 +8,7 @@ from jax._src.cudnn import (
   fused_attention_stablehlo as cudnn,  # jax.nn's wrapper of it takes no packed rows
 )
 
+from fipo_jax.models.scale import scaled
 from fipo_jax.sharding import devices_along, local
 
 # Segments of a row: the kernel's workspace grows with their number, each as if it were as long as the row.
@@ -34,13 +35,12 @@ def attend_cudnn(q_RTHh, k_RUKh, v_RUKh, segments_RT, segments_RU):
     )
   if (cut := devices_along("tokens")) > 1:
     raise ValueError(f"model.attention='cudnn': takes whole rows, not mesh.context={cut}; use 1, or 'xla'.")
-  scale = q_RTHh.shape[-1] ** -0.5
 
   def part(q_RTHh, k_RTKh, v_RTKh, segments_RT):
     lengths_RM, starts_RM = _sequences(segments_RT)
     run = lambda qkv: cudnn.dot_product_attention(
       *qkv, q_seqlen=lengths_RM, kv_seqlen=lengths_RM, q_offsets=starts_RM, kv_offsets=starts_RM,
-      scale=scale, mask_type=cudnn.MaskType.PADDING_CAUSAL,
+      scale=1.0, mask_type=cudnn.MaskType.PADDING_CAUSAL,
     )  # fmt: skip
     bad = jnp.where(jnp.max(segments_RT) > MOST_SEGMENTS, jnp.nan, 0).astype(q_RTHh.dtype)
     groups = _groups(q_RTHh.shape, k_RTKh.shape[2])
@@ -51,7 +51,7 @@ def attend_cudnn(q_RTHh, k_RUKh, v_RUKh, segments_RT, segments_RU):
     return jnp.moveaxis(out_GRTHh, 0, 2).reshape(q_RTHh.shape) + bad
 
   rows, kv = ("rows", None, "heads", None), ("rows", None, "kv_heads", None)
-  return local(part, (rows, kv, kv, ("rows", None)), rows)(q_RTHh, k_RUKh, v_RUKh, segments_RT)
+  return local(part, (rows, kv, kv, ("rows", None)), rows)(scaled(q_RTHh), k_RUKh, v_RUKh, segments_RT)
 
 
 def takes(dtype, head_dim: int) -> bool:

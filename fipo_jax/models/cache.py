@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 
 from fipo_jax.models.attention import HIDDEN_SCORE
+from fipo_jax.models.scale import scaled
 from fipo_jax.sharding import local
 
 KINDS = ("own", "shared", "tail")
@@ -181,7 +182,7 @@ def attend_xla(pools, layer: int, q_SHh, k_SKh, v_SKh, plan):
   S, H, h = q_SHh.shape
   pool = _write(pools["own"][layer], k_SKh, v_SKh, *plan["write"])
   K = pool["k"].shape[1]
-  q_SKgh = (q_SHh * h**-0.5).reshape(S, K, H // K, h)
+  q_SKgh = scaled(q_SHh).reshape(S, K, H // K, h)
   order_P, owner_P = plan["own"]
   q_PKgh = q_SKgh.at[jnp.zeros_like(order_P).at[order_P].set(owner_P)].get(mode="clip")
   parts = _page_sums(q_PKgh, pool, plan["count_P"])

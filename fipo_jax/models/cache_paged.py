@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from fipo_jax.models.cache import KINDS, Layout, to_int8
 from fipo_jax.models.cache_pallas import LANES, SUBLANES, plan_pallas, rows_of
 from fipo_jax.models.paged_kernel import write_and_attend
+from fipo_jax.models.scale import scaled
 
 MOST_PAGES = 60_000  # of a sequence: a core's scalar memory holds four rows of so many page numbers, 1 MiB in all
 
@@ -117,7 +118,7 @@ def attend_paged(pools: PagedPools, layer, q_SHh, k_SKh, v_SKh, plan, *, interpr
   """Writes one token per slot and looks, with the kernel. A slot of length 0 is skipped by it and yields zeros."""
   new_SK2h, scale_SK2 = _stored(pools, jnp.stack([k_SKh, v_SKh], axis=2))
   out_SHh, kv, scale = write_and_attend(
-    q_SHh, new_SK2h, scale_SK2, pools.kv, pools.scale, plan["length"], plan["table"], layer * sum(pools.pages),
+    scaled(q_SHh), new_SK2h, scale_SK2, pools.kv, pools.scale, plan["length"], plan["table"], layer * sum(pools.pages),
     cores=cores if q_SHh.shape[0] % cores == 0 else 1, interpret=interpret,
   )  # fmt: skip
   return out_SHh, dataclasses.replace(pools, kv=kv, scale=scale)

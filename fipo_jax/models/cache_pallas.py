@@ -25,6 +25,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.experimental.pallas.ops.tpu.paged_attention import paged_attention
 
 from fipo_jax.models.cache import KINDS, Layout, Pages
+from fipo_jax.models.scale import scaled
 
 MOST_NUMBERS = 200_000  # of pages in the table of a device: it lies in the scalar memory of a core, 1 MiB
 LANES, SUBLANES = 128, 8  # of a TPU register: heads and pages have to fill whole ones
@@ -157,7 +158,7 @@ def attend_pallas(
   )
   pools = dataclasses.replace(pools, k=write(pools.k, k_SKh), v=write(pools.v, v_SKh))
   # Queries in float32, because the kernel keeps its running sum in their type.
-  q_SHh, dtype = q_SHh.astype(jnp.float32) * q_SHh.shape[-1] ** -0.5, q_SHh.dtype
+  q_SHh, dtype = scaled(q_SHh).astype(jnp.float32), q_SHh.dtype
   with pltpu.force_tpu_interpret_mode(interpret) if interpret else contextlib.nullcontext():
     out_SHh = paged_attention(
       q_SHh,

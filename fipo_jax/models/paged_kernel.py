@@ -28,10 +28,10 @@ def write_and_attend(
 ):
   """Attention of one query per slot over its pages, of which the last gets the slot's new token first.
 
-      s[t] = q · k[t] h^(-1/2),   out = Σ softmax(s)[t] v[t]      over the slot's `length` tokens, the new one the last
+      s[t] = q · k[t],   out = Σ softmax(s)[t] v[t]      over the slot's `length` tokens, the new one the last
 
   Args:
-    q_SHh: any float dtype; products are in bfloat16, sums in float32.
+    q_SHh: scaled, any float dtype; products are in bfloat16, sums in float32.
     new_SK2h: the new token as it is stored: bfloat16, or whole numbers in -127..127. new_scale_SK2: its scale, float32.
     kv: [rows, K, 2, t, h] bfloat16, or int8 with scale [rows, K, 2 t] float32, else None. Both are written in place.
     length_S: int32, tokens of a slot with the new one; 0: idle, which yields zeros and writes nothing.
@@ -184,7 +184,7 @@ def _kernel(length_ref, after_ref, base_ref, table_ref, ahead_ref, q_ref, new_re
     for k in range(K):
       q_Bgh = jnp.broadcast_to(q_ref[0, k][None], (B, g, h))
       k_Bth, v_Bth = (pages[half, :, k, n].astype(jnp.bfloat16) for n in range(2))
-      s_Bgt = jax.lax.dot_general(q_Bgh, k_Bth, (((2,), (2,)), ((0,), (0,))), **product) * h**-0.5
+      s_Bgt = jax.lax.dot_general(q_Bgh, k_Bth, (((2,), (2,)), ((0,), (0,))), **product)
       if quantized:
         s_Bgt *= scales[half, :, k, :t][:, None]
       s_Bgt = jnp.where(seen_Bgt, s_Bgt, HIDDEN_SCORE)

@@ -341,11 +341,12 @@ class Model:
 
   def most_segments(self, tokens: int) -> int | None:
     """The most segments that attention takes in a row of so many tokens, on the mesh of `jax.set_mesh`; None: any."""
+    return attention_cudnn.MOST_SEGMENTS if self.attention_of(tokens) == "cudnn" else None
+
+  def attention_of(self, tokens: int) -> str:
+    """Which attention rows of so many tokens get, on the mesh of `jax.set_mesh`."""
     c = self.config
-    chosen = c.attention
-    if chosen == "auto":
-      chosen = attention.automatic(tokens, c.head_dim, jnp.dtype(c.dtype))
-    return attention_cudnn.MOST_SEGMENTS if chosen == "cudnn" else None
+    return attention.automatic(tokens, c.head_dim, jnp.dtype(c.dtype)) if c.attention == "auto" else c.attention
 
   def _policy(self):
     if not self.config.offload_inputs:

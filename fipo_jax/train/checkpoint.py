@@ -2,7 +2,8 @@
 
 A step directory is renamed into place when everything in it is durable, and out of the way before any of it is
 deleted, so a kill at any moment leaves every step that is there whole. `state` is the sharded TrainState; `host` is
-JSON: iterator state, counters, results so far. Every process takes part; what is not an array, process 0 writes alone.
+JSON: iterator state, counters, results so far; `waiting` holds its arrays, where it has any. Every process takes part;
+what is not cut over them, process 0 writes alone.
 The folder may be local or gs://; with several processes all must see the same one.
 """
 
@@ -16,7 +17,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import PreservationPolicy
 
-from fipo_jax import console, processes
+from fipo_jax import console, host_arrays, processes
 from fipo_jax.train.state import TrainState
 
 UNMEASURED = -1.0  # accuracy of a step at which no evaluation was made
@@ -86,7 +87,7 @@ class Checkpointer:
         preservation_policy=_Keep(keep, best), enable_async_checkpointing=True, todelete_subdir=DELETED,
         best_fn=lambda metrics: metrics["accuracy"],  # has metrics written; the policy decides
       ),
-      item_names=("state", "host"),
+      item_names=("state", "host", "waiting"),
     )  # fmt: skip
 
   def latest(self) -> int | None:
@@ -125,9 +126,12 @@ class Checkpointer:
   def save(self, step: int, state: TrainState, host: dict[str, Any], accuracy: float | None = None) -> None:
     """Starts saving; returns once the state was copied off the devices, so that it may be donated.
 
+    host: JSON, and NumPy arrays (of at least one number) anywhere in its dicts.
     accuracy: of an evaluation with this state, if there was one: what the best are chosen by.
     """
-    args = ocp.args.Composite(state=ocp.args.StandardSave(state), host=ocp.args.JsonSave(host))
+    rest, arrays = host_arrays.split(host)
+    waiting = {"waiting": ocp.args.StandardSave(arrays)} if arrays else {}
+    args = ocp.args.Composite(state=ocp.args.StandardSave(state), host=ocp.args.JsonSave(rest), **waiting)
     measured = UNMEASURED if accuracy is None else float(accuracy)
     self._manager.save(step, args=args, metrics={"accuracy": measured}, force=True)
     self._clear()
@@ -135,7 +139,11 @@ class Checkpointer:
   def restore(self, step: int, abstract_state: TrainState) -> tuple[TrainState, dict[str, Any]]:
     """Reads a step into the shardings of abstract_state, which may belong to another mesh, and to more or fewer
     processes, than those that saved."""
-    args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state), host=ocp.args.JsonRestore())
+    waiting = (self.folder / str(step) / "waiting").exists()
+    args = ocp.args.Composite(
+      state=ocp.args.StandardRestore(abstract_state), host=ocp.args.JsonRestore(),
+      **({"waiting": ocp.args.StandardRestore()} if waiting else {}),
+    )  # fmt: skip
     try:
       got = self._manager.restore(step, args=args)
     except Exception as error:  # Orbax, TensorStore, JSON and the file system have errors of their own
@@ -143,7 +151,7 @@ class Checkpointer:
       remedy = f"--step={others[-1]} starts from the one before" if others else "there is no older one"
       reason = " ".join(str(error).split())[:200] or type(error).__name__
       raise ValueError(f"checkpoint {self.folder / str(step)} cannot be read: {reason}; {remedy}.") from error
-    return got["state"], got["host"]
+    return got["state"], host_arrays.join(got["host"], got["waiting"] if waiting else {})
 
   def wait(self) -> None:
     """Blocks until what was saved is durable; raises what went wrong in the background."""

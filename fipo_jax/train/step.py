@@ -90,7 +90,8 @@ def make_steps(
     total, (count, metrics), grads = _accumulate(grad, narrow(state.params), batch, used)
     grads = jax.tree.map(lambda g: g / jnp.maximum(count, 1e-8).astype(g.dtype), grads)
     norm = optax.global_norm(grads)
-    ok = jnp.isfinite(norm) & jnp.isfinite(total) & (count > 0)
+    finite = jnp.isfinite(norm) & jnp.isfinite(total)
+    ok = finite & (count > 0)
     old = state.opt_state
     if offloaded:
       old = jax.device_put(old, on_device(states.opt_state))
@@ -108,6 +109,7 @@ def make_steps(
       "grad_norm": Mean(norm, jnp.float32(1)),
       "learning_rate": Mean(learning_rate(state.updates), jnp.float32(1)),
       "skipped_updates": Mean(1.0 - ok, jnp.float32(1)),
+      "empty_updates": Mean((finite & ~ok).astype(jnp.float32), jnp.float32(1)),  # of those: no token counted
     }
     return new, metrics
 
