@@ -13,11 +13,11 @@ from tolerances import close
 from fipo_jax.models import PRESETS, hf, make_model
 from fipo_jax.models.cache import CACHES
 from fipo_jax.models.logprobs import token_logprobs
+from fipo_jax.pods import chips, hlo
 from fipo_jax.rollout import decode, native
 from fipo_jax.rollout.sampling import Sampling
 from fipo_jax.sharding import make_mesh, named, named_tree
 from fipo_jax.types import Prompt
-from fipo_jax.pods import chips, hlo
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 MODEL = make_model(
@@ -234,15 +234,16 @@ def collectives(shape, penalty, devices=None):
   columns = {f.name: rows(S) for f in dataclasses.fields(decode.Work) if f.name not in ("key", "seen")}
   seen = None if penalty == 1 else rows(S, 40, dtype=bool)
   work = decode.Work(**columns, key=rows(S, 2, dtype=jnp.uint32), seen=seen)
+  queue = dataclasses.replace(work, seen=None if seen is None else rows(S, 5, dtype=jnp.uint8))
+  flag, number = jax.ShapeDtypeStruct((), bool), jax.ShapeDtypeStruct((), jnp.int32)
   params = jax.eval_shape(MODEL.unstack, MODEL.abstract())
   whole = jax.tree.map(native._without_row_axes, named_tree(mesh, MODEL.unstacked_axes()))
   params = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), params, whole)
   sampling = Sampling(max_tokens=64, stop_ids=STOP_IDS, top_k=5, top_p=0.9, repetition_penalty=penalty)
   with jax.set_mesh(mesh):
     compiled = decode.run.lower(
-      MODEL, layout, sampling, params, put(pools, layout.axes(pools)), decode.Slots(work, rows(16), rows(16)), work,
-      rows(1), (rows(4), rows(4)), jax.ShapeDtypeStruct((), bool), jax.ShapeDtypeStruct((), jnp.int32), page=PAGE,
-      width=2, steps=64, decide=16,
+      MODEL, layout, sampling, params, put(pools, layout.axes(pools)), decode.Slots(work, rows(16), rows(16)), queue,
+      rows(1), (rows(4), rows(4)), flag, number, flag, number, page=PAGE, width=2, steps=64, decide=16,
     ).compile()  # fmt: skip
   return [(c.depth, c.kind, c.times) for c in hlo.read(compiled.as_text()).collectives]
 

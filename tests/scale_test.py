@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 from cache_test import Scene
 
-from fipo_jax.models import attention, attention_cudnn, attention_splash, cache, cache_pallas
+from fipo_jax.models import (
+  attention,
+  attention_cudnn,
+  attention_splash,
+  cache,
+  cache_paged,
+  cache_pallas,
+)
 from fipo_jax.models.scale import scaled
 
 h = 128  # 1/√h is no power of 2: the product is rounded, and the factor would be
@@ -68,9 +75,15 @@ def test_queries_of_pages(monkeypatch):
 
   sums = cache._page_sums
   monkeypatch.setattr(cache, "_page_sums", page_sums)
+  def write_and_attend(q_SHh, new, new_scale, kv, scale, *_, **__):
+    met["paged"] = q_SHh
+    return q_SHh, kv, scale
+
   monkeypatch.setattr(cache_pallas, "paged_attention", paged_attention)
+  monkeypatch.setattr(cache_paged, "write_and_attend", write_and_attend)
   q_SHh = queries(len(SCENE.slots), SCENE.H)
-  for layout in (cache.CACHES["xla"], cache_pallas.layout(8, 2, interpret=True)):
+  layouts = cache.CACHES["xla"], cache_pallas.layout(8, 2, interpret=True), cache_paged.layout(8, interpret=True)
+  for layout in layouts:
     pools, (pages,), _, k, v = SCENE.build(layout, "bfloat16")
     k, v = (jnp.asarray(x[0, 0], jnp.bfloat16) for x in (k, v))
     plan = layout.plan(jax.tree.map(jnp.asarray, pages), SCENE.width, pools)
@@ -78,6 +91,7 @@ def test_queries_of_pages(monkeypatch):
   want = once(q_SHh)
   assert met["pallas"].dtype == jnp.float32
   np.testing.assert_array_equal(np.asarray(met["pallas"]), want.astype(np.float32))
+  np.testing.assert_array_equal(np.asarray(met["paged"]), want)
   owners = np.asarray(met["xla"], np.float32).reshape(-1, SCENE.H, h)  # a page has the queries of its owner, or of any
   of_slots = {row.tobytes() for row in want.astype(np.float32)}
   assert {row.tobytes() for row in owners} <= of_slots and len(owners) > 1

@@ -54,16 +54,16 @@ def recorded(kind, monkeypatch):
   return logs
 
 
-@pytest.mark.parametrize(("shards", "slots", "samples", "width", "cache_tokens"), [
-  (1, 8, 40, 4, 0),  # a queue, then half the slots
-  (2, 16, 24, 4, 256),  # pages run out: responses are put back
-  (1, 6, 30, 1, 0),  # one sample of a prompt: no shared pages
+@pytest.mark.parametrize(("shards", "slots", "samples", "width", "cache_tokens", "decide"), [
+  (1, 8, 40, 4, 0, 1),  # a queue, then half the slots
+  (2, 16, 24, 4, 320, 4),  # pages run out: responses are put back
+  (1, 6, 30, 1, 0, 1),  # one sample of a prompt: no shared pages
 ])  # fmt: skip
-def test_logs_are_those_of_the_real_device(params, monkeypatch, shards, slots, samples, width, cache_tokens):
+def test_logs_are_those_of_the_real_device(params, monkeypatch, shards, slots, samples, width, cache_tokens, decide):
   mesh = make_mesh(dict(data=1, fsdp=shards, context=1, tensor=1), jax.devices()[:shards])
   real = ENGINES["native"](
     MODEL, mesh, slots=slots, max_prompt_tokens=PROMPT, max_response_tokens=RESPONSE, pad_id=0, page_tokens=PAGE,
-    cache_tokens=cache_tokens,
+    cache_tokens=cache_tokens, continuous_decode_steps=decide,
   )  # fmt: skip
   real.update(params)
   key, asked = jax.random.key(5), prompts(samples // width)
@@ -76,7 +76,8 @@ def test_logs_are_those_of_the_real_device(params, monkeypatch, shards, slots, s
   ends = {r.stop_reason for r in every}
   assert "stop" in ends
   simulated = SimulatedEngine(
-    real.capacity, Free, lambda keys: np.array([length[tuple(k)] for k in keys]), STOPS[0], Clock()
+    real.capacity, type("Costs", (Free,), {"decide": decide}),
+    lambda keys: np.array([length[tuple(k)] for k in keys]), STOPS[0], Clock(),
   )
   theirs = recorded(Simulated, monkeypatch)
   answers = simulated.generate(asked, width, key=key, sampling=SAMPLING)
