@@ -130,7 +130,7 @@ def default() -> ml_collections.ConfigDict:
   # only then. 1, 2, 4, .. 64; 0 = 1 where nothing is exchanged, else by the length of responses, at most 16.
   c.rollout.continuous_decode_steps = 0
   c.rollout.page_tokens = 64  # tokens of a page of the cache
-  c.rollout.cache_tokens = 0  # bound on the cache of responses, over the mesh; 0 = as many as the slots need
+  c.rollout.cache_tokens = 0  # bound on the whole cache, over the mesh; 0 = as many as the slots can need
   c.rollout.cache_dtype = ""  # "" = the compute dtype | int8: half the memory, less exact log-probabilities
   c.rollout.attention = "auto"  # over the cache: auto | xla | pallas (TPU) | paged_attention (TPU, the kernel of JAX)
   c.rollout.urls = ()  # engine http: the servers, as http://host:8000

@@ -33,10 +33,61 @@ ROWS = (
     "cache_paged_test.py::test_the_next_busy_slot_of_each_core", "cores read each other's pages",
   ),
   (
-    "tpu_kernel_growth_of_scales", "fipo_jax/models/cache_paged.py",
-    "return dataclasses.replace(jax.tree.map(grow, pools), pages=pages)",
-    "return dataclasses.replace(pools, kv=grow(pools.kv), pages=pages)",
-    "cache_paged_test.py::test_growth_of_two_shards", "after a growth int8 pages have the scales of others",
+    "resizing_keeps_the_old_array", "fipo_jax/models/cache.py",
+    "      old.delete()\n", "      pass\n",
+    "cache_test.py::test_resizing_two_shards_holds_no_array_but_one_twice", "a growing cache is in memory twice",
+  ),
+  (
+    "resized_slots_alone", "fipo_jax/rollout/decode.py",
+    "jnp.argsort(owner_P == NOBODY) if pages != P else jnp.arange(P)", "jnp.argsort(owner_P == NOBODY)",
+    "decode_test.py::test_shrinking_keeps_who_has_which_page", "slots find the pages of others where only slots change",
+  ),
+  (
+    "renumbered_without_moving", "fipo_jax/rollout/serving.py",
+    "      if shape.shared == old.shared:\n        continue\n", "",
+    "native_test.py::test_tokens_do_not_depend_on_batch_slot_page_or_order", "samples read the prompts of others",
+  ),
+  (
+    "reserved_pages_are_given_away", "fipo_jax/rollout/decode.py",
+    "  active_S, free_P = slots.work.uid >= 0, slots.owner_P == NOBODY\n",
+    "  active_S, free_P = slots.work.uid >= 0, slots.owner_P < 0\n",
+    "budget_test.py::test_live_bytes_keep_the_budget", "a response that goes on finds its pages overwritten",
+  ),
+  (
+    "an_empty_shard_waits_for_more", "fipo_jax/rollout/serving.py",
+    "max(1, self._keep) * (shard.active + len(shard.queue)) <= shard.own",
+    "max(1, self._keep * (shard.active + len(shard.queue))) <= shard.own",
+    "simulated_test.py::test_every_call_comes_to_an_end", "a rollout with one slot a device never ends",
+  ),
+  (
+    "prefill_beside_the_budget", "fipo_jax/rollout/capacity.py",
+    "room - self.prefill_pages(width)", "room",
+    "capacity_test.py::test_shapes_hold_the_longest_and_keep_the_budget", "a prefill does not fit into the memory",
+  ),
+  (
+    "a_shape_for_every_fraction", "fipo_jax/rollout/capacity.py",
+    "min(len(fewer), MOST_DECODE - len(found))", "len(fewer)",
+    "capacity_test.py::test_shapes_hold_the_longest_and_keep_the_budget", "more programs are compiled than promised",
+  ),
+  (
+    "a_program_for_every_limit", "fipo_jax/rollout/device.py",
+    "stop_strings=(), max_tokens=max(1, sampling.min_tokens)", "stop_strings=()",
+    "budget_test.py::test_programs_are_few_when_lengths_grow_tenfold", "each limit of tokens compiles anew",
+  ),
+  (
+    "oldest_are_put_back", "fipo_jax/rollout/serving.py",
+    "busy.sort(key=lambda uid: -self.looks.count[uid])", "busy.sort(key=lambda uid: self.looks.count[uid])",
+    "simulated_test.py::test_few_tokens_are_prefilled_again", "in a tight cache most tokens are prefilled again",
+  ),
+  (
+    "no_pages_are_kept", "fipo_jax/rollout/serving.py",
+    "return -(-self.capacity.longest // 8) if self", "return 1 if self",
+    "simulated_test.py::test_few_tokens_are_prefilled_again", "in a tight cache responses begin only to be put back",
+  ),
+  (
+    "given_slots_take_what_is_not_there", "fipo_jax/rollout/native.py",
+    "      self._bound_by_memory()\n", "      pass\n",
+    "native_test.py::test_given_slots_take_no_more_than_the_free_memory", "a first rollout ends for want of memory",
   ),
   (
     "tpu_kernel_int8_falls_back", "fipo_jax/rollout/native.py",
@@ -165,7 +216,7 @@ ROWS = (
   ),
   (
     "stop_string_left_in_the_slot", "fipo_jax/rollout/serving.py",
-    "parts[-1] = parts[-1][:keep]", "pass",
+    "self.looks.count[sample.uid] -= len(new) - keep", "pass",
     "native_test.py::test_stop_strings_end_a_response_at_the_token_that_completes_one",
     "what was sampled behind a stop string stays",
   ),
@@ -196,8 +247,8 @@ ROWS = (
   ),
   (
     "continued_from_its_prompt", "fipo_jax/rollout/serving.py",
-    "self.entries += [_Entry(_so_far(s), [s]) for s in begun]",
-    "self.entries += [_Entry(np.asarray(s.rollout.prompt.tokens, np.int32), [s]) for s in begun]",
+    "self.entries += [_Entry(_so_far(s.rollout), [s]) for s in made if len(s.rollout.tokens)]",
+    "self.entries += [_Entry(np.asarray(s.rollout.prompt.tokens), [s]) for s in made if len(s.rollout.tokens)]",
     "native_test.py::test_an_early_end_loses_nothing", "a continued response does not see what it has said",
   ),
   (

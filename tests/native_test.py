@@ -3,8 +3,10 @@
 Compiling is what takes time here, so most tests use SLOTS: an odd number has no half to shrink to, hence one program.
 """
 
+import contextlib
 import dataclasses
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -112,7 +114,7 @@ def test_groups_come_back_in_prompt_order_with_all_fields():
 
 @pytest.mark.parametrize(("slots", "sizes"), [
   (8, dict(page_tokens=64)), (SLOTS, dict(page_tokens=4, max_prompt_tokens=12, cache_tokens=60)),
-  pytest.param(3, dict(page_tokens=4, max_prompt_tokens=12, cache_tokens=92), marks=pytest.mark.slow),
+  (3, dict(page_tokens=4, max_prompt_tokens=12, cache_tokens=92)),
 ])  # fmt: skip
 def test_tokens_do_not_depend_on_batch_slot_page_or_order(slots, sizes):
   """In 15 pages of 4 tokens, 7 slots do not fit: samples are put back and continued, and still get the same tokens."""
@@ -284,6 +286,27 @@ def test_slots_from_the_free_memory(monkeypatch):
   monkeypatch.setattr(native_lib, "_free_host_memory", lambda: 5000)
   with pytest.raises(ValueError, match="rollout.slots='auto'.*27 tokens of cache.*needs 176.*cache_dtype='int8'"):
     engine("auto", page_tokens=16)
+
+
+def test_given_slots_take_no_more_than_the_free_memory(monkeypatch, capsys):
+  """Of a device that says what it has: 20,000 tokens would be needed, 0.7 of 300 kB hold 1,640."""
+  stats, e = {"bytes_limit": 400_000, "bytes_in_use": 100_000}, engine(256, page_tokens=16)
+  e.mesh = types.SimpleNamespace(
+    local_devices=[types.SimpleNamespace(memory_stats=lambda: stats)], shape=e.mesh.shape, devices=e.mesh.devices
+  )
+  monkeypatch.setattr(e, "_adopt", lambda params: params)
+  monkeypatch.setattr(jax, "set_mesh", lambda mesh: contextlib.nullcontext())
+  e.update(None)
+  assert e.cache_tokens == 210_000 // e.token_bytes == 1640
+  assert "cache: 256 slots of the longest responses would need" in capsys.readouterr().out
+  e.update(None)  # said once
+  assert not capsys.readouterr().out
+  e.cache_tokens, stats["bytes_limit"] = 0, 110_000
+  with pytest.raises(ValueError, match="rollout.slots=256: 0.00 GiB are free.*54 tokens of cache"):
+    e.update(None)
+  e.cache_tokens, stats["bytes_limit"] = 0, 10**9
+  e.update(None)
+  assert e.cache_tokens == 0
 
 
 def test_the_key_matters_and_samples_of_a_group_differ():

@@ -1,6 +1,9 @@
 """The simulated device follows the rules of the real one: the same logs, step by step, for the same lengths."""
 
 import dataclasses
+import itertools
+import resource
+import time
 import types
 
 import jax
@@ -11,7 +14,7 @@ from fipo_jax.models import PRESETS, make_model
 from fipo_jax.pods.iteration import SimulatedEngine
 from fipo_jax.pods.simulated import Clock, Lengths, Simulated
 from fipo_jax.rollout import ENGINES, Sampling, device, serving
-from fipo_jax.rollout.capacity import Shape
+from fipo_jax.rollout.capacity import Capacity, Shape
 from fipo_jax.sharding import make_mesh
 from fipo_jax.types import Prompt
 
@@ -146,3 +149,65 @@ def test_decisions_come_once_in_a_block_that_the_pages_can_hold(own):
     np.testing.assert_array_equal((log.uid_CS[:, 0] >= 0).sum(), 5)
   else:  # 3 pages of 4: both take one, then neither can be sure of 4 more
     assert seen == [(4, 2)] and bool(log.short_D[0])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.3])  # of the need; 0: no bound
+def test_every_call_comes_to_an_end(share):
+  """One slot or many, prompts of any width, pages longer than a response: nobody waits for what nobody gives back."""
+  for slots, shards, width, page, prompt in itertools.product((1, 2, 5, 8), (1, 3), (1, 2, 4), (4, 64), (1, 9, 24)):
+    c = Capacity(slots, shards, 24, 12, page, 0, 2, resizes=slots != 5)
+    if share:
+      c = dataclasses.replace(c, budget=max(int(share * slots * c.longest), c.smallest_budget(width)))
+    rng = np.random.default_rng(slots)
+    made = Simulated(
+      shards=shards, page=page, most_slots=slots, stop_id=1, costs=Free, clock=Clock(),
+      lengths_of=lambda keys, rng=rng: rng.integers(1, 20, len(keys)),
+    )  # fmt: skip
+    asked = [Prompt(i, np.full(prompt, 3, np.int32), "", "", "none") for i in range(7)]
+    call = serving.Call(made, c, asked, width, jax.random.key(0), Sampling(max_tokens=12, stop_ids=(1,)))
+    looks = itertools.count()
+
+    def progress(done, total, looks=looks, said=(slots, shards, width, page, prompt)):
+      assert next(looks) < 1000, said
+
+    call.serve(progress, None)
+    assert all(r.finished for group in call.groups for r in group)
+
+
+def test_few_tokens_are_prefilled_again():
+  """65,536 tokens in a quarter of the pages that 32 slots need at their longest: how many, and how many token steps.
+
+  Every response is as long as it may be, which nobody knows: at best pages hold some 15 of them at a time, each at
+  another length, and 4,300 steps would do. With one page kept for each, 34,000 tokens are prefilled again.
+  """
+  capacity = Capacity(32, 1, 32, 256, 16, 144, 24, resizes=True)
+  clock = Clock()
+  made = Simulated(
+    shards=1, page=16, most_slots=32, stop_id=1, costs=Free, clock=clock,
+    lengths_of=lambda keys: np.full(len(keys), 999),
+  )  # fmt: skip
+  asked = [Prompt(i, np.full(20, 3, np.int32), "", "", "none") for i in range(16)]
+  call = serving.Call(made, capacity, asked, 16, jax.random.key(0), Sampling(max_tokens=256, stop_ids=(1,)))
+  call.serve(lambda done, total: None, None)
+  assert call.usage.tokens == 16 * 16 * 256
+  again = call.usage.prefill_tokens - 16 * 19
+  assert 0 < again < 0.4 * call.usage.tokens and clock.seconds["decode"] < 7600, (again, clock.seconds)
+
+
+@pytest.mark.slow
+def test_the_host_keeps_up_with_a_pod():
+  """The real host code through 512 x 16 responses of up to 20,480 tokens in 1,280 slots: time and memory."""
+  capacity = Capacity(80, 16, 2048, 20_480, 64, 0, 64, resizes=False)
+  rng = np.random.default_rng(0)
+  lengths = lambda keys: np.clip(rng.lognormal(np.log(7000), 0.7, len(keys)), 4, None).astype(int)
+  made = Simulated(
+    shards=16, page=64, most_slots=80, stop_id=1, costs=type("Costs", (Free,), {"decide": 16}), clock=Clock(),
+    lengths_of=lengths, decide=16,
+  )  # fmt: skip
+  asked = [Prompt(i, rng.integers(2, 40, 150).astype(np.int32), "", "", "none") for i in range(512)]
+  began = time.process_time()
+  call = serving.Call(made, capacity, asked, 16, jax.random.key(0), Sampling(max_tokens=20_480, stop_ids=(1,)))
+  call.serve(lambda done, total: None, None)
+  assert call.usage.tokens > 5e7 and call.usage.decode_programs <= 6
+  assert time.process_time() - began < 60  # 16 s, a quarter of it the device's; a slow machine takes longer
+  assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 12 * 2**20

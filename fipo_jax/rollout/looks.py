@@ -9,12 +9,13 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class _Look:
-  """One log. Of each sample in it, ascending by uid: its slot, and its steps from `first` to before `end`.
+  """One log.
 
-  tokens_SC, logp_SC, raw_SC: by slot and step.
+  row: of each sample of the call, -1 where it is not in it. slot, first, end: of each row, which steps from `first` to
+  before `end` in which slot. tokens_SC, logp_SC, raw_SC: by slot and step.
   """
 
-  uid: np.ndarray
+  row: np.ndarray
   slot: np.ndarray
   first: np.ndarray
   end: np.ndarray
@@ -37,7 +38,7 @@ class Looks:
     return len(self.looks)
 
   def add(self, log) -> np.ndarray:
-    """Takes in a `decode.Log`; returns the uids of the samples that got tokens, ascending."""
+    """Takes in a `decode.Log`; returns the uids of the samples that got tokens, each once."""
     n = int(log.steps)
     by_slot = lambda x: np.ascontiguousarray(x[:n].T)
     uid_SC = by_slot(log.uid_CS)
@@ -48,9 +49,10 @@ class Looks:
     busy = uid_SC >= 0
     (slot, first), (_, end) = np.nonzero(new & busy), np.nonzero(over & busy)
     uid = uid_SC[slot, first]
-    order = np.argsort(uid)
-    uid, slot, first, end = uid[order], slot[order], first[order], end[order] + 1
-    look = _Look(uid, slot, first, end, *map(by_slot, (log.token_CS, log.logp_CS, log.raw_CS)))
+    end += 1
+    row = np.full(len(self.count), -1, np.int32)
+    row[uid] = np.arange(len(uid))
+    look = _Look(row, slot, first, end, *map(by_slot, (log.token_CS, log.logp_CS, log.raw_CS)))
     self.looks.append(look)
     self.count[uid] += (end - first).astype(np.int32)
     self.last[uid] = look.tokens_SC[slot, end - 1]
@@ -60,7 +62,7 @@ class Looks:
   def newest(self, uid: int) -> np.ndarray:
     """The tokens of a sample in the newest log, which has some."""
     look = self.looks[-1]
-    i = np.searchsorted(look.uid, uid)
+    i = look.row[uid]
     return look.tokens_SC[look.slot[i], look.first[i] : look.end[i]]
 
   def since(self, uid: int, begin: int, had: int):
@@ -68,8 +70,7 @@ class Looks:
     than `had`."""
     parts = []
     for look in self.looks[begin:]:
-      i = int(np.searchsorted(look.uid, uid))
-      if i < len(look.uid) and look.uid[i] == uid:
+      if (i := look.row[uid]) >= 0:
         parts.append((look, look.slot[i], slice(look.first[i], look.end[i])))
     new = int(self.count[uid]) - had
     return tuple(

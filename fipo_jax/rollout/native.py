@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from fipo_jax import processes
+from fipo_jax import console, processes
 from fipo_jax.models import cache_paged, cache_pallas
 from fipo_jax.models.cache import CACHES, bytes_per_token
 from fipo_jax.models.transformer import Model
@@ -107,6 +107,8 @@ class NativeEngine:
       self.params = self._adopt(params)
     if not self.slots:
       self._size_from_memory()
+    elif not self.cache_tokens and self.mesh.local_devices[0].memory_stats():
+      self._bound_by_memory()
 
   def release(self) -> None:
     """Lets go of the parameters; see Engine."""
@@ -193,6 +195,29 @@ class NativeEngine:
 
   def _size_from_memory(self):
     """slots="auto": most of what is free on a device goes to pages; slots so that responses of half the limit fit."""
+    tokens, free = self._tokens_that_fit()
+    per_slot = self.max_prompt_tokens + self.max_response_tokens // 2
+    slots = max(1, min(256, tokens // per_slot))
+    self.slots = self.shards * (slots - slots % 8 if slots > 8 else slots)  # can be halved, and cut by mesh.tensor
+    self.layout = self._layout()
+    self._check_fit("auto", tokens, free)
+    self.cache_tokens = self.cache_tokens or self.shards * tokens
+
+  def _bound_by_memory(self):
+    """Slots that are given: where their longest responses would not all fit on a device, as many pages as do."""
+    tokens, free = self._tokens_that_fit()
+    c = self.capacity
+    if (need := (c.slots * c.longest + c.prefill_pages(2)) * self.page) <= tokens:
+      return
+    self._check_fit(self.slots, tokens, free)
+    self.cache_tokens = self.shards * tokens
+    console.say(
+      f"cache: {self.slots} slots of the longest responses would need {need * self.shards} tokens, but "
+      f"{self.cache_tokens} fit in 0.7 of the {free / 2**30:.1f} GiB that are free on a device: what exceeds them waits"
+    )
+
+  def _tokens_that_fit(self) -> tuple[int, int]:
+    """(tokens of a shard's cache that fit in 0.7 of a device's free memory, its bytes), the least of all processes."""
     devices = self.mesh.local_devices
     stats = devices[0].memory_stats()
     if stats and "bytes_limit" in stats:
@@ -200,19 +225,15 @@ class NativeEngine:
     else:
       free = _free_host_memory() // len(devices)
     free = min(map(int, processes.exchange("free memory", str(free))))
-    cut = self.mesh.shape["tensor"]
-    tokens = int(0.7 * free) * cut // self.token_bytes
-    per_slot = self.max_prompt_tokens + self.max_response_tokens // 2
-    slots = max(1, min(256, tokens // per_slot))
-    self.slots = self.shards * (slots - slots % 8 if slots > 8 else slots)  # can be halved, and cut by mesh.tensor
-    self.layout = self._layout()
-    least = self.capacity.smallest_budget(2) * self.page
-    if tokens < least:
+    return int(0.7 * free) * self.mesh.shape["tensor"] // self.token_bytes, free
+
+  def _check_fit(self, slots, tokens: int, free: int) -> None:
+    """ValueError where not even one longest response fits."""
+    if tokens < (least := self.capacity.smallest_budget(2) * self.page):
       raise ValueError(
-        f"rollout.slots='auto': {free / 2**30:.2f} GiB are free on a device, {tokens} tokens of cache, but one longest "
-        f"response needs {least}; use rollout.cache_dtype='int8', a larger mesh.tensor, or a shorter limit."
+        f"rollout.slots={slots!r}: {free / 2**30:.2f} GiB are free on a device, {tokens} tokens of cache, but one "
+        f"longest response needs {least}; use rollout.cache_dtype='int8', a larger mesh.tensor, or a shorter limit."
       )
-    self.cache_tokens = self.cache_tokens or self.shards * tokens
 
   def _check(self, prompts, samples_per_prompt, sampling, pending):
     if self.params is None:
