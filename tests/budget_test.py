@@ -12,18 +12,24 @@ import pytest
 from native_test import KEY, random_params, same_numbers
 
 from fipo_jax.models import PRESETS, cache, make_model
-from fipo_jax.rollout import ENGINES, Sampling, decode, device
+from fipo_jax.rollout import ENGINES, Sampling, capacity, decode, device
 from fipo_jax.rollout.capacity import MOST_DECODE, MOST_PREFILL
 from fipo_jax.sharding import make_mesh
 from fipo_jax.types import Prompt
 
 MODEL = make_model(
   dataclasses.replace(
-    PRESETS["tiny"], vocab_size=40, num_layers=6, d_model=16, d_mlp=24, num_heads=2, num_kv_heads=2, head_dim=32
+    PRESETS["tiny"], vocab_size=40, num_layers=4, d_model=16, d_mlp=24, num_heads=2, num_kv_heads=2, head_dim=32
   )
 )
 SAMPLING = Sampling(max_tokens=48, stop_ids=(7,))
 SLOTS = 6  # of a shard; half and a quarter of an odd number there are not
+
+
+@pytest.fixture(autouse=True)
+def small_pools(monkeypatch):
+  """Pools may grow, small as they are."""
+  monkeypatch.setattr(capacity, "SMALLEST_POOL", 0)
 
 
 def make_prompts(n, equal):
@@ -49,7 +55,9 @@ def engine(shards, share=0.0):
 
 @functools.cache
 def with_room(equal):
-  return engine(1).generate(make_prompts(9, equal), 4, key=KEY, sampling=SAMPLING)
+  e = engine(1)
+  e._level[SAMPLING, 4] = 9  # the largest pools from the start: few programs
+  return e.generate(make_prompts(9, equal), 4, key=KEY, sampling=SAMPLING)
 
 
 def alive():

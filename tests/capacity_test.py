@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from fipo_jax.rollout.capacity import MOST_DECODE, MOST_PREFILL, PREFILL_TOKENS, Capacity
+from fipo_jax.rollout.capacity import MOST_DECODE, MOST_PREFILL, PREFILL_TOKENS, SMALLEST_POOL, Capacity
 
 
 def capacities():
@@ -30,7 +30,7 @@ def test_shapes_hold_the_longest_and_keep_the_budget(share, width):
     assert slots[0] == c.slots and slots == sorted(slots, reverse=True)
     whole = [s for s in shapes if s.slots == c.slots]
     assert whole == sorted(whole, key=lambda s: s.own) and (c.resizes or len(whole) == 1)
-    assert whole[-1].own >= c.longest
+    assert whole[-1].own >= c.longest and all(s.own >= SMALLEST_POOL // c.page for s in whole[:-1])
     if not budget:
       assert whole[-1].own == c.slots * c.longest
     for s in shapes:

@@ -14,6 +14,7 @@ from fipo_jax.models import PRESETS, make_model
 from fipo_jax.pods.iteration import SimulatedEngine
 from fipo_jax.pods.simulated import Clock, Lengths, Simulated
 from fipo_jax.rollout import ENGINES, Sampling, device, serving
+from fipo_jax.rollout import capacity as capacity_lib
 from fipo_jax.rollout.capacity import Capacity, Shape
 from fipo_jax.sharding import make_mesh
 from fipo_jax.types import Prompt
@@ -63,6 +64,8 @@ def recorded(kind, monkeypatch):
   (1, 6, 30, 1, 0, 1),  # one sample of a prompt: no shared pages
 ])  # fmt: skip
 def test_logs_are_those_of_the_real_device(params, monkeypatch, shards, slots, samples, width, cache_tokens, decide):
+  if not cache_tokens and width > 1:
+    monkeypatch.setattr(capacity_lib, "SMALLEST_POOL", 0)  # pools grow
   mesh = make_mesh(dict(data=1, fsdp=shards, context=1, tensor=1), jax.devices()[:shards])
   real = ENGINES["native"](
     MODEL, mesh, slots=slots, max_prompt_tokens=PROMPT, max_response_tokens=RESPONSE, pad_id=0, page_tokens=PAGE,

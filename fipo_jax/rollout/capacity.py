@@ -10,6 +10,7 @@ import dataclasses
 
 PREFILL_TOKENS = 8_192  # padded tokens of one shard in one prefill, or one prompt
 MOST_DECODE, MOST_PREFILL = 6, 4  # programs of one way of sampling
+SMALLEST_POOL = 4_096  # tokens of a shard: to compile for a smaller cache would take longer than it could save
 SMALLEST_ROW, LANES = 16, 128  # rows of a prefill are multiples of the one, from 128 tokens on of the other
 
 
@@ -95,7 +96,7 @@ class Capacity:
       return (Shape(S, own, shared, tail), *(Shape(n, own, shared, tail) for n in fewer))
     found = {}  # by own pages
     for n in (16, 8, 4, 2, 1):
-      if n == 1 or 2 * S <= need // n < own:
+      if n == 1 or need // n < own and need // n >= max(2 * S, SMALLEST_POOL // self.page):
         pages = min(own, need // n)
         found[pages] = Shape(S, pages, max(min(full, shared), shared * 4 // max(n, 4)), tail)
     found = list(found.values())
