@@ -4,7 +4,13 @@ import itertools
 
 import pytest
 
-from fipo_jax.rollout.capacity import MOST_DECODE, MOST_PREFILL, PREFILL_TOKENS, SMALLEST_POOL, Capacity
+from fipo_jax.rollout.capacity import (
+  MOST_DECODE,
+  MOST_PREFILL,
+  PREFILL_TOKENS,
+  SMALLEST_POOL,
+  Capacity,
+)
 
 
 def capacities():
