@@ -403,6 +403,7 @@ def test_where_the_kernel_of_tpus_is_used():
   assert fits(128, "bfloat16", 8) and fits(256, "int8", 32) and fits(128, "int8", 64)
   assert not (fits(64, "bfloat16", 8) or fits(128, "float32", 64) or fits(128, "int8", 16) or fits(128, "bfloat16", 4))
   assert engine(SLOTS).attention == "xla"  # no TPU
+  assert native_lib.proven("bfloat16") == "paged_attention" and native_lib.proven("int8") == "pallas"
   layouts = {name: engine(SLOTS, attention=name).layout for name in ("pallas", "paged_attention")}
   assert layouts["pallas"] is cache_paged.layout(2, cores=1) and layouts["pallas"].new != layouts["paged_attention"].new
   with pytest.raises(ValueError, match="rollout.attention='flash': expected 'auto', 'xla', 'pallas' or 'paged_atten"):

@@ -49,7 +49,7 @@ class NativeEngine:
         some are put back and continued later. 0: as many as the slots can need (with slots="auto": as fit).
       cache_dtype: "int8", or "" for the model's compute dtype.
       attention: layout of the cache: "xla", "pallas" (TPU), "paged_attention" (TPU, JAX's own kernel), or "auto":
-        pallas on a TPU where the model allows it.
+        on a TPU where the model allows it `proven`.
       continuous_decode_steps: tokens between two decisions of `decode.run`, 1, 2, 4, .. 64; 0: `decided_every`.
       text: token ids -> text, special tokens included, for `Sampling.stop_strings`.
     Raises:
@@ -88,7 +88,8 @@ class NativeEngine:
     kernel = pallas_fits(model.config, self.cache_dtype, page_tokens) and mesh.devices.flat[0].platform == "tpu"
     if attention not in ("auto", "xla", "pallas", "paged_attention"):
       raise ValueError(f"rollout.attention={attention!r}: expected 'auto', 'xla', 'pallas' or 'paged_attention'.")
-    self.attention = attention = ("pallas" if kernel else "xla") if attention == "auto" else attention
+    self._chosen = attention != "auto"
+    self.attention = attention = attention if self._chosen else proven(self.cache_dtype) if kernel else "xla"
     self.unstacked = attention == "xla"  # layers by name; else a scan over them, and a program that depth does not grow
     self.layout = self._layout()
     self._level: dict[tuple, int] = {}  # of the shapes of each way of sampling: where its next call begins
@@ -166,6 +167,9 @@ class NativeEngine:
     most_pages = -(-(self.max_prompt_tokens + self.max_response_tokens) // self.page) + 1
     size = self.slots // self.shards
     two_cores = self.mesh.devices.flat[0].device_kind in ("TPU v4", "TPU v5")
+    if self.attention == "paged_attention" and not self._chosen and size * most_pages > cache_pallas.MOST_NUMBERS:
+      console.say(f"rollout.attention='pallas': {size} slots of {most_pages} pages are too many for JAX's own kernel")
+      self.attention = "pallas"
     if self.attention == "pallas":
       return cache_paged.layout(most_pages, cores=2 if two_cores else 1)
     if size * most_pages > cache_pallas.MOST_NUMBERS:
@@ -271,6 +275,15 @@ def decided_every(shards: int, max_response_tokens: int) -> int:
   of 5.4 ms (vllm-project/tpu-inference#3509), so once in 16 steps 0.3%.
   """
   return 1 if shards == 1 else 1 << (min(16, max(1, max_response_tokens // 64)).bit_length() - 1)
+
+
+def proven(cache_dtype: str) -> str:
+  """The TPU kernel that is used if nobody says which: JAX's own, which runs on many chips, where it can do it.
+
+  Ours reads int8 pages as such and long tables, fetches no page that is not there and needs no scatter, but it has
+  only been compiled and simulated. Once it has run on a chip it should be the one for all.
+  """
+  return "pallas" if cache_dtype == "int8" else "paged_attention"
 
 
 def pallas_fits(config, cache_dtype: str, page_tokens: int) -> bool:
