@@ -320,7 +320,7 @@ def stopped(tmp_path, step, evaluated):
   assert loader.latest() == step
   state, host = loader.restore(step, {"x": jax.ShapeDtypeStruct((2,), np.float64)})
   np.testing.assert_array_equal(state["x"], run.state["x"])
-  assert host == run.host | {"data": {"drawn": 7}, "surplus": [], "pending": [], "watch": run.watch.state()}
+  assert host == run.host | {"data": {"drawn": 7}, "surplus": {}, "pending": {}, "watch": run.watch.state()}
   loader.save(8, {"x": np.zeros(2)}, {})  # leaves the newest, and the best
   loader.close()
   assert steps_in(folder_of(tmp_path)) == [step if evaluated else 1, 8]

@@ -351,8 +351,9 @@ def decided(steps, shards=1, cache_tokens=60):
 
 
 @pytest.mark.parametrize("steps, shards, cache_tokens", [
-  (4, 1, 60), (64, 8, 480),
-  *(pytest.param(*row, marks=pytest.mark.slow) for row in ((16, 1, 60), (64, 1, 60), (4, 8, 480), (16, 8, 480))),
+  (4, 1, 60),
+  *(pytest.param(*row, marks=pytest.mark.slow) for row in (
+    (16, 1, 60), (64, 1, 60), (4, 8, 480), (16, 8, 480), (64, 8, 480))),
 ])  # fmt: skip
 def test_tokens_do_not_depend_on_how_often_is_decided(steps, shards, cache_tokens):
   """In so few pages samples are put back and continued; blocks are longer than pages, and often longer than fit."""

@@ -59,9 +59,9 @@ def recorded(kind, monkeypatch):
 
 
 @pytest.mark.parametrize(("shards", "slots", "samples", "width", "cache_tokens", "decide"), [
-  (1, 8, 40, 4, 0, 1),  # a queue, then half the slots
+  pytest.param(1, 8, 40, 4, 0, 1, marks=pytest.mark.slow),  # a queue, then half the slots
   (2, 16, 24, 4, 320, 4),  # pages run out: responses are put back
-  (1, 6, 30, 1, 0, 1),  # one sample of a prompt: no shared pages
+  pytest.param(1, 6, 30, 1, 0, 1, marks=pytest.mark.slow),  # one sample of a prompt: no shared pages
 ])  # fmt: skip
 def test_logs_are_those_of_the_real_device(params, monkeypatch, shards, slots, samples, width, cache_tokens, decide):
   if not cache_tokens and width > 1:
