@@ -114,7 +114,7 @@ def test_live_bytes_keep_the_budget(share, equal, shards, monkeypatch):
     groups = e.generate(make_prompts(9, equal), 4, key=KEY, sampling=SAMPLING)
   same_numbers(groups, want)
   budget = e.cache_tokens * e.token_bytes / shards
-  small = 64 * SLOTS * 16 * 2 + 20_000  # two logs, and the numbers of slots, queue and pages
+  small = 64 * SLOTS * 16 * 2 + 32_000  # two logs, and the numbers of slots, queue and pages; whatever the model
   assert max(most.values()) <= 1.02 * budget + small, (most, budget)
   assert max(most.values()) > 0.5 * min(budget, e.usage.peak_cache_bytes / shards)  # something was measured
   assert e.usage.peak_cache_bytes <= e.cache_tokens * e.token_bytes

@@ -55,8 +55,8 @@ ROWS = (
   ),
   (
     "an_empty_shard_waits_for_more", "fipo_jax/rollout/serving.py",
-    "max(1, self._keep) * (shard.active + len(shard.queue)) <= shard.own",
-    "max(1, self._keep * (shard.active + len(shard.queue))) <= shard.own",
+    "+ self._keep * shard.active + len(shard.queue) <= shard.own",
+    "+ max(1, self._keep * shard.active + len(shard.queue)) <= shard.own",
     "simulated_test.py::test_every_call_comes_to_an_end", "a rollout with one slot a device never ends",
   ),
   (
@@ -81,7 +81,7 @@ ROWS = (
   ),
   (
     "no_pages_are_kept", "fipo_jax/rollout/serving.py",
-    "return -(-self.capacity.longest // 8) if self", "return 1 if self",
+    "self.keep = min(max(1, 2 * self.keep), -(-self.capacity.longest // 8))", "self.keep = 0",
     "simulated_test.py::test_few_tokens_are_prefilled_again", "in a tight cache responses begin only to be put back",
   ),
   (

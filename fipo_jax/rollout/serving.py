@@ -123,7 +123,7 @@ class Call:
     self.left = collections.Counter(s.owner for s in self.samples)
     self.limits = np.array([s.limit for s in self.samples], np.int32)
     self.looks = Looks([len(s.rollout.tokens) for s in self.samples])
-    self.finished = 0  # samples
+    self.finished, self.keep = 0, 0  # samples; see `_keep`
     self.most = np.zeros(2, int)  # own and shared pages in use on one shard
 
   # ---- the loop ----
@@ -154,6 +154,8 @@ class Call:
         break
       if log.short_D.any() or log.hungry:
         self._make_room(log)
+      elif self.keep and any(s.queue and s.active < self.shape.slots for s in self.shards):
+        self.keep -= 1
       elif fewer and log.active_D.max() <= fewest and not more and not any(s.queue for s in self.shards):
         self._reshape(fewer)
     for sample in self.samples:
@@ -228,17 +230,17 @@ class Call:
   def _keep(self) -> int:
     """Own pages that are left for each sample that runs, so that few that began must be put back.
 
-    None where there are enough for the longest ones. In simulations with a quarter of the need an eighth of the longest
-    cost a tenth of the steps at most, and a third of the tokens that one page each made prefill again.
+    None at first; one more, or twice as many, after each time that responses had to be put back, up to an eighth of the
+    longest; one less where slots are idle for want of pages.
     """
-    return -(-self.capacity.longest // 8) if self.shape.own < self.shape.slots * self.capacity.longest else 0
+    return self.keep if self.shape.own < self.shape.slots * self.capacity.longest else 0
 
   def _fits(self, d: int, entry: _Entry) -> bool:
     """Whether a shard has pages for a prompt and its next token, beside one or more for each sample that is there."""
     shard, page = self.shards[d], self.capacity.page
     if not entry.alone:
       return entry.length // page <= len(shard.pages)
-    return entry.length // page + 1 + max(1, self._keep) * (shard.active + len(shard.queue)) <= shard.own
+    return entry.length // page + 1 + self._keep * shard.active + len(shard.queue) <= shard.own
 
   def _settle(self, d: int, entry: _Entry) -> None:
     """Gives a prompt its numbers on shard d and puts its samples into the queue."""
@@ -373,6 +375,7 @@ class Call:
     """
     if larger := self._larger():
       return self._reshape(larger)
+    self.keep = min(max(1, 2 * self.keep), -(-self.capacity.longest // 8))
     page, victims, freed = self.capacity.page, [], np.zeros((self.capacity.shards, self.most_entries), bool)
     for d in np.nonzero(log.short_D)[0]:
       shard = self.shards[d]
