@@ -1,5 +1,10 @@
 """Checkpoints: exact, atomic, restored onto another mesh."""
 
+import os
+import pathlib
+import subprocess
+import sys
+
 import jax
 import numpy as np
 import pytest
@@ -144,3 +149,31 @@ def test_of_equally_good_steps_the_later_is_kept(tmp_path):
     saver.save(step, {"x": np.zeros(2)}, {}, accuracy)
   saver.close()
   assert steps_in(folder_of(tmp_path)) == [2, 4]
+
+
+FULL = """
+import resource, sys
+import jax, numpy as np
+from fipo_jax.train.checkpoint import Checkpointer
+saver = Checkpointer(sys.argv[1], keep=2)
+saver.save(1, {"x": np.zeros(2)}, {"step": 1})
+saver.wait()
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+try:
+  saver.save(2, {"x": np.random.default_rng(0).random(1_000_000)}, {"step": 2})
+  saver.wait()
+except OSError as error:
+  sys.exit(f"error: {error}")
+"""
+
+
+def test_what_cannot_be_written_in_the_background_is_one_line(tmp_path):
+  """A file may not grow beyond 100 kB, which is met while a thread of Orbax writes; the step before is whole."""
+  done = subprocess.run(
+    [sys.executable, "-c", FULL, str(tmp_path)], capture_output=True, text=True, timeout=600, check=False,
+    env=os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parent.parent), "JAX_PLATFORMS": "cpu"},
+  )  # fmt: skip
+  assert done.returncode == 1, done.stderr
+  said = [line for line in done.stderr.splitlines() if "WARNING" not in line]
+  assert len(said) == 1 and said[0].startswith(f"error: checkpoints cannot be written to {tmp_path}/checkpoints: ")
+  assert said[0].endswith("the same command goes on from step 1.") and steps_in(folder_of(tmp_path)) == [1]

@@ -670,4 +670,16 @@ ROWS = (
     "pairs = list(zip(runs[arm].values(), runs[baseline].values(), strict=False))",
     "figures_test.py::test_differences_are_paired_by_seed", "seeds that one arm lacks are compared with others",
   ),
+  (
+    "traces_of_every_thread", "fipo_jax/train/checkpoint.py",
+    'return not (record.exc_info and "orbax" in record.pathname)', "return True",
+    "checkpoint_test.py::test_what_cannot_be_written_in_the_background_is_one_line",
+    "a full disk is three hundred lines",
+  ),
+  (
+    "a_full_disk_in_the_words_of_a_library", "fipo_jax/train/checkpoint.py",
+    "    with self._said_once():\n      self._manager.wait_until_finished()\n", "    self._manager.wait_until_finished()\n",
+    "checkpoint_test.py::test_what_cannot_be_written_in_the_background_is_one_line",
+    "nobody is told from where the same command goes on",
+  ),
 )  # fmt: skip

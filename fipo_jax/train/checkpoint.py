@@ -9,7 +9,10 @@ The folder may be local or gs://; with several processes all must see the same o
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
+import logging
 import uuid
 from typing import Any
 
@@ -23,6 +26,16 @@ from fipo_jax.train.state import TrainState
 UNMEASURED = -1.0  # accuracy of a step at which no evaluation was made
 DELETED = "deleted"  # steps are moved here before they are deleted
 ASIDE = "aside"  # and here when the user starts from an older one
+
+
+class _WithoutTraces(logging.Filter):
+  """Each thread of Orbax that meets an error logs it with its stack, some hundred lines; `Checkpointer` raises it."""
+
+  def filter(self, record: logging.LogRecord) -> bool:
+    return not (record.exc_info and "orbax" in record.pathname)
+
+
+logging.getLogger("absl").addFilter(_WithoutTraces())
 
 
 def folder_of(workdir, folder: str = "") -> epath.Path:
@@ -133,7 +146,8 @@ class Checkpointer:
     waiting = {"waiting": ocp.args.StandardSave(arrays)} if arrays else {}
     args = ocp.args.Composite(state=ocp.args.StandardSave(state), host=ocp.args.JsonSave(rest), **waiting)
     measured = UNMEASURED if accuracy is None else float(accuracy)
-    self._manager.save(step, args=args, metrics={"accuracy": measured}, force=True)
+    with self._said_once():
+      self._manager.save(step, args=args, metrics={"accuracy": measured}, force=True)
     self._clear()
 
   def restore(self, step: int, abstract_state: TrainState) -> tuple[TrainState, dict[str, Any]]:
@@ -154,8 +168,28 @@ class Checkpointer:
     return got["state"], host_arrays.join(got["host"], got["waiting"] if waiting else {})
 
   def wait(self) -> None:
-    """Blocks until what was saved is durable; raises what went wrong in the background."""
-    self._manager.wait_until_finished()
+    """Blocks until what was saved is durable.
+
+    Raises:
+      OSError: it could not be written, in the background or now: a full disk, no permission.
+    """
+    with self._said_once():
+      self._manager.wait_until_finished()
+
+  @contextlib.contextmanager
+  def _said_once(self):
+    """What Orbax and TensorStore raise of a folder that cannot be written, as one line."""
+    try:
+      yield
+    except (OSError, ValueError) as error:
+      reason = " ".join(str(error).split())
+      full = getattr(error, "errno", 0) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in reason
+      newest = max(steps_in(self.folder), default=0)
+      raise OSError(
+        f"checkpoints cannot be written to {self.folder}: "
+        f"{'no space left on the device' if full else reason[:200]}; make room, or name a checkpoint.folder with more: "
+        f"the same command goes on {f'from step {newest}' if newest else 'at the beginning'}."
+      ) from error
 
   def close(self) -> None:
     self.wait()
