@@ -678,7 +678,8 @@ ROWS = (
   ),
   (
     "a_full_disk_in_the_words_of_a_library", "fipo_jax/train/checkpoint.py",
-    "    with self._said_once():\n      self._manager.wait_until_finished()\n", "    self._manager.wait_until_finished()\n",
+    "    with self._said_once():\n      self._manager.wait_until_finished()\n",
+    "    self._manager.wait_until_finished()\n",
     "checkpoint_test.py::test_what_cannot_be_written_in_the_background_is_one_line",
     "nobody is told from where the same command goes on",
   ),
