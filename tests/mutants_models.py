@@ -81,7 +81,7 @@ ROWS = (
   ),
   (
     "no_pages_are_kept", "fipo_jax/rollout/serving.py",
-    "self.keep = min(max(1, 2 * self.keep), -(-self.capacity.longest // 8))", "self.keep = 0",
+    "self.keep = min(max(1, 2 * self.keep), -(-self.capacity.longest // 8))", "self.keep = 1",
     "simulated_test.py::test_few_tokens_are_prefilled_again", "in a tight cache responses begin only to be put back",
   ),
   (

@@ -154,7 +154,7 @@ class Call:
         break
       if log.short_D.any() or log.hungry:
         self._make_room(log)
-      elif self.keep and any(s.queue and s.active < self.shape.slots for s in self.shards):
+      elif self.keep > 1 and any(s.queue and s.active < self.shape.slots for s in self.shards):
         self.keep -= 1
       elif fewer and log.active_D.max() <= fewest and not more and not any(s.queue for s in self.shards):
         self._reshape(fewer)
