@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import errno
 import logging
+import sys
 import uuid
 from typing import Any
 
@@ -36,6 +37,15 @@ class _WithoutTraces(logging.Filter):
 
 
 logging.getLogger("absl").addFilter(_WithoutTraces())
+
+
+def _of_closed_loops(unraisable, before=sys.unraisablehook) -> None:
+  """What TensorStore tells a loop of Orbax that a failed save has closed is nobody's news."""
+  if str(unraisable.exc_value) != "Event loop is closed":
+    before(unraisable)
+
+
+sys.unraisablehook = _of_closed_loops
 
 
 def folder_of(workdir, folder: str = "") -> epath.Path:
