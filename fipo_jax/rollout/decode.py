@@ -277,7 +277,8 @@ def run(
     if seen is not None:
       note = lambda seen_SV, token_S: seen_SV.at[jnp.arange(token_S.shape[0]), token_S].set(True)
       seen = local(note, (("rows", None), ROWS), ("rows", None))(seen, token_S)
-    free = local(lambda owner_P, done_S: jnp.where((owner_P >= 0) & done_S[owner_P], -1, owner_P), (ROWS, ROWS), ROWS)
+    freed = lambda owner_P, done_S: jnp.where((owner_P >= 0) & done_S[owner_P], NOBODY, owner_P)
+    free = local(freed, (ROWS, ROWS), ROWS)
     after = dataclasses.replace(
       work, uid=jnp.where(done_S, -1, work.uid), last=token_S, length=work.length + 1, count=count_S, seen=seen
     )

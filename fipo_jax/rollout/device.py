@@ -75,9 +75,10 @@ class Device:
     """Other numbers of slots and pages. shared_from: of each shared page which it was; beyond the old ones: none."""
     layout, old, self.shape = self.engine.layout, self.shape, shape
     self.slots, own_from = decode.reshape(self.slots, fewer=shape.slots, pages=shape.own)
-    for kind, source in (("own", own_from), ("shared", shared_from)):
+    # Where own pages go is said on the devices, and not brought to the host: it sees those of its own process alone.
+    for kind, source in (("own", own_from), ("shared", self.place(shared_from))):
       if shape.pages[kind] != old.pages[kind]:
-        self.pools = layout.resize(self.pools, kind, self.place(source))
+        self.pools = layout.resize(self.pools, kind, source)
     self._count("decode", shape)
 
   def _count(self, what: str, *key) -> None:
