@@ -43,6 +43,11 @@ ROWS = (
     "decode_test.py::test_shrinking_keeps_who_has_which_page", "slots find the pages of others where only slots change",
   ),
   (
+    "pages_by_way_of_the_host", "fipo_jax/rollout/device.py",
+    '(("own", own_from), ', '(("own", self.place(own_from)), ',
+    "processes_test.py::test_a_cache_of_two_processes_is_resized", "with several hosts the first growth ends the run",
+  ),
+  (
     "renumbered_without_moving", "fipo_jax/rollout/serving.py",
     "      if shape.shared == old.shared:\n        continue\n", "",
     "native_test.py::test_tokens_do_not_depend_on_batch_slot_page_or_order", "samples read the prompts of others",

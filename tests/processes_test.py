@@ -292,6 +292,41 @@ def test_processes_exchange_values():
   ends(scripts(3, "nothing"), code=0, timeout=300)
 
 
+RESIZES = """
+import dataclasses, sys
+import jax, numpy as np
+from fipo_jax import processes
+processes.start(sys.argv[3], int(sys.argv[2]), int(sys.argv[1]))
+from fipo_jax.models import PRESETS, make_model
+from fipo_jax.rollout import ENGINES, Sampling, device
+from fipo_jax.rollout.capacity import Shape
+from fipo_jax.sharding import make_mesh
+mesh = make_mesh(dict(data=2, fsdp=1, context=1, tensor=1))
+engine = ENGINES["native"](
+  make_model(PRESETS["tiny"]), mesh, slots=8, pad_id=0, max_prompt_tokens=12, max_response_tokens=24, page_tokens=4
+)
+with jax.set_mesh(mesh):
+  made = device.Device(engine, Sampling(max_tokens=24), 4)
+  made.allocate(Shape(4, 3, 2, 1))
+  made.reshape(Shape(4, 7, 5, 1), np.full((2, 5), 2, np.int32).reshape(-1))
+shapes = {kind: made.pools[kind][0]["k"].shape[0] for kind in ("own", "shared", "tail")}
+assert shapes == {"own": 14, "shared": 10, "tail": 2}, shapes
+"""
+
+
+def test_a_cache_of_two_processes_is_resized():
+  """Where pages go is in arrays of which a process sees its own part alone."""
+  address = f"127.0.0.1:{free_port()}"
+  jobs = [
+    subprocess.Popen(
+      [sys.executable, "-c", RESIZES, str(k), "2", address], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+      text=True, env=environment(1),
+    )
+    for k in range(2)
+  ]  # fmt: skip
+  ends(jobs, code=0, timeout=300)
+
+
 def test_slurm_says_who_is_who():
   slurm = {"JOB_ID": 7, "STEP_NODELIST": "localhost", "NTASKS": 2}
   env = lambda k: {f"SLURM_{n}": str(v) for n, v in (slurm | {"PROCID": k, "LOCALID": 0}).items()}
