@@ -1,7 +1,7 @@
 """What a run would need of a TPU, before one is paid for: compiles its programs with libtpu, without a TPU.
 
     python launch/compile.py --config=experiments/fipo_qwen2_5_32b.py --topology=v5p-128[,v6e-256] [--slices=N] \
-      [--programs=train,score,decode] [--json=PATH] [--config.FIELD=VALUE ...]
+      [--programs=train,score,decode] [--out=PATH] [--config.FIELD=VALUE ...]
 
 Programs are those of the run itself, on abstract arguments: no weight is read and none is made. Memory is what the
 compiler says, and a program that does not fit is refused by it just as on the chips. Speeds are bounds from the
@@ -17,7 +17,6 @@ model.path (a folder, or a published name such as Qwen3-8B-Base), or of --config
 
 from __future__ import annotations
 
-import json
 import os
 import pathlib
 import sys
@@ -43,7 +42,7 @@ def define_flags() -> None:
   flags.DEFINE_integer("slices", 1, "Slices of that topology, joined by the data-centre network along mesh.data.")
   flags.DEFINE_list("programs", list(PROGRAMS), "Rows of PROGRAMS.")
   flags.DEFINE_integer("slots", 0, "Slots over the mesh, in place of rollout.slots; 0: from the chip's memory.")
-  flags.DEFINE_string("json", None, "Where the figures go as JSON, too.")
+  flags.DEFINE_string("out", None, "Where the figures go as JSON, too.")
 
 
 def main(argv) -> None:
@@ -55,11 +54,8 @@ def main(argv) -> None:
       raise ValueError("--config=FILE and --topology=NAME are needed.")
     options = (given.programs, given.slots, given.slices)
     results = [compile_report.run(given.config, topology, *options) for topology in given.topology]
-    if given.json:
-      pathlib.Path(given.json).parent.mkdir(parents=True, exist_ok=True)
-      pathlib.Path(given.json).write_text(
-        json.dumps(compile_report.rounded(results if len(results) > 1 else results[0]), indent=1) + "\n"
-      )
+    if given.out:
+      compile_report.write(results if len(results) > 1 else results[0], given.out)
   except (ValueError, OSError) as e:
     if os.environ.get("FIPO_TRACEBACK"):
       raise

@@ -71,9 +71,7 @@ def main(argv) -> None:
     if given.plot and results:
       forecast.draw(results, given.plot)
     if given.out:
-      path = pathlib.Path(given.out)
-      path.parent.mkdir(parents=True, exist_ok=True)
-      path.write_text(json.dumps(compile_report.rounded(results), indent=1) + "\n")
+      compile_report.write(results, given.out)
   except (ValueError, OSError) as e:
     if os.environ.get("FIPO_TRACEBACK"):
       raise

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib.metadata
+import json
 import math
+import pathlib
 import re
 import time
 from collections.abc import Iterator
@@ -214,6 +216,13 @@ def describe(name: str, facts: dict) -> str:
 def held_once(facts: dict) -> bool:
   """Whether the pool is written in place: as much is aliased as it is large, and nothing of its size is temporary."""
   return facts["aliased_gib"] >= 0.999 * facts["cache_gib"] and facts["temp_gib"] < 0.5 * facts["cache_gib"]
+
+
+def write(results, path: str) -> None:
+  """Figures as a JSON file, in a folder that is made where it is not there."""
+  file = pathlib.Path(path)
+  file.parent.mkdir(parents=True, exist_ok=True)
+  file.write_text(json.dumps(rounded(results), indent=1) + "\n")
 
 
 def rounded(x):

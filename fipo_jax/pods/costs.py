@@ -209,7 +209,7 @@ def read_reports(paths) -> list[dict]:
     found = json.loads(pathlib.Path(path).read_text())
     for report in found if isinstance(found, list) else [found]:
       if not {"topology", "programs", "mesh"} <= set(report):
-        raise ValueError(f"reports={path}: no compile report; launch/compile.py --json=PATH writes one.")
+        raise ValueError(f"reports={path}: no compile report; launch/compile.py --out=PATH writes one.")
       reports.append(report | {"source": str(path)})
   return reports
 
