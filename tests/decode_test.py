@@ -179,6 +179,22 @@ def test_shrinking_keeps_who_has_which_page():
   np.testing.assert_array_equal(source, np.arange(6))
 
 
+def test_pages_that_wait_with_their_prompt_are_for_its_slot_alone():
+  """First in the queue is a sample whose tail goes to a free page, behind it one whose own pages are reserved."""
+  layout = CACHES["xla"]
+  pools = layout.new(MODEL.config, {"own": 4, "shared": 0, "tail": 2}, PAGE, "float32", 1)
+  before = slots([-1, -1], [decode.reserved(7), -1, -1, decode.reserved(7)], [0, 0, 0, 1])
+  i32 = lambda *x: jnp.array(x, jnp.int32)
+  queue = dataclasses.replace(
+    before.work, uid=i32(10, 11), length=i32(3, PAGE + 2), shared=i32(0, 0), entry=i32(5, 7), tail=i32(1, -1)
+  )
+  pools, after, taken = decode._admit(pools, before, queue, i32(2), i32(0), 0, layout=layout, page=PAGE)
+  assert taken.tolist() == [2]
+  np.testing.assert_array_equal(after.work.uid, [10, 11])
+  np.testing.assert_array_equal(after.owner_P, [1, 0, -1, 1])
+  np.testing.assert_array_equal(after.index_P, [0, 0, 0, 1])
+
+
 @pytest.mark.parametrize(("pages", "source"), [(5, [0, 1, 3, 4, 5]), (8, [0, 1, 3, 4, 5, 2, 6, 6])])
 def test_other_numbers_of_pages(pages, source):
   """What is in use comes first, in order, whoever has it; the rest is nobody's."""

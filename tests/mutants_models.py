@@ -56,7 +56,8 @@ ROWS = (
     "reserved_pages_are_given_away", "fipo_jax/rollout/decode.py",
     "  active_S, free_P = slots.work.uid >= 0, slots.owner_P == NOBODY\n",
     "  active_S, free_P = slots.work.uid >= 0, slots.owner_P < 0\n",
-    "budget_test.py::test_live_bytes_keep_the_budget", "a response that goes on finds its pages overwritten",
+    "decode_test.py::test_pages_that_wait_with_their_prompt_are_for_its_slot_alone",
+    "a response that goes on finds its pages overwritten",
   ),
   (
     "an_empty_shard_waits_for_more", "fipo_jax/rollout/serving.py",

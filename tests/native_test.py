@@ -114,7 +114,7 @@ def test_groups_come_back_in_prompt_order_with_all_fields():
 
 @pytest.mark.parametrize(("slots", "sizes"), [
   (8, dict(page_tokens=64)), (SLOTS, dict(page_tokens=4, max_prompt_tokens=12, cache_tokens=60)),
-  (3, dict(page_tokens=4, max_prompt_tokens=12, cache_tokens=92)),
+  (5, dict(page_tokens=4, max_prompt_tokens=12)),  # the pool grows, while prompts share pages
 ])  # fmt: skip
 def test_tokens_do_not_depend_on_batch_slot_page_or_order(slots, sizes, monkeypatch):
   """In 15 pages of 4 tokens, 7 slots do not fit: samples are put back and continued, and still get the same tokens."""
