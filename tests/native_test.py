@@ -430,8 +430,8 @@ def test_parameters_of_the_trainers_mesh_sample_on_that_of_the_rollouts():
   with jax.set_mesh(trained):  # as the training loop does
     e = engine(12, mesh=mesh, params=params)
     same_numbers(e.generate(prompts, 4, key=KEY, sampling=SAMPLING), want)
-  gate_up = e.params["layers"][1]["mlp"]["gate_up_DxF"]
-  assert gate_up.sharding.shard_shape(gate_up.shape) == (16, 2, 12)
+  gate = e.params["layers"][1]["mlp"]["gate_FD"]
+  assert gate.sharding.shard_shape(gate.shape) == (12, 16)
   with pytest.raises(ValueError, match=r"rollout.tensor=3 must divide fsdp\*context\*tensor=4 of the mesh"):
     for_rollout(trained, 3)
 
@@ -441,14 +441,14 @@ def test_weights_are_whole_on_every_row_group():
   e = engine(
     8, mesh=mesh, params=jax.tree.map(jax.device_put, random_params(), MODEL.shardings(mesh))
   )
-  gate_up = e.params["layers"][1]["mlp"]["gate_up_DxF"]
-  assert gate_up.sharding.shard_shape(gate_up.shape) == (16, 2, 12)  # cut by tensor, not by fsdp
+  gate = e.params["layers"][1]["mlp"]["gate_FD"]
+  assert gate.sharding.shard_shape(gate.shape) == (12, 16)  # cut by tensor, not by fsdp
 
 
 def test_update_changes_what_is_sampled_and_casts():
   model = make_model(dataclasses.replace(CONFIG, dtype="bfloat16"))
   e = engine(SLOTS, model=model)
-  assert e.params["layers"][0]["mlp"]["gate_up_DxF"].dtype == np.dtype("bfloat16")
+  assert e.params["layers"][0]["mlp"]["gate_FD"].dtype == np.dtype("bfloat16")
   prompts = make_prompts(2)
   before = by_sample(e.generate(prompts, 4, key=KEY, sampling=SAMPLING))
   e.update(jax.tree.map(lambda x: -x, random_params(model)))

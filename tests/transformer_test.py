@@ -141,7 +141,7 @@ def test_unstacked_layers_change_no_number():
   model = make_model(SMALL)
   params, (_, inputs) = random_params(model), losses(model)
   unstacked = model.unstack(params)
-  assert len(unstacked["layers"]) == 2 and {"qkv_DKxh", "o_DHh", "qkv_bias_Kxh"} == set(
+  assert len(unstacked["layers"]) == 2 and {"qkv_YD", "o_DX", "qkv_bias_Kxh"} == set(
     unstacked["layers"][0]["attention"]
   )
   axes = model.unstacked_axes()

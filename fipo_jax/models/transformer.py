@@ -133,19 +133,24 @@ def _skeleton(config: ModelConfig):
 
 
 @functools.lru_cache
-def _parts(config: ModelConfig, joined: bool = False):
-  """Structures of one layer (with joined matrices) and of the final norm."""
-  block = functools.partial(layers.Block, joined=joined)
+def _parts(config: ModelConfig, form: str = "stored"):
+  """Structures of one layer, its matrices in a form of `layers.FORMS`, and of the final norm."""
+  block = functools.partial(layers.Block, form=form)
   structure = lambda kind: nnx.split(nnx.eval_shape(lambda: kind(config, nnx.Rngs(0))))[0]
   return structure(block), structure(layers.RMSNorm)
 
 
 @functools.lru_cache
-def _joined(config: ModelConfig):
-  """(shapes, logical axes) of one layer with joined matrices."""
-  state = nnx.state(nnx.eval_shape(lambda: layers.Block(config, nnx.Rngs(0), joined=True)))
+def _layer(config: ModelConfig, form: str):
+  """(shapes, logical axes) of one layer, its matrices in a form of `layers.FORMS`."""
+  state = nnx.state(nnx.eval_shape(lambda: layers.Block(config, nnx.Rngs(0), form)))
   axes = jax.tree.map(lambda x: x.get_metadata()["axes"], state, is_leaf=lambda x: isinstance(x, nnx.Variable))
   return nnx.to_pure_dict(state), nnx.to_pure_dict(axes)
+
+
+def _form(params) -> str:
+  """The form of the layers' matrices: `Model.unstack` makes them flat."""
+  return "flat" if isinstance(params["layers"], tuple) else "stored"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,7 +229,7 @@ class Model:
     x_RTD = layers.activation(layers.lookup(params["embed_VD"], tokens_RT, self.config.dtype), None)
     cos, sin = self._rotation(positions_RT)
     unstacked = isinstance(params["layers"], tuple)
-    block, norm = _parts(self.config, unstacked)
+    block, norm = _parts(self.config, _form(params))
 
     def attend(q, k, v):
       return attention.attend(q, k, v, segments_RT, segments_RT, implementation=self.config.attention), None
@@ -232,8 +237,8 @@ class Model:
     def body(x, tree):
       return nnx.merge(block, tree)(x, cos, sin, attend)
 
-    if self.config.remat in TILED:
-      body = self._tiled(attend, cos, sin, joined=unstacked)
+    if self.config.remat in TILED and not unstacked:
+      body = self._tiled(attend, cos, sin)
     if self.config.remat != "none":
       body = jax.checkpoint(body, policy=self._policy(), prevent_cse=False)
     if unstacked:
@@ -279,7 +284,7 @@ class Model:
     """
     x_RTD = layers.activation(layers.lookup_whole(params["embed_VD"], tokens_RT, self.config.dtype), None)
     cos, sin = self._rotation(positions_RT)
-    block = _parts(self.config, isinstance(params["layers"], tuple))[0]
+    block = _parts(self.config, _form(params))[0]
 
     def attend(q, k, v):
       return attention.attend(q, k, v, segments_RT, segments_RT, implementation=self.config.attention), (k, v)
@@ -290,17 +295,17 @@ class Model:
     return self._over_layers(layer, x_RTD, params["layers"])[1]
 
   def unstack(self, params) -> dict:
-    """The same parameters with `layers` as a tuple, one tree per layer, of `layers.join`.
+    """The same parameters with `layers` as a tuple, one tree per layer, of `layers.flatten`.
 
     A program that names its layers copies none.
     """
     stacked = params["layers"]
-    one = lambda i: layers.join(jax.tree.map(lambda x: x[i], stacked))
+    one = lambda i: layers.flatten(jax.tree.map(lambda x: x[i], stacked))
     return params | {"layers": tuple(one(i) for i in range(self.config.num_layers))}
 
   def unstacked_axes(self) -> dict:
     """The tree of logical axis names of `unstack`ed parameters."""
-    return self.logical_axes() | {"layers": (_joined(self.config)[1],) * self.config.num_layers}
+    return self.logical_axes() | {"layers": (_layer(self.config, "flat")[1],) * self.config.num_layers}
 
   def decode(self, params, token_S, position_S, cache, attend):
     """One token per slot.
@@ -316,7 +321,7 @@ class Model:
     """
     x_SD = layers.activation(layers.lookup_whole(params["embed_VD"], token_S, self.config.dtype), None)
     cos, sin = self._rotation(position_S)
-    block, norm = _parts(self.config, isinstance(params["layers"], tuple))
+    block, norm = _parts(self.config, _form(params))
 
     def layer(carry, numbered):
       (x, cache), (tree, number) = carry, numbered
@@ -356,9 +361,9 @@ class Model:
     )
     return _with_context(offload) if self.config.remat == "context" else offload
 
-  def _tiled(self, attend, cos, sin, joined: bool):
+  def _tiled(self, attend, cos, sin):
     """One layer as two functions of single tokens with attention in between; few products are fast to compile."""
-    block, (shapes, axes) = _parts(self.config, joined=True)[0], _joined(self.config)
+    block, (shapes, axes) = _parts(self.config, "joined")[0], _layer(self.config, "joined")
     axes_before, axes_after = layers.halves(axes)
     tiled = functools.partial(
       tiles.by_tiles, tile_tokens=self.config.tile_tokens, sum_dtype=self.config.sum_dtype or self.config.dtype
@@ -379,7 +384,7 @@ class Model:
 
     def body(x, tree):
       x = checkpoint_name(x, INPUT)
-      first, second = layers.halves(tree if joined else layers.join(tree))
+      first, second = layers.halves(layers.join(tree))
       q, k, v = tiled(
         before, first, (x,), (cos, sin), axes=(axes_before, (x_axes,), (angles, angles), (heads, kv_heads, kv_heads))
       )
