@@ -145,7 +145,7 @@ def build(cfg: ml_collections.ConfigDict, *, allow: Collection[str] = (), step: 
   checkpoint_lib.check_shared(checkpoint_lib.folder_of(cfg.workdir, cfg.checkpoint.folder))
   if cfg.compile_cache:
     jax.config.update("jax_compilation_cache_dir", os.path.expanduser(cfg.compile_cache))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # a second start compiles none
   with console.phase("looking for devices"):
     mesh = sharding.make_mesh(cfg.mesh)
   config_lib.check_mesh(cfg, mesh.shape, sharding.for_rollout(mesh, cfg.rollout.tensor).shape)

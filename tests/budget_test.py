@@ -56,7 +56,6 @@ def engine(shards, share=0.0):
 @functools.cache
 def with_room(equal):
   e = engine(1)
-  e._level[SAMPLING, 4] = 9  # the largest pools from the start: few programs
   return e.generate(make_prompts(9, equal), 4, key=KEY, sampling=SAMPLING)
 
 

@@ -76,7 +76,7 @@ class SimulatedEngine:
 
   def __init__(self, capacity: Capacity, costs, lengths: Callable, stop_id: int, clock: Clock):
     self.capacity, self.costs, self.lengths, self.stop_id, self.clock = capacity, costs, lengths, stop_id, clock
-    self.usage, self.host_s, self._level = None, 0.0, {}
+    self.usage, self.host_s = None, 0.0
 
   def generate(
     self, prompts, samples_per_prompt: int, *, key, sampling, progress=None, watch=None, pending=(), limits=None
@@ -87,14 +87,10 @@ class SimulatedEngine:
       shards=c.shards, page=c.page, most_slots=c.slots, stop_id=self.stop_id, costs=self.costs, clock=self.clock,
       lengths_of=self.lengths, decide=self.costs.decide,
     )  # fmt: skip
-    way = sampling, samples_per_prompt
-    call = serving.Call(
-      device, c, prompts, samples_per_prompt, key, sampling, pending, limits, level=self._level.get(way, 0)
-    )
+    call = serving.Call(device, c, prompts, samples_per_prompt, key, sampling, pending, limits)
     self.usage = call.usage
     if call.samples:
       call.serve(progress or (lambda done, total: None), watch)
-      self._level[way] = call.next_level()
       self.host_s += call.usage.seconds
     return call.groups
 

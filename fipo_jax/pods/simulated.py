@@ -99,7 +99,7 @@ class Simulated:
     lengths_DQ[there_DQ] = self.lengths_of(queue["key"][there_DQ])
     uid_CDS = np.full((STEPS, D, S), -1, np.int32)
     token_CDS = np.full((STEPS, D, S), TOKEN, np.int32)
-    taken_D, most_used_D, held, step = np.zeros(D, np.int64), np.zeros(D, np.int64), 0, 0
+    taken_D, held, step = np.zeros(D, np.int64), 0, 0
     while True:
       hungry = False
       if step < STEPS:
@@ -119,7 +119,6 @@ class Simulated:
         self.clock.busy_slot_s += seconds * int(active_DS.sum())
         self.clock.slot_s += seconds * D * self.most_slots
         self.pages_DS = np.where(active_DS, -(-(own_DS + n) // self.page), self.pages_DS)
-        most_used_D = np.maximum(most_used_D, self._used_D())
         held = max(held, int(np.where(active_DS, own_DS + n, 0).sum()))
         for name in ("length", "count"):
           self.work[name] += np.where(active_DS, n, 0)
@@ -136,7 +135,7 @@ class Simulated:
     i32 = lambda x: np.asarray(x, np.int32)
     return Log(
       flat(uid_CDS), flat(token_CDS), zeros, zeros, i32(step), i32(taken_D), i32(self.work["uid"].reshape(-1)),
-      i32((self.work["uid"] >= 0).sum(1)), i32(self._used_D()), i32(most_used_D), i32(held), short_D, np.bool_(hungry),
+      i32((self.work["uid"] >= 0).sum(1)), i32(self._used_D()), i32(held), short_D, np.bool_(hungry),
     )  # fmt: skip
 
   def drop(self, drop_S: np.ndarray, drop_E: np.ndarray) -> None:

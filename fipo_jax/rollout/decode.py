@@ -95,7 +95,7 @@ class Log:
   """What a run did, whole on every host: per step and slot, uid (-1: idle), token, log-prob, raw log-prob.
 
   steps: how many of C were run. taken_D: taken from the queue. uid_S: in the slots at the end. active_D: how many.
-  used_D: own pages that are not free, most_used_D: the most at any step. short_D: whether slots lack pages.
+  used_D: own pages that are not free. short_D: whether slots lack pages.
   hungry: whether one stays idle for want of pages, and there could be more.
   held: most tokens in own pages at any step, all shards.
   """
@@ -109,7 +109,6 @@ class Log:
   uid_S: jax.Array
   active_D: jax.Array
   used_D: jax.Array
-  most_used_D: jax.Array
   held: jax.Array
   short_D: jax.Array
   hungry: jax.Array
@@ -290,7 +289,7 @@ def run(
     }  # fmt: skip
     return c | {
       "pools": pools, "slots": Slots(after, free(slots.owner_P, done_S), slots.index_P), "log": log,
-      "step": c["step"] + 1, "most_used_D": jnp.maximum(c["most_used_D"], per_shard(slots.owner_P != NOBODY)),
+      "step": c["step"] + 1,
     }  # fmt: skip
 
   def block(c):
@@ -307,7 +306,7 @@ def run(
   row = lambda dtype, fill, n=S: constrain(jnp.full((steps, n), fill, dtype), None, "rows")
   zeros_D = constrain(jnp.zeros(D, jnp.int32), "rows")
   c = {
-    "pools": pools, "slots": slots, "taken_D": zeros_D, "step": jnp.int32(0), "most_used_D": zeros_D,
+    "pools": pools, "slots": slots, "taken_D": zeros_D, "step": jnp.int32(0),
     "log": {
       "uid": row(jnp.int32, -1), "token": row(jnp.int32, 0), "logp": row(jnp.float32, 0), "raw": row(jnp.float32, 0),
       "held": row(jnp.int32, 0, D),
@@ -319,7 +318,7 @@ def run(
   whole = lambda x: constrain(x, *[None] * x.ndim)
   return c["pools"], c["slots"], jax.tree.map(whole, Log(
     log["uid"], log["token"], log["logp"], log["raw"], c["step"], c["taken_D"], c["slots"].work.uid, found["active_D"],
-    P // D - found["free_D"], c["most_used_D"], jnp.max(jnp.sum(log["held"], axis=1)), found["short_D"],
+    P // D - found["free_D"], jnp.max(jnp.sum(log["held"], axis=1)), found["short_D"],
     found["hungry"],
   ))  # fmt: skip
 

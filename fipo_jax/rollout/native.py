@@ -92,7 +92,6 @@ class NativeEngine:
     self.attention = attention = attention if self._chosen else proven(self.cache_dtype) if kernel else "xla"
     self.unstacked = attention == "xla"  # layers by name; else a scan over them, and a program that depth does not grow
     self.layout = self._layout()
-    self._level: dict[tuple, int] = {}  # of the shapes of each way of sampling: where its next call begins
     self.programs: dict[tuple, set] = {}  # of each way of sampling, see `Device`
     if slots:
       self._check_bound(width=2)
@@ -128,17 +127,14 @@ class NativeEngine:
         there was no `update` since the start or the last `release`.
     """
     self._check(prompts, samples_per_prompt, sampling, pending)
-    way = sampling, samples_per_prompt
     with jax.set_mesh(self.mesh):
       call = serving.Call(
         device.Device(self, sampling, samples_per_prompt), self.capacity, prompts, samples_per_prompt, key, sampling,
         pending, limits, pad_id=self.pad_id, text=self.text, token_bytes=self.token_bytes,
-        level=self._level.get(way, 0),
       )  # fmt: skip
       self.usage = call.usage
       if call.samples:
         call.serve(progress or (lambda done, total: None), watch)
-        self._level[way] = call.next_level()
     return call.groups
 
   @property

@@ -86,11 +86,11 @@ class Call:
 
   def __init__(
     self, device, capacity: Capacity, prompts, samples_per_prompt: int, key, sampling, pending=(), limits=None, *,
-    pad_id: int = 0, text=None, token_bytes: int = 0, level: int = 0,
+    pad_id: int = 0, text=None, token_bytes: int = 0,
   ):  # fmt: skip
-    """Of a `Device`; level: of the capacity's shapes, to begin with."""
+    """Of a `Device`."""
     self.device, self.capacity, self.sampling, self.pad_id = device, capacity, sampling, pad_id
-    self.usage, self.level, self.width = Usage(token_bytes=token_bytes), level, samples_per_prompt
+    self.usage, self.width = Usage(token_bytes=token_bytes), samples_per_prompt
     raw = tuple(int(x) for x in np.asarray(jax.random.key_data(key)))
     empty = np.zeros(0, np.float32)
     fresh = [
@@ -124,7 +124,6 @@ class Call:
     self.limits = np.array([s.limit for s in self.samples], np.int32)
     self.looks = Looks([len(s.rollout.tokens) for s in self.samples])
     self.finished, self.keep = 0, 0  # samples; see `_keep`
-    self.most = np.zeros(2, int)  # own and shared pages in use on one shard
 
   # ---- the loop ----
 
@@ -166,14 +165,13 @@ class Call:
     self.usage.compile_s = compile_seconds() - compiled
 
   def _allocate(self) -> None:
-    """Slots, pools and the host's lists of what is free, on every shard."""
+    """Slots, the smallest pools that there are, and the host's lists of what is free, on every shard."""
     c = self.capacity
     shapes = c.shapes(self.width)
     self.whole = [s for s in shapes if s.slots == c.slots]
     self.fewer = [s for s in shapes if s.slots < c.slots]
     small = [s for s in self.fewer if s.slots * c.shards >= len(self.samples)]
-    self.level = min(self.level, len(self.whole) - 1)
-    self.shape = small[-1] if small else self.whole[self.level]
+    self.shape = small[-1] if small else self.whole[0]
     numbers = lambda n: list(range(n))
     self.most_entries = 2 * (c.slots + c.ahead + self.width)
     shared = self.shape.shared
@@ -353,12 +351,6 @@ class Call:
       shard.pages += entry.pages.tolist()
       shard.owner[entry.pages] = -1
 
-  def next_level(self) -> int:
-    """Of the shapes that would do for another call like this one, the first."""
-    own, shared = self.most
-    enough = (i for i, s in enumerate(self.whole) if s.own >= own + s.slots and s.shared >= shared)
-    return next(enough, len(self.whole) - 1)
-
   # ---- room ----
 
   def _larger(self) -> Shape | None:
@@ -475,7 +467,6 @@ class Call:
     )
     held = int(log.held) + shared * c.page + waiting
     u.saw(at, seconds, steps, slots, self.looks.sampled, held, capacity)
-    self.most = np.maximum(self.most, (log.most_used_D.max(), max((s.owner >= 0).sum() for s in self.shards)))
     if self.finished and not u.first_sample_s:
       u.first_sample_s = at
     u.last_sample_s = at
