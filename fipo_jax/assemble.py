@@ -144,8 +144,7 @@ def build(cfg: ml_collections.ConfigDict, *, allow: Collection[str] = (), step: 
   cfg = rollback.replay(cfg)
   checkpoint_lib.check_shared(checkpoint_lib.folder_of(cfg.workdir, cfg.checkpoint.folder))
   if cfg.compile_cache:
-    jax.config.update("jax_compilation_cache_dir", os.path.expanduser(cfg.compile_cache))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # a second start compiles none
+    keep_programs(cfg.compile_cache)
   with console.phase("looking for devices"):
     mesh = sharding.make_mesh(cfg.mesh)
   config_lib.check_mesh(cfg, mesh.shape, sharding.for_rollout(mesh, cfg.rollout.tensor).shape)
@@ -209,6 +208,12 @@ def build(cfg: ml_collections.ConfigDict, *, allow: Collection[str] = (), step: 
   except BaseException:
     scorer.close()
     raise
+
+
+def keep_programs(folder: str) -> None:
+  """Compiled programs are kept in this folder, also those that take a moment: a second start compiles none."""
+  jax.config.update("jax_compilation_cache_dir", os.path.expanduser(folder))
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
 def resume_data(stream, state: dict[str, Any], allow: Collection[str]) -> None:

@@ -1,7 +1,10 @@
 """What a run is assembled from: data that share nothing, random streams, the schedule, how responses are drawn."""
 
 import json
+import os
 import pathlib
+import subprocess
+import sys
 import types
 
 import jax
@@ -64,6 +67,25 @@ def test_nothing_is_said_by_zero_minus_one_or_an_empty_pair():
   assert [h[name] for name in off] == [None] * 5
   h = assemble.hyperparameters(make(**{"algorithm.sequence_reject_count": 0, "algorithm.dual_clip": 3.0}))
   assert (h["sequence_reject_count"], h["dual_clip"], h["delta_clamp"], h["weight_clip"]) == (0, 3.0, 20.0, (1.0, 1.2))
+
+
+STARTS = """
+import sys
+import jax
+from fipo_jax import assemble
+found = []
+jax.monitoring.register_event_listener(lambda event, **_: found.append(event.rpartition("/")[2]))
+assemble.keep_programs(sys.argv[1])
+jax.jit(lambda x: 2 * x)(1.0)  # compiled in a moment
+print(*(name for name in found if name in ("cache_hits", "cache_misses")))
+"""
+
+
+def test_a_second_start_compiles_none(tmp_path):
+  env = {name: value for name, value in os.environ.items() if not name.startswith("JAX_PERSISTENT_CACHE")}
+  start = lambda: subprocess.check_output([sys.executable, "-c", STARTS, str(tmp_path)], env=env, text=True).split()
+  first, second = start(), start()
+  assert set(first) == {"cache_misses"} and set(second) == {"cache_hits"} and len(first) == len(second)
 
 
 def test_yarn_makes_room_for_longer_sequences(tmp_path):

@@ -284,6 +284,13 @@ ROWS = (
     "a resumed run is rewarded by another rule",
   ),
   (
+    "short_programs_are_not_kept", "fipo_jax/assemble.py",
+    '"jax_persistent_cache_min_compile_time_secs", 0)',
+    '"jax_persistent_cache_min_compile_time_secs", 0.5)',
+    "assemble_test.py::test_a_second_start_compiles_none",
+    "each start compiles dozens of small programs again",
+  ),
+  (
     "resumable_mesh", "fipo_jax/changes.py",
     '"compile_cache", "mesh",',
     '"compile_cache",',
