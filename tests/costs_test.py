@@ -11,6 +11,7 @@ from tolerances import close
 from fipo_jax import config as config_lib
 from fipo_jax.pods import chips, costs, programs, public
 from fipo_jax.pods.costs import Efficiencies, Sampled, SamplingCosts, Trained
+from fipo_jax.rollout.capacity import Shape
 
 REPORTS = pathlib.Path(__file__).parent.parent / "experiments" / "results" / "compile"
 ALL = Efficiencies(1, 1, 1, 1, 1, look_s=0.01, decision_s=0.1, decisions=3)
@@ -43,11 +44,11 @@ def test_a_token_step_is_bound_by_memory_or_arithmetic_and_waits_for_its_sums():
 
 def test_steps_are_those_of_the_fullest_shard_in_their_middle_and_shards_decide_together():
   of = Sampled(CHIP, cut=1, numbers=0, layers=1, width=1, heads=0, read=0, token=1)
-  context, growth = np.array([10, 40]), np.array([5, 2])
-  alone = SamplingCosts(of, ALL).token_steps(11, 8, context, growth)
+  context, growth, shape = np.array([10, 40]), np.array([5, 2]), Shape(8, 0, 0, 1)
+  alone = SamplingCosts(of, ALL).token_steps(11, shape, context, growth)
   close(alone, 11 * 50 / 1e6, dtype=np.float64)  # 40 + 2 · 5
   both = SamplingCosts(of, dataclasses.replace(ALL, decode=0.5), shards=2)
-  close(both.token_steps(11, 8, context, growth), 2 * alone + 11 * 3 * 0.1, dtype=np.float64)
+  close(both.token_steps(11, shape, context, growth), 2 * alone + 11 * 3 * 0.1, dtype=np.float64)
   assert both.look(200) == 2.0
 
 

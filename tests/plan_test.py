@@ -9,7 +9,7 @@ from absl import flags
 from tolerances import close
 
 from fipo_jax import config as config_lib
-from fipo_jax.pods import forecast, iteration, measured, public
+from fipo_jax.pods import answers, forecast, iteration, measured, public
 from fipo_jax.pods.costs import Efficiencies
 from fipo_jax.pods.simulated import Lengths
 from launch import plan as command
@@ -49,7 +49,7 @@ def test_a_forecast_adds_up(whole, tmp_path):
   assert 0 < f["idle_share"] < 1 and f["tokens"] > f["tokens_trained"] > 32 * 4 * 30
   close(f["chip_hours_recipe"], f["chip_hours_100"] / 2, dtype=np.float64)
   close(f["chip_hours_100"], f["iteration_s"] * 100 * 16 / 3600, dtype=np.float64)
-  forecast.draw([f, f], str(tmp_path / "x.png"))
+  answers.draw([f, f], str(tmp_path / "x.png"))
   assert (tmp_path / "x.png").read_bytes()[:4] == b"\x89PNG"
   assert f["fits"] and "sizes alone" in f["sources"]["train"]
   text = forecast.describe(f, 2.0)

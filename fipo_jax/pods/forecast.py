@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from fipo_jax import config as config_lib
 from fipo_jax.pods import costs as costs_lib
@@ -40,6 +39,7 @@ RESERVE = 1.0  # GiB that a sampler's programs need beside weights and cache
 # Iterations before those that count: one leaves its surplus, and with unfinished responses the second is like the rest.
 WARM = {"finish": 1, "continue": 2, "restart": 2}
 QUANTILES = 4096
+STEEPEST = 32.0  # power of the last quarter of a step's lengths
 LENGTHS = tuple(f"response_length_{name}" for name in ("min", "p25", "median", "p75", "max"))  # metrics of a step
 
 
@@ -76,9 +76,18 @@ def read_lengths(text: str) -> tuple[Lengths, str, dict[str, float]]:
 
 
 def lengths_of(record: dict[str, float]) -> Lengths:
-  """The distribution of a step's metrics, straight between what they say of it."""
-  at = (np.arange(QUANTILES) + 0.5) / QUANTILES
-  return Lengths(tuple(np.interp(at, (0, 0.25, 0.5, 0.75, 1), [record[name] for name in LENGTHS]).tolist()))
+  """The distribution of a step's metrics: straight between what they say of it, and bent in the last quarter.
+
+      quantile(u) = p75 + (max - p75) v^a,   v = 4u - 3,   a so that the mean is the step's where it says one
+  """
+  at, (*low, p75, most) = (np.arange(QUANTILES) + 0.5) / QUANTILES, (record[name] for name in LENGTHS)
+  lengths = np.interp(at, (0, 0.25, 0.5, 0.75, 1), [*low, p75, most])
+  last = at > 0.75
+  if most > p75 and "response_length" in record:
+    above = 4 * (record["response_length"] - lengths[~last].sum() / QUANTILES) - p75  # mean of the last quarter
+    bend = (most - p75) / max(above, (most - p75) / STEEPEST) - 1
+    lengths[last] = p75 + (most - p75) * (4 * at[last] - 3) ** max(bend, 1 / STEEPEST)
+  return Lengths(tuple(lengths.tolist()))
 
 
 def read_efficiencies(
@@ -141,7 +150,9 @@ def forecast(
   memory = memory_of(plan, trained["train"], reports)
   return {
     "topology": topology, "slices": slices, "chips": chips, "mesh": dict(plan.mesh.shape),
-    "rollout_mesh": dict(e.mesh.shape), "slots": e.slots, "unfinished": cfg.rollout.unfinished,
+    "model": cfg.model.preset or cfg.model.path, "prompts": cfg.batch.prompts,
+    "rollout_mesh": dict(e.mesh.shape), "slots": e.slots, "unfinished": cfg.rollout.unfinished, "decide": e.decide,
+    "cache_dtype": e.cache_dtype, "cache_tokens": sum(plan.shape.pages.values()) * e.page * e.shards,
     "iterations": iterations, "warm": warm, "seconds": seconds, "iteration_s": total,
     "idle_share": mean(lambda i: i.idle), "tokens": tokens, "tokens_trained": mean(lambda i: i.trained),
     "tokens_per_second_per_chip": tokens / total / chips,
@@ -319,7 +330,7 @@ def _sampler(cfg, fields, topology, slices, workload, by, reports):
     fields["rollout.cache_tokens"] = tokens * e.shards
   costs = costs_lib.SamplingCosts(costs_lib.sampled(plan), by, plan.engine.shards, e.decide)
   one = np.array([0.0])
-  return costs.token_steps(1, plan.shape.slots, one + context, one) / plan.engine.slots, fields
+  return costs.token_steps(1, plan.shape, one + context, one) / plan.engine.slots, fields
 
 
 def changed(cfg, fields: dict[str, Any]):
@@ -344,22 +355,3 @@ def table(measured: list[public.Measured]) -> str:
     used = " (superseded)" if m.superseded else ""
     lines.append(f"| {m.what} | {m.chip} | {show(m.value)} | {show(m.bound)} | {m.reached:.2f}{used} | {m.source} |")
   return "\n".join(lines)
-
-
-def draw(results: list[dict[str, Any]], path: str) -> None:
-  """Seconds of an iteration by phase, one bar a forecast, as a picture."""
-  figure = Figure(figsize=(max(5.0, 1.1 * len(results)), 3.6))
-  axes = figure.subplots()
-  places, bottom = range(len(results)), np.zeros(len(results))
-  for phase in (p for p in PHASES if any(f["seconds"][p] > 0.005 * f["iteration_s"] for f in results)):
-    seconds = np.array([f["seconds"][phase] for f in results])
-    axes.bar(places, seconds, bottom=bottom, label=phase)
-    bottom += seconds
-  name = lambda f: f["topology"] + (f" x {f['slices']}" if f["slices"] > 1 else "")
-  labels = [f"{name(f)}\n{f['chips']} chips\n{f['unfinished']}" for f in results]
-  axes.set_xticks(places, labels, fontsize=8)
-  axes.set_ylabel("seconds of an iteration, forecast")
-  axes.legend(fontsize=8, frameon=False)
-  axes.spines[["top", "right"]].set_visible(False)
-  figure.tight_layout()
-  figure.savefig(path, dpi=90)
