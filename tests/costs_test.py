@@ -80,6 +80,8 @@ def test_the_report_that_fits_is_found_and_no_other():
   cfg = config_32b()
   found = costs.trained(open_plan(cfg, "v5p-128"), "train", reports)
   assert "v5p-128" in found.source and found.seconds["compute"] == 14.205
+  several = costs.read_reports([REPORTS / f"qwen2_5_32b_{name}.json" for name in ("v5p_1024", "v5p_128")])
+  assert "for v5p-128 " in costs.trained(open_plan(cfg, "v5p-128"), "train", several).source
   cfg.batch.micro_rows = 128  # two copies of the same 64 chips
   assert costs.trained(open_plan(cfg, "v5p-256"), "train", reports).seconds == found.seconds
   for field, value in (("remat", "full"), ("tile_tokens", 2048), ("sum_dtype", "float32")):
@@ -121,6 +123,7 @@ def test_efficiencies_are_the_least_of_a_chip_and_say_whose():
   assert (by.decode, by.prefill, by.train) == (0.5, 0.3, 0.7)
   assert said["decode"].startswith("b on v6e") and said["prefill"].startswith("p on v7x")
   assert public.efficiencies("v5p", table)[0].decode == 0.4  # none of its own: the least of all
+  assert by.decisions == 1  # one gather of the decode loop, see decode_test.py
 
 
 def test_public_figures_stay_below_their_bounds():
