@@ -68,7 +68,7 @@ ROWS = (
   ),
   (
     "plan2_decides_by_four_gathers", "fipo_jax/pods/public.py", "decisions=1.0), said", "decisions=4.0), said",
-    "costs_test.py::test_efficiencies_are_the_least_of_a_chip_and_say_whose", "a decision costs four times what it does",
+    "costs_test.py::test_efficiencies_are_the_least_of_a_chip_and_say_whose", "decisions cost four times too much",
   ),
   (
     "plan2_decides_after_every_token", "fipo_jax/pods/iteration.py",
