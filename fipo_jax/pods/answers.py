@@ -51,7 +51,7 @@ def splits(results: list[dict[str, Any]]) -> str:
   """
   series = collections.defaultdict(dict)
   for f in results:
-    alike = f["topology"].split("-")[0], f["model"], f["lengths"], f["unfinished"], f["prompts"], f["cache_dtype"]
+    alike = f["topology"].split("-")[0], *map(f.get, ("model", "lengths", "unfinished", "prompts", "cache_dtype"))
     series[alike][f["chips"]] = seconds_of(f, ROLLOUT) + f["seconds"]["evaluate"], seconds_of(f, LEARNING)
   lines = []
   for (kind, model, lengths, unfinished, *_), points in series.items():
