@@ -12,7 +12,7 @@ from fipo_jax import config
 def get_config():
   c = config.default()
   c.workdir = "runs/plan_check/fitted"
-  c.steps = 12
+  c.steps = 10
   c.model.preset = "tiny"
   c.model.alphabet = "0123456789 +-=\n:AnswerChckoy"
   c.model.dtype = "float32"

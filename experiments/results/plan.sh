@@ -52,6 +52,10 @@ row weak_4x_v5p-512_4k $big v5p-512 $k4 $go_on --slices=4 \
 # Other models.
 row 72b_v5p-256_4k $big v5p-256 $k4 $go_on --config.model.path=Qwen2.5-72B --config.mesh.fsdp=128
 row 7b_v6e-8 fipo_qwen2_5_math_7b v6e-8 lognormal:1500,6000 $go_on
+# As --search proposes.
+row 7b_v6e-8_search fipo_qwen2_5_math_7b v6e-8 lognormal:1500,6000 $go_on $int8 --config.model.remat=context \
+  --config.rollout.tensor=4 --config.rollout.slots=1024 --config.rollout.cache_tokens=4663040
+row v5p-128_4k_search $big v5p-128 $k4 $go_on $int8 --config.rollout.slots=4096 --config.rollout.cache_tokens=43305984
 row 7b_v6e-8_tensor4 fipo_qwen2_5_math_7b v6e-8 lognormal:1500,6000 $go_on --config.rollout.tensor=4
 
 [ "$wanted" != "  " ] || ${PYTHON:-python} launch/plan.py --results="${names#,}" --out=experiments/results/plan.json \

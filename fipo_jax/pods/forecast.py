@@ -36,7 +36,9 @@ NETWORK_GB_S = 6400 / 8 / 256
 # Of a train step beside what it holds by design, in bfloat16 numbers per token and channel of the residual stream: the
 # compiler places 27 to 35 of 7B (2.2 to 2.9 GiB) and 30 of 32B (6.5), in tiles of 1,024 or 2,048 tokens.
 TEMPORARIES = 36
-RESERVE = 1.0  # GiB that a sampler's programs need beside weights and cache
+# GiB that a sampler's programs need beside weights and cache; and by which a search leaves room where sizes alone say
+# what a trainer needs.
+RESERVE = 1.0
 # Iterations before those that count: one leaves its surplus, and with unfinished responses the second is like the rest.
 WARM = {"finish": 1, "continue": 2, "restart": 2}
 QUANTILES = 4096
@@ -315,7 +317,8 @@ def _trainer(cfg, fields, topology, slices, by, reports):
   of = {name: costs_lib.trained(plan, name, reports) for name in ("train", "score")}
   if slices > 1:
     of = {name: between_slices(plan, name, x, slices) for name, x in of.items()}
-  if memory_of(plan, of["train"], reports)["train"] > plan.chip.hbm_gib:
+  m = memory_of(plan, of["train"], reports)
+  if m["train"] > plan.chip.hbm_gib - (0 if m["train_from"] == "the compiler" else RESERVE):
     return None
   return sum(x.cost(by) for x in of.values()) / plan.cfg.batch.micro_rows, fields
 
