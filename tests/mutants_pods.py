@@ -88,6 +88,11 @@ ROWS = (
     "plan_test.py::test_a_split_takes_as_long_as_the_longer_of_its_parts", "a split never gains",
   ),
   (
+    "plan2_trusts_sizes", "fipo_jax/pods/forecast.py",
+    'plan.chip.hbm_gib - (0 if m["train_from"] == "the compiler" else RESERVE)', "plan.chip.hbm_gib",
+    "plan_test.py::test_a_search_leaves_room_where_sizes_alone_speak", "a search proposes what is too large by a hair",
+  ),
+  (
     "plan2_hides_what_does_not_fit", "fipo_jax/pods/answers.py",
     "{'' if f['fits'] else ', DOES NOT FIT'}", "",
     "plan_test.py::test_forecasts_are_shown_together", "a table recommends what cannot run",

@@ -228,6 +228,19 @@ def test_a_search_tries_trainer_and_sampler_and_keeps_what_fits(monkeypatch):
     forecast.search(tiny(), "v5e-16", 1, workload(), ALL, [])
 
 
+@pytest.mark.parametrize(("source", "fits"), [("the compiler", True), ("sizes", False)])
+def test_a_search_leaves_room_where_sizes_alone_speak(monkeypatch, source, fits):
+  monkeypatch.setattr(forecast, "TRAINER", {"batch.micro_rows": (1,)})
+  monkeypatch.setattr(forecast, "SAMPLER", {"rollout.slots": (4,)})
+  nearly = lambda plan, *_: {"train": plan.chip.hbm_gib - 0.5, "train_from": source}
+  monkeypatch.setattr(forecast, "memory_of", nearly)
+  if fits:
+    assert forecast.search(tiny(), "v5e-16", 1, workload(), ALL, [])[1] == (1, 1)
+  else:
+    with pytest.raises(ValueError, match="no setting of the trainer fits"):
+      forecast.search(tiny(), "v5e-16", 1, workload(), ALL, [])
+
+
 def test_the_table_shows_each_figure_with_its_source():
   text = forecast.table(public.measured())
   assert text.count("\n") == len(public.measured()) + 1
