@@ -79,16 +79,16 @@ def splits(results: list[dict[str, Any]]) -> str:
 
 def draw(results: list[dict[str, Any]], path: str) -> None:
   """Seconds of an iteration by phase, one bar a forecast, as a picture."""
-  figure = Figure(figsize=(max(5.0, 1.1 * len(results)), 3.6))
+  figure = Figure(figsize=(8.0, 1.2 + 0.28 * len(results)))
   axes = figure.subplots()
-  places, bottom = range(len(results)), np.zeros(len(results))
+  places, left = range(len(results)), np.zeros(len(results))
   for phase in (p for p in PHASES if any(f["seconds"][p] > 0.005 * f["iteration_s"] for f in results)):
     seconds = np.array([f["seconds"][phase] for f in results])
-    axes.bar(places, seconds, bottom=bottom, label=phase)
-    bottom += seconds
-  labels = [f"{name_of(f)}, {f['chips']} chips" for f in results]
-  axes.set_xticks(places, labels, fontsize=8, rotation=60, ha="right", rotation_mode="anchor")
-  axes.set_ylabel("seconds of an iteration, forecast")
+    axes.barh(places, seconds, left=left, label=phase)
+    left += seconds
+  axes.set_yticks(places, [f"{name_of(f)}, {f['chips']} chips" for f in results], fontsize=8)
+  axes.invert_yaxis()
+  axes.set_xlabel("seconds of an iteration, forecast")
   axes.legend(fontsize=8, frameon=False)
   axes.spines[["top", "right"]].set_visible(False)
   figure.tight_layout()
