@@ -12,12 +12,16 @@ Nothing here was measured on a TPU by us; no accelerator and no TPU compiler is 
     --lengths    response lengths: lognormal:MEDIAN,P99, or the metrics.jsonl of a run (its last step)
     --efficiency NAME=VALUE[,...] in place of the default; --measured=RUN takes them from a run on that topology
     --search     tries settings of trainer and sampler for the cheapest iteration, and prints the flags
+    --check      RUN1,RUN2,...: folders of runs on this machine; fits the first and foretells the others, and ends
     --table      prints the public measurements beside our bounds, and ends
-    --plot       a picture of the forecasts; with --results=JSON[,...] of those that --out has written, and nothing else
+    --plot       a picture of the forecasts
+    --results    nothing is forecast: a table of the JSON files that --out has written, and what a split of the chips
+                 into samplers and a trainer would gain; --plot and --out take them all
 """
 
 from __future__ import annotations
 
+import dataclasses
 import glob
 import json
 import os
@@ -33,7 +37,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from fipo_jax import command_line
-from fipo_jax.pods import compile_report, costs, forecast, measured, public
+from fipo_jax.pods import answers, check, compile_report, costs, forecast, measured, public
 from fipo_jax.pods.chips import TOPOLOGIES, topology_of
 from fipo_jax.pods.iteration import Workload
 
@@ -53,9 +57,10 @@ def define_flags() -> None:
   flags.DEFINE_list("efficiency", [], "NAME=VALUE: shares of bounds, in place of those of public measurements.")
   flags.DEFINE_string("measured", None, "Folder of a run on this topology, whose speeds take the place of the shares.")
   flags.DEFINE_list("reports", ["experiments/results/compile/*.json"], "Compile reports: JSON files or globs.")
+  flags.DEFINE_list("check", [], "Folders of runs on this machine: the first is fitted, the others are foretold.")
   flags.DEFINE_bool("table", False, "Prints the public measurements, and ends.")
   flags.DEFINE_string("plot", None, "Where a picture of the forecasts goes, such as plan.png.")
-  flags.DEFINE_list("results", [], "JSON files of --out, to be drawn.")
+  flags.DEFINE_list("results", [], "JSON files of --out, to be shown together.")
   flags.DEFINE_string("out", None, "Where the figures go as JSON, too.")
 
 
@@ -65,17 +70,28 @@ def main(argv) -> None:
   try:
     given = flags.FLAGS
     if given.results:
-      results = [f for path in given.results for f in json.loads(pathlib.Path(path).read_text())]
+      results = [f for path in given.results for f in read(pathlib.Path(path))]
+      print(answers.table(results), answers.splits(results), sep="\n\n")
+    elif given.check:
+      found, fitted = check.check(given.check)
+      print(check.describe(found, fitted))
+      results = [dataclasses.asdict(c) for c in found]
     else:
       results = run(given)
-    if given.plot and results:
-      forecast.draw(results, given.plot)
+    if given.plot and results and not given.check:
+      answers.draw(results, given.plot)
     if given.out:
       compile_report.write(results, given.out)
   except (ValueError, OSError) as e:
     if os.environ.get("FIPO_TRACEBACK"):
       raise
     command_line.fail(str(e))
+
+
+def read(path: pathlib.Path) -> list[dict]:
+  """Forecasts of a file; one alone is called after it."""
+  found = json.loads(path.read_text())
+  return [{"name": path.stem} | f for f in found] if len(found) == 1 else found
 
 
 def run(given) -> list[dict]:

@@ -11,6 +11,7 @@ from tolerances import close
 from fipo_jax import config as config_lib
 from fipo_jax.pods import chips, costs, programs, public
 from fipo_jax.pods.costs import Efficiencies, Sampled, SamplingCosts, Trained
+from fipo_jax.rollout.capacity import Shape
 
 REPORTS = pathlib.Path(__file__).parent.parent / "experiments" / "results" / "compile"
 ALL = Efficiencies(1, 1, 1, 1, 1, look_s=0.01, decision_s=0.1, decisions=3)
@@ -43,11 +44,11 @@ def test_a_token_step_is_bound_by_memory_or_arithmetic_and_waits_for_its_sums():
 
 def test_steps_are_those_of_the_fullest_shard_in_their_middle_and_shards_decide_together():
   of = Sampled(CHIP, cut=1, numbers=0, layers=1, width=1, heads=0, read=0, token=1)
-  context, growth = np.array([10, 40]), np.array([5, 2])
-  alone = SamplingCosts(of, ALL).token_steps(11, 8, context, growth)
+  context, growth, shape = np.array([10, 40]), np.array([5, 2]), Shape(8, 0, 0, 1)
+  alone = SamplingCosts(of, ALL).token_steps(11, shape, context, growth)
   close(alone, 11 * 50 / 1e6, dtype=np.float64)  # 40 + 2 · 5
   both = SamplingCosts(of, dataclasses.replace(ALL, decode=0.5), shards=2)
-  close(both.token_steps(11, 8, context, growth), 2 * alone + 11 * 3 * 0.1, dtype=np.float64)
+  close(both.token_steps(11, shape, context, growth), 2 * alone + 11 * 3 * 0.1, dtype=np.float64)
   assert both.look(200) == 2.0
 
 
@@ -79,6 +80,8 @@ def test_the_report_that_fits_is_found_and_no_other():
   cfg = config_32b()
   found = costs.trained(open_plan(cfg, "v5p-128"), "train", reports)
   assert "v5p-128" in found.source and found.seconds["compute"] == 14.205
+  several = costs.read_reports([REPORTS / f"qwen2_5_32b_{name}.json" for name in ("v5p_1024", "v5p_128")])
+  assert "for v5p-128 " in costs.trained(open_plan(cfg, "v5p-128"), "train", several).source
   cfg.batch.micro_rows = 128  # two copies of the same 64 chips
   assert costs.trained(open_plan(cfg, "v5p-256"), "train", reports).seconds == found.seconds
   for field, value in (("remat", "full"), ("tile_tokens", 2048), ("sum_dtype", "float32")):
@@ -120,6 +123,7 @@ def test_efficiencies_are_the_least_of_a_chip_and_say_whose():
   assert (by.decode, by.prefill, by.train) == (0.5, 0.3, 0.7)
   assert said["decode"].startswith("b on v6e") and said["prefill"].startswith("p on v7x")
   assert public.efficiencies("v5p", table)[0].decode == 0.4  # none of its own: the least of all
+  assert by.decisions == 1  # one gather of the decode loop, see decode_test.py
 
 
 def test_public_figures_stay_below_their_bounds():

@@ -66,4 +66,56 @@ ROWS = (
     "  if tokens < context:\n    return None\n", "",
     "plan_test.py::test_a_search_tries_trainer_and_sampler_and_keeps_what_fits", "flags that end in a crash",
   ),
+  (
+    "plan2_decides_by_four_gathers", "fipo_jax/pods/public.py", "decisions=1.0), said", "decisions=4.0), said",
+    "costs_test.py::test_efficiencies_are_the_least_of_a_chip_and_say_whose", "decisions cost four times too much",
+  ),
+  (
+    "plan2_decides_after_every_token", "fipo_jax/pods/iteration.py",
+    "SamplingCosts(costs_lib.sampled(plan), by, e.shards, e.decide)",
+    "SamplingCosts(costs_lib.sampled(plan), by, e.shards)",
+    "plan_test.py::test_decisions_are_as_rare_as_the_engine_makes_them", "the forecast is of an older decode loop",
+  ),
+  (
+    "plan2_takes_any_report", "fipo_jax/pods/costs.py",
+    'for report in sorted(reports, key=lambda r: r["mesh"].get("data") != plan.mesh.shape["data"]):',
+    "for report in reports:",
+    "costs_test.py::test_the_report_that_fits_is_found_and_no_other", "figures are of another number of chips",
+  ),
+  (
+    "plan2_adds_samplers_and_trainer", "fipo_jax/pods/answers.py",
+    "split = np.maximum(of(n, 0), of(N - n, 1))", "split = of(n, 0) + of(N - n, 1)",
+    "plan_test.py::test_a_split_takes_as_long_as_the_longer_of_its_parts", "a split never gains",
+  ),
+  (
+    "plan2_trusts_sizes", "fipo_jax/pods/forecast.py",
+    'plan.chip.hbm_gib - (0 if m["train_from"] == "the compiler" else RESERVE)', "plan.chip.hbm_gib",
+    "plan_test.py::test_a_search_leaves_room_where_sizes_alone_speak", "a search proposes what is too large by a hair",
+  ),
+  (
+    "plan2_hides_what_does_not_fit", "fipo_jax/pods/answers.py",
+    "{'' if f['fits'] else ', DOES NOT FIT'}", "",
+    "plan_test.py::test_forecasts_are_shown_together", "a table recommends what cannot run",
+  ),
+  (
+    "plan2_lengths_are_straight", "fipo_jax/pods/forecast.py",
+    "(4 * at[last] - 3) ** max(bend, 1 / STEEPEST)", "(4 * at[last] - 3)",
+    "plan_test.py::test_the_longest_quarter_of_lengths_has_the_mean_that_was_measured",
+    "a run's longest responses are taken for more than they were",
+  ),
+  (
+    "plan2_fits_what_it_foretells", "fipo_jax/pods/check.py",
+    "fit(runs[0], phase, kinds, folders[0])", "fit(runs[-1], phase, kinds, folders[-1])",
+    "check_test.py::test_other_runs_are_foretold_by_the_first", "a forecast has seen what it foretells",
+  ),
+  (
+    "plan2_counts_own_pages_alone", "fipo_jax/pods/check.py",
+    "steps * (shape.own + shape.shared)", "steps * shape.own",
+    "check_test.py::test_what_is_done_is_counted", "prompts that are shared are read for nothing",
+  ),
+  (
+    "plan2_compares_steps_that_compiled", "fipo_jax/pods/check.py",
+    "compares = len(steps) >= UNFITTED and not compiled", "compares = len(steps) >= UNFITTED",
+    "check_test.py::test_other_runs_are_foretold_by_the_first", "a compile is taken for the work of a step",
+  ),
 )  # fmt: skip

@@ -9,7 +9,7 @@ from absl import flags
 from tolerances import close
 
 from fipo_jax import config as config_lib
-from fipo_jax.pods import forecast, iteration, measured, public
+from fipo_jax.pods import answers, forecast, iteration, measured, public
 from fipo_jax.pods.costs import Efficiencies
 from fipo_jax.pods.simulated import Lengths
 from launch import plan as command
@@ -49,12 +49,50 @@ def test_a_forecast_adds_up(whole, tmp_path):
   assert 0 < f["idle_share"] < 1 and f["tokens"] > f["tokens_trained"] > 32 * 4 * 30
   close(f["chip_hours_recipe"], f["chip_hours_100"] / 2, dtype=np.float64)
   close(f["chip_hours_100"], f["iteration_s"] * 100 * 16 / 3600, dtype=np.float64)
-  forecast.draw([f, f], str(tmp_path / "x.png"))
+  answers.draw([f, f], str(tmp_path / "x.png"))
   assert (tmp_path / "x.png").read_bytes()[:4] == b"\x89PNG"
   assert f["fits"] and "sizes alone" in f["sources"]["train"]
   text = forecast.describe(f, 2.0)
+  assert f["decide"] == 4 and f["cache_dtype"] == "bfloat16"  # a 64th of the limit
   assert "16 chips" in text and "a test" in text and f"{2 * f['chip_hours_100']:,.0f} USD" in text
   json.dumps(f)
+
+
+def test_decisions_are_as_rare_as_the_engine_makes_them():
+  seconds = {}
+  for steps in (1, 16):
+    cfg = tiny()
+    cfg.rollout.continuous_decode_steps = steps
+    slow = dataclasses.replace(ALL, decision_s=1.0, decisions=1)
+    seconds[steps] = forecast.forecast(cfg, "v5e-16", 1, workload(), slow, SAID, [], warm=0)["seconds"]["decode"]
+  assert seconds[16] < seconds[1] / 8
+
+
+def result(chips, rollout, learning, name=None):
+  seconds = dict.fromkeys(iteration.PHASES, 0.0) | {"decode": rollout, "update": learning}
+  return {
+    "topology": f"v5p-{2 * chips}", "slices": 1, "chips": chips, "model": "m", "lengths": "l", "unfinished": "continue",
+    "prompts": 8, "cache_dtype": "bfloat16", "seconds": seconds,
+  } | ({"name": name} if name else {})  # fmt: skip
+
+
+def test_a_split_takes_as_long_as_the_longer_of_its_parts():
+  """Learning scales and sampling does not: two chips that sample leave six to learn meanwhile."""
+  text = answers.splits([result(n, 50, 80 / n) for n in (2, 4, 8)])
+  assert "m on v5p, l, continue:" in text
+  assert "| 8 | 60 s | 50 s | 50 s at 2 + 6 | +17% | +17% |" in text
+  text = answers.splits([result(n, 80 / n, 80 / n) for n in (2, 4, 8)])
+  assert "| 8 | 20 s | 20 s | 20 s at 4 + 4 | +0% | +0% |" in text  # all scales: nothing to gain
+  assert not answers.splits([result(2, 1, 1), result(4, 1, 1)])
+
+
+def test_forecasts_are_shown_together(whole, tmp_path):
+  path = tmp_path / "a_row.json"
+  path.write_text(json.dumps([whole]))
+  (found,) = command.read(path)
+  line = answers.table([found]).splitlines()[2]
+  assert line.startswith("| a_row | 16 | 64 | ") and f"**{whole['iteration_s']:,.0f}**" in line
+  assert "DOES NOT FIT" in answers.table([found | {"fits": False}])
 
 
 def test_every_response_has_the_length_that_was_asked_for():
@@ -124,6 +162,15 @@ def test_lengths_of_a_law_and_of_a_log(tmp_path):
   np.testing.assert_allclose(np.quantile(lengths.quantiles, (0, 0.25, 0.5, 0.75, 1)), [10, 20, 30, 60, 100], rtol=2e-3)
 
 
+def test_the_longest_quarter_of_lengths_has_the_mean_that_was_measured():
+  row = STEP | {"response_length": 40.0}  # straight lines would come to 41.25
+  q = np.array(forecast.lengths_of(row).quantiles)
+  assert abs(q.mean() / 40 - 1) < 1e-3 and abs(np.array(forecast.lengths_of(STEP).quantiles).mean() / 41.25 - 1) < 1e-3
+  np.testing.assert_allclose(np.quantile(q, (0, 0.25, 0.5, 0.75, 1)), [10, 20, 30, 60, 100], rtol=3e-3)
+  q = np.array(forecast.lengths_of(STEP | {"response_length": 20.0}).quantiles)  # less than can be: still a law
+  assert np.all(np.diff(q) >= 0) and q.max() <= 100
+
+
 @pytest.mark.parametrize(("text", "why"), [
   ("lognormal:5", "expected lognormal:MEDIAN,P99"), ("lognormal:10,5", "above 0 and below the 99th"),
   ("gone.jsonl", "no such file"),
@@ -151,6 +198,7 @@ def test_a_run_on_that_topology_gives_its_own_shares(whole, tmp_path):
   rollout = sum(whole["seconds"][k] for k in ("prefill", "decode", "look", "resize"))
   row |= {
     "step": 3, "prompt_length": 30, "keep_rate": 0.5, "tokens_generated": whole["tokens"],
+    "response_length": np.minimum(quantiles, 256).mean(),
     "seconds/rollout": 2 * rollout, "seconds/old_logp": 4 * whole["seconds"]["score"],
     "seconds/update": 4 * whole["seconds"]["update"],
   }  # fmt: skip
@@ -180,6 +228,19 @@ def test_a_search_tries_trainer_and_sampler_and_keeps_what_fits(monkeypatch):
     forecast.search(tiny(), "v5e-16", 1, workload(), ALL, [])
 
 
+@pytest.mark.parametrize(("source", "fits"), [("the compiler", True), ("sizes", False)])
+def test_a_search_leaves_room_where_sizes_alone_speak(monkeypatch, source, fits):
+  monkeypatch.setattr(forecast, "TRAINER", {"batch.micro_rows": (1,)})
+  monkeypatch.setattr(forecast, "SAMPLER", {"rollout.slots": (4,)})
+  nearly = lambda plan, *_: {"train": plan.chip.hbm_gib - 0.5, "train_from": source}
+  monkeypatch.setattr(forecast, "memory_of", nearly)
+  if fits:
+    assert forecast.search(tiny(), "v5e-16", 1, workload(), ALL, [])[1] == (1, 1)
+  else:
+    with pytest.raises(ValueError, match="no setting of the trainer fits"):
+      forecast.search(tiny(), "v5e-16", 1, workload(), ALL, [])
+
+
 def test_the_table_shows_each_figure_with_its_source():
   text = forecast.table(public.measured())
   assert text.count("\n") == len(public.measured()) + 1
@@ -187,8 +248,8 @@ def test_the_table_shows_each_figure_with_its_source():
 
 
 def test_mistakes_are_one_line(capsys, monkeypatch):
-  given = dict(table=False, config=None, topology=None)
-  monkeypatch.setattr(flags, "FLAGS", type("Given", (), given | {"out": None, "plot": None, "results": []}))
+  given = dict(table=False, config=None, topology=None, out=None, plot=None, results=[], check=[])
+  monkeypatch.setattr(flags, "FLAGS", type("Given", (), given))
   monkeypatch.setattr(command, "flags", flags)
   with pytest.raises(SystemExit) as end:
     command.main(["plan"])

@@ -17,6 +17,7 @@ import numpy as np
 
 from fipo_jax.pods.chips import CHIPS, Chip
 from fipo_jax.pods.programs import Plan, forward_flops, settings
+from fipo_jax.rollout.capacity import Shape
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,8 +26,8 @@ class Efficiencies:
 
   decode: of a token step's bound, and of the memory's bandwidth elsewhere. prefill, train: of peak FLOP/s, recomputed
   ones included. links: of what a chip can send. host: of the link to the host's memory. look_s: host seconds between
-  two runs of the decode program, per slot of the mesh. decision_s: of one sum over all devices, of which the conditions
-  of a token step need `decisions`.
+  two runs of the decode program, per slot of the mesh. decision_s: of one exchange over all devices, of which one
+  decision of the decode loop needs `decisions`.
   """
 
   decode: float
@@ -104,11 +105,11 @@ class SamplingCosts:
   shards: int = 1
   decide: int = 1
 
-  def token_steps(self, steps: int, slots: int, context_D: np.ndarray, growth_D: np.ndarray) -> float:
+  def token_steps(self, steps: int, shape: Shape, context_D: np.ndarray, growth_D: np.ndarray) -> float:
     """At the middle of the piece; of the fullest shard. Idle slots compute, too, but have nothing to read."""
     context = float(np.max(context_D + growth_D * (steps - 1) / 2))
     decisions = self.by.decisions * self.by.decision_s / self.decide if self.shards > 1 else 0.0
-    return steps * (self.of.step(slots, context) / self.by.decode + decisions)
+    return steps * (self.of.step(shape.slots, context) / self.by.decode + decisions)
 
   def prefill(self, rows: int, length: int) -> float:
     return self.of.prefill_bound(rows, length) / self.by.prefill
@@ -178,7 +179,8 @@ def find_report(plan: Plan, program: str, reports: list[dict]) -> tuple[dict, di
   """A report whose program does on a device what this plan's does, and its facts; of compile reports in their order.
 
   Same kind of chip, model, settings, mesh within a copy of the parameters, and rows of a device. More copies along
-  `data` only add the sum of gradients over them: 1% of what is sent from 1 to 8 copies of 32B.
+  `data` only add the sum of gradients over them: 1% of what is sent from 1 to 8 copies of 32B. Of several, one with as
+  many copies.
   """
   m, b = plan.cfg.model, plan.cfg.batch
   here = {
@@ -187,7 +189,7 @@ def find_report(plan: Plan, program: str, reports: list[dict]) -> tuple[dict, di
     "row_tokens": b.row_tokens, "tokens_per_chip": b.micro_rows * b.row_tokens / plan.chips,
     "settings": settings(plan.cfg), "chip": plan.chip,
   }  # fmt: skip
-  for report in reports:
+  for report in sorted(reports, key=lambda r: r["mesh"].get("data") != plan.mesh.shape["data"]):
     facts, of = report["programs"].get(program, {}), report["model"]
     if not facts.get("fits") or "seconds" not in facts:
       continue

@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from fipo_jax import config as config_lib
 from fipo_jax.pods import costs as costs_lib
@@ -34,12 +33,16 @@ from fipo_jax.pods.simulated import Lengths
 
 # Of one chip, between slices: 6.4 Tbit/s of a pod of 256 (cloud.google.com/tpu/docs/v5e); other kinds have no less.
 NETWORK_GB_S = 6400 / 8 / 256
-# GiB of a train step beside what it holds by design: of 32B in tiles of 1,024 or 2,048 tokens the compiler places 6.5.
-TEMPORARIES = 7.0
-RESERVE = 1.0  # GiB that a sampler's programs need beside weights and cache
+# Of a train step beside what it holds by design, in bfloat16 numbers per token and channel of the residual stream: the
+# compiler places 27 to 35 of 7B (2.2 to 2.9 GiB) and 30 of 32B (6.5), in tiles of 1,024 or 2,048 tokens.
+TEMPORARIES = 36
+# GiB that a sampler's programs need beside weights and cache; and by which a search leaves room where sizes alone say
+# what a trainer needs.
+RESERVE = 1.0
 # Iterations before those that count: one leaves its surplus, and with unfinished responses the second is like the rest.
 WARM = {"finish": 1, "continue": 2, "restart": 2}
 QUANTILES = 4096
+STEEPEST = 32.0  # power of the last quarter of a step's lengths
 LENGTHS = tuple(f"response_length_{name}" for name in ("min", "p25", "median", "p75", "max"))  # metrics of a step
 
 
@@ -76,9 +79,18 @@ def read_lengths(text: str) -> tuple[Lengths, str, dict[str, float]]:
 
 
 def lengths_of(record: dict[str, float]) -> Lengths:
-  """The distribution of a step's metrics, straight between what they say of it."""
-  at = (np.arange(QUANTILES) + 0.5) / QUANTILES
-  return Lengths(tuple(np.interp(at, (0, 0.25, 0.5, 0.75, 1), [record[name] for name in LENGTHS]).tolist()))
+  """The distribution of a step's metrics: straight between what they say of it, and bent in the last quarter.
+
+      quantile(u) = p75 + (max - p75) v^a,   v = 4u - 3,   a so that the mean is the step's where it says one
+  """
+  at, (*low, p75, most) = (np.arange(QUANTILES) + 0.5) / QUANTILES, (record[name] for name in LENGTHS)
+  lengths = np.interp(at, (0, 0.25, 0.5, 0.75, 1), [*low, p75, most])
+  last = at > 0.75
+  if most > p75 and "response_length" in record:
+    above = 4 * (record["response_length"] - lengths[~last].sum() / QUANTILES) - p75  # mean of the last quarter
+    bend = (most - p75) / max(above, (most - p75) / STEEPEST) - 1
+    lengths[last] = p75 + (most - p75) * (4 * at[last] - 3) ** max(bend, 1 / STEEPEST)
+  return Lengths(tuple(lengths.tolist()))
 
 
 def read_efficiencies(
@@ -141,7 +153,9 @@ def forecast(
   memory = memory_of(plan, trained["train"], reports)
   return {
     "topology": topology, "slices": slices, "chips": chips, "mesh": dict(plan.mesh.shape),
-    "rollout_mesh": dict(e.mesh.shape), "slots": e.slots, "unfinished": cfg.rollout.unfinished,
+    "model": cfg.model.preset or cfg.model.path, "prompts": cfg.batch.prompts,
+    "rollout_mesh": dict(e.mesh.shape), "slots": e.slots, "unfinished": cfg.rollout.unfinished, "decide": e.decide,
+    "cache_dtype": e.cache_dtype, "cache_tokens": sum(plan.shape.pages.values()) * e.page * e.shards,
     "iterations": iterations, "warm": warm, "seconds": seconds, "iteration_s": total,
     "idle_share": mean(lambda i: i.idle), "tokens": tokens, "tokens_trained": mean(lambda i: i.trained),
     "tokens_per_second_per_chip": tokens / total / chips,
@@ -186,11 +200,13 @@ def memory_of(plan: Plan, train: Trained, reports: list[dict]) -> dict[str, Any]
   """GiB of a device while it trains and while it samples, and whether the compiler said so."""
   report = costs_lib.find_report(plan, "train", reports)
   held = sum(kinds_of_memory(plan).values())
+  b = plan.cfg.batch
+  beside = TEMPORARIES * b.micro_rows * b.row_tokens / plan.chips * plan.model.config.d_model * 2 / GIB
   cache = per_chip(*pool_shapes(plan)) / GIB
   rollout = (plan.weight_bytes + plan.state_bytes) / GIB + cache
   return {
-    "train": report[1]["peak_gib"] if report else held + TEMPORARIES, "rollout": rollout, "cache": cache,
-    "train_from": "the compiler" if report else f"sizes, and {TEMPORARIES:g} for temporaries",
+    "train": report[1]["peak_gib"] if report else held + beside, "rollout": rollout, "cache": cache,
+    "train_from": "the compiler" if report else f"sizes, and {beside:.1f} for temporaries",
   }  # fmt: skip
 
 
@@ -301,7 +317,8 @@ def _trainer(cfg, fields, topology, slices, by, reports):
   of = {name: costs_lib.trained(plan, name, reports) for name in ("train", "score")}
   if slices > 1:
     of = {name: between_slices(plan, name, x, slices) for name, x in of.items()}
-  if memory_of(plan, of["train"], reports)["train"] > plan.chip.hbm_gib:
+  m = memory_of(plan, of["train"], reports)
+  if m["train"] > plan.chip.hbm_gib - (0 if m["train_from"] == "the compiler" else RESERVE):
     return None
   return sum(x.cost(by) for x in of.values()) / plan.cfg.batch.micro_rows, fields
 
@@ -319,7 +336,7 @@ def _sampler(cfg, fields, topology, slices, workload, by, reports):
     fields["rollout.cache_tokens"] = tokens * e.shards
   costs = costs_lib.SamplingCosts(costs_lib.sampled(plan), by, plan.engine.shards, e.decide)
   one = np.array([0.0])
-  return costs.token_steps(1, plan.shape.slots, one + context, one) / plan.engine.slots, fields
+  return costs.token_steps(1, plan.shape, one + context, one) / plan.engine.slots, fields
 
 
 def changed(cfg, fields: dict[str, Any]):
@@ -344,22 +361,3 @@ def table(measured: list[public.Measured]) -> str:
     used = " (superseded)" if m.superseded else ""
     lines.append(f"| {m.what} | {m.chip} | {show(m.value)} | {show(m.bound)} | {m.reached:.2f}{used} | {m.source} |")
   return "\n".join(lines)
-
-
-def draw(results: list[dict[str, Any]], path: str) -> None:
-  """Seconds of an iteration by phase, one bar a forecast, as a picture."""
-  figure = Figure(figsize=(max(5.0, 1.1 * len(results)), 3.6))
-  axes = figure.subplots()
-  places, bottom = range(len(results)), np.zeros(len(results))
-  for phase in (p for p in PHASES if any(f["seconds"][p] > 0.005 * f["iteration_s"] for f in results)):
-    seconds = np.array([f["seconds"][phase] for f in results])
-    axes.bar(places, seconds, bottom=bottom, label=phase)
-    bottom += seconds
-  name = lambda f: f["topology"] + (f" x {f['slices']}" if f["slices"] > 1 else "")
-  labels = [f"{name(f)}\n{f['chips']} chips\n{f['unfinished']}" for f in results]
-  axes.set_xticks(places, labels, fontsize=8)
-  axes.set_ylabel("seconds of an iteration, forecast")
-  axes.legend(fontsize=8, frameon=False)
-  axes.spines[["top", "right"]].set_visible(False)
-  figure.tight_layout()
-  figure.savefig(path, dpi=90)

@@ -24,9 +24,9 @@ from fipo_jax.assemble import STREAM_EVAL
 from fipo_jax.pods import costs as costs_lib
 from fipo_jax.pods.costs import Efficiencies, SamplingCosts, Trained
 from fipo_jax.pods.programs import Plan
-from fipo_jax.pods.simulated import Clock, Simulated
+from fipo_jax.pods.simulated import TOKEN, Clock, Simulated
 from fipo_jax.rewards.score import Scored
-from fipo_jax.rollout import Sampling, serving
+from fipo_jax.rollout import Sampling, looks, serving
 from fipo_jax.rollout.capacity import Capacity
 from fipo_jax.train import batching
 from fipo_jax.types import Prompt
@@ -71,8 +71,22 @@ class Iteration:
     return sum(self.seconds.values())
 
 
+class _Counts(looks.Looks):
+  """Of a device that samples nothing: how many tokens a sample has, and not which. All logs of a pod would be 40 GB."""
+
+  def add(self, log) -> np.ndarray:
+    """See `Looks.add`."""
+    uids = super().add(log)
+    self.looks[-1] = None
+    return uids
+
+  def since(self, uid: int, begin: int, had: int):
+    """See `Looks.since`."""
+    return (np.broadcast_to(np.int32(TOKEN), int(self.count[uid]) - had), *[np.zeros(0, np.float32)] * 2)
+
+
 class SimulatedEngine:
-  """The native engine's `generate` on a simulated device."""
+  """The native engine's `generate` on a simulated device. Responses have their lengths, and log-probs are left out."""
 
   def __init__(self, capacity: Capacity, costs, lengths: Callable, stop_id: int, clock: Clock):
     self.capacity, self.costs, self.lengths, self.stop_id, self.clock = capacity, costs, lengths, stop_id, clock
@@ -88,9 +102,19 @@ class SimulatedEngine:
       lengths_of=self.lengths, decide=self.costs.decide,
     )  # fmt: skip
     call = serving.Call(device, c, prompts, samples_per_prompt, key, sampling, pending, limits)
-    self.usage = call.usage
+    self.usage, call.looks = call.usage, _Counts(call.looks.count)
+
+    def thin(groups) -> None:
+      for r in (r for group in groups for r in group):
+        r.tokens = np.broadcast_to(np.int32(TOKEN), len(r.tokens))  # takes no memory
+
+    def seen(groups) -> bool:
+      thin(groups)
+      return bool(watch and watch(groups))
+
     if call.samples:
-      call.serve(progress or (lambda done, total: None), watch)
+      call.serve(progress or (lambda done, total: None), seen)
+      thin(call.groups)
       self.host_s += call.usage.seconds
     return call.groups
 
@@ -139,24 +163,13 @@ def simulate(
     trained: a micro-batch of "train" and of "score".
   """
   cfg, e = plan.cfg, plan.engine
-  clock = Clock()
-  costs = SamplingCosts(costs_lib.sampled(plan), by, e.shards, e.decide)
-  stop_id = plan.model.config.vocab_size - 1
-  engine = SimulatedEngine(e.capacity, costs, workload.lengths, stop_id, clock)
-  r, ev = cfg.rollout, cfg.eval
-  key = jax.random.key(cfg.seed)
-  run = types.SimpleNamespace(
-    cfg=cfg, surplus=[], pending=[], host={"counters": {}, "keep_rate": workload.keep_rate}, stream=_Stream(workload),
-    engine=engine, timers=lambda name: contextlib.nullcontext(), scorer=_Judge(), verified=True,
-    tokenizer=types.SimpleNamespace(decode=lambda tokens: ""),
-    key=lambda step, stream: jax.random.fold_in(jax.random.fold_in(key, step), stream),
-    sampling=lambda evaluation: Sampling(max_tokens=r.max_response_tokens, stop_ids=(stop_id,)),
-  )  # fmt: skip
+  run = open_run(plan, workload, SamplingCosts(costs_lib.sampled(plan), by, e.shards, e.decide))
+  engine, clock, ev = run.engine, run.engine.clock, cfg.eval
   found = []
   for step in range(1, warm + iterations + 1):
     clock.__init__()
     engine.host_s = 0.0
-    groups, values = collect.sample_groups(run, step, _Silent())
+    groups, values = draw(run, step)
     if step <= warm:
       continue
     seconds = dict.fromkeys(PHASES, 0.0) | clock.seconds
@@ -180,6 +193,33 @@ def simulate(
   return found
 
 
+def open_run(plan: Plan, workload: Workload, costs) -> types.SimpleNamespace:
+  """As much of a `Run` as `collect` needs, with a simulated engine."""
+  cfg, r = plan.cfg, plan.cfg.rollout
+  stop_id, key = plan.model.config.vocab_size - 1, jax.random.key(cfg.seed)
+  return types.SimpleNamespace(
+    cfg=cfg, surplus=[], pending=[], host={"counters": {}, "keep_rate": workload.keep_rate}, stream=_Stream(workload),
+    engine=SimulatedEngine(plan.engine.capacity, costs, workload.lengths, stop_id, Clock()), scorer=_Judge(),
+    timers=lambda name: contextlib.nullcontext(), verified=True,
+    tokenizer=types.SimpleNamespace(decode=lambda tokens: ""),
+    key=lambda step, stream: jax.random.fold_in(jax.random.fold_in(key, step), stream),
+    sampling=lambda evaluation: Sampling(max_tokens=r.max_response_tokens, stop_ids=(stop_id,)),
+  )  # fmt: skip
+
+
+def draw(run, step: int):
+  """Groups to learn from, and what is said of them: see `collect.sample_groups`."""
+  return collect.sample_groups(run, step, _Silent())
+
+
+def evaluation(run, workload: Workload) -> None:
+  """Samples for one evaluation; its responses are as long as those of training."""
+  prompts = _Stream(workload).take(run.cfg.eval.prompts)
+  run.engine.generate(
+    prompts, run.cfg.eval.samples_per_prompt, key=run.key(0, STREAM_EVAL), sampling=run.sampling(evaluation=True)
+  )
+
+
 def packed(cfg, groups, step: int) -> tuple[int, float, int]:
   """(micro-batches of all mini-batches, how full their rows are, updates), by the trainer's own packing."""
   b = cfg.batch
@@ -194,10 +234,7 @@ def packed(cfg, groups, step: int) -> tuple[int, float, int]:
 
 
 def _evaluate(run, clock: Clock, workload: Workload, move_s: float) -> float:
-  """Seconds of one evaluation, weights included; its responses are as long as those of training."""
+  """Seconds of one evaluation, weights included."""
   before = clock.now
-  prompts = _Stream(workload).take(run.cfg.eval.prompts)
-  run.engine.generate(
-    prompts, run.cfg.eval.samples_per_prompt, key=run.key(0, STREAM_EVAL), sampling=run.sampling(evaluation=True)
-  )
+  evaluation(run, workload)
   return clock.now - before + move_s

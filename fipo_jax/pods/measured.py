@@ -24,7 +24,7 @@ def efficiencies(
 
   of rollout, and of scoring and update together. Raises ValueError: no such run, or a step that does not say them.
   """
-  records = _records(pathlib.Path(folder))
+  records = records_of(folder, "measured")
   last = records[-1]
   cfg: ml_collections.ConfigDict = saved.get_config(str(pathlib.Path(folder) / "config.json"))
   workload = Workload(forecast.lengths_of(last), round(last["prompt_length"]), last["keep_rate"] or 1e-3)
@@ -38,14 +38,18 @@ def efficiencies(
   return dataclasses.replace(by, decode=decode, train=train), said | {"decode": where, "train": where}
 
 
-def _records(folder: pathlib.Path) -> list[dict]:
-  path = folder / "metrics.jsonl"
-  if not path.is_file() or not (folder / "config.json").is_file():
-    raise ValueError(f"measured={folder}: no run there; expected a folder with config.json and metrics.jsonl.")
+def records_of(folder: str, flag: str) -> list[dict]:
+  """The steps of a run that say what they sampled and how long it took.
+
+  Raises ValueError, which names the flag: there are none.
+  """
+  path = pathlib.Path(folder) / "metrics.jsonl"
+  if not path.is_file() or not path.with_name("config.json").is_file():
+    raise ValueError(f"{flag}={folder}: no run there; expected a folder with config.json and metrics.jsonl.")
   names = ("seconds/rollout", "seconds/old_logp", "seconds/update", "tokens_generated", "prompt_length", "keep_rate",
-           *forecast.LENGTHS)  # fmt: skip
+           "response_length", *forecast.LENGTHS)  # fmt: skip
   records = [json.loads(line) for line in path.read_text().splitlines()]
   records = [r for r in records if all(math.isfinite(r.get(name, math.nan)) for name in names)]
   if not records:
-    raise ValueError(f"measured={folder}: no step in metrics.jsonl says {', '.join(names)}.")
+    raise ValueError(f"{flag}={folder}: no step in metrics.jsonl says {', '.join(names)}.")
   return records

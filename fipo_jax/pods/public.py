@@ -151,7 +151,9 @@ def efficiencies(chip: str, table: list[Measured] | None = None) -> tuple[Effici
   """Those of a kind of chip, and where each is from.
 
   look_s: 130 ms between windows of 2,048 sequences, of which pull 3577 of tpu-inference removed 60 (v7x). decision_s:
-  216 us of one sum over 128 devices (pull 3509, v7x). links, host: nothing public was found; half is assumed.
+  216 us of one reduction over 128 devices (pull 3509, v7x). decisions: `decode.run` makes one gather of a few numbers,
+  once in `decide` steps (decode_test.py counts it in the compiled program). links, host: nothing public was found; half
+  is assumed.
   """
   table = measured() if table is None else table
   values, said = {}, {}
@@ -163,4 +165,4 @@ def efficiencies(chip: str, table: list[Measured] | None = None) -> tuple[Effici
   said |= {
     "links": "assumed", "host": "assumed", "look_s": "tpu-inference pull 3577", "decision_s": "tpu-inference pull 3509",
   }  # fmt: skip
-  return Efficiencies(**values, links=0.5, host=0.5, look_s=70e-3 / 2048, decision_s=216e-6, decisions=4.0), said
+  return Efficiencies(**values, links=0.5, host=0.5, look_s=70e-3 / 2048, decision_s=216e-6, decisions=1.0), said

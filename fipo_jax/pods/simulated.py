@@ -13,6 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
+from fipo_jax.rollout.capacity import Shape
 from fipo_jax.rollout.decode import ADMITTED_AT_ONCE, Log
 from fipo_jax.rollout.device import STEPS
 
@@ -23,8 +24,8 @@ COLUMNS = ("uid", "length", "shared", "entry", "tail", "count", "limit")  # of t
 class Costs(Protocol):
   """What the simulated device's clock goes by, in seconds."""
 
-  def token_steps(self, steps: int, slots: int, context_D: np.ndarray, growth_D: np.ndarray) -> float:
-    """So many token steps of `slots` slots per shard; tokens in use at the first, and how many more at each."""
+  def token_steps(self, steps: int, shape: Shape, context_D: np.ndarray, growth_D: np.ndarray) -> float:
+    """So many token steps at these slots and pages; tokens in use at the first, and how many more at each."""
 
   def prefill(self, rows: int, length: int) -> float:
     """One program of so many rows per shard, padded to a length."""
@@ -114,7 +115,7 @@ class Simulated:
         own_DS = self.work["length"] - self.work["shared"]
         uid_CDS[step : step + n] = self.work["uid"]
         context_D = np.where(active_DS, self.work["length"] + 1, 0).sum(1)
-        seconds = self.costs.token_steps(n, S, context_D, active_DS.sum(1))
+        seconds = self.costs.token_steps(n, self.shape, context_D, active_DS.sum(1))
         self.clock.seconds["decode"] += seconds
         self.clock.busy_slot_s += seconds * int(active_DS.sum())
         self.clock.slot_s += seconds * D * self.most_slots
