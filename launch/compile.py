@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import shlex
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
@@ -53,7 +54,9 @@ def main(argv) -> None:
     if not given.config or not given.topology:
       raise ValueError("--config=FILE and --topology=NAME are needed.")
     options = (given.programs, given.slots, given.slices)
-    results = [compile_report.run(given.config, topology, *options) for topology in given.topology]
+    command = shlex.join(["python", *(a for a in sys.argv if not a.startswith(("--out=", "-out=")))])
+    run = lambda topology: {"command": command} | compile_report.run(given.config, topology, *options)
+    results = [run(topology) for topology in given.topology]
     if given.out:
       compile_report.write(results if len(results) > 1 else results[0], given.out)
   except (ValueError, OSError) as e:

@@ -170,6 +170,37 @@ def test_too_little_memory_says_what_to_change():
     programs.size_from_memory(e, 1000, 900)
 
 
+def test_slots_that_are_given_have_the_pages_that_the_memory_holds(capsys):
+  cfg, narrow = tiny(config_lib.default()), dataclasses.replace(chips.CHIPS["v5e"], hbm_gib=0.04)
+  make = lambda **options: programs.make_plan(cfg, narrow, jax.devices()[:1], slots=256, **options)
+  bytes_of = lambda plan: sum(plan.shape.pages.values()) * plan.engine.page * plan.engine.token_bytes
+  run, needed = make(bounded=True), make()
+  free = int(0.04 * 2**30) - run.weight_bytes - run.state_bytes
+  assert bytes_of(needed) > free > bytes_of(run) > 0.5 * free and run.engine.slots == 256
+  assert "256 slots of the longest responses would need" in capsys.readouterr().out
+  cfg.rollout.cache_tokens = 4096
+  assert make(bounded=True).engine.cache_tokens == 4096
+
+
+def test_a_report_is_of_what_the_run_would_do(monkeypatch):
+  """Its slots are those of the config, and what it would refuse at its start is refused."""
+  plans = []
+  monkeypatch.setattr(compile_report, "open_topology", lambda *_: jax.devices()[:4])
+  monkeypatch.setattr(compile_report.importlib.metadata, "version", lambda name: "0")
+  monkeypatch.setattr(compile_report, "measure", lambda plan, *_: plans.append(plan))
+  monkeypatch.setattr(compile_report, "describe", lambda *_: "")
+  cfg = tiny(config_lib.default())
+  cfg.mesh.fsdp, cfg.batch.micro_rows, cfg.rollout.slots = 4, 8, 12
+  for given in (0, 16):
+    compile_report.run(cfg, "v5p-8", ["decode"], given)
+  assert [plan.engine.slots for plan in plans] == [12, 16] and cfg.rollout.slots == 12
+  with pytest.raises(ValueError, match="rollout.slots=18 must be a multiple of data.fsdp=4; try"):
+    compile_report.run(cfg, "v5p-8", ["decode"], 18)
+  cfg.batch.micro_rows = 6
+  with pytest.raises(ValueError, match="batch.micro_rows=6 must be a multiple of data.fsdp=4; try 4"):
+    compile_report.run(cfg, "v5p-8", ["train"])
+
+
 def test_bound_is_of_memory_or_of_arithmetic():
   cfg = tiny(config_lib.default())
   plan = programs.make_plan(cfg, chips.CHIPS["v5e"], jax.devices()[:1], slots=4)
