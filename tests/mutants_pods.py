@@ -66,4 +66,31 @@ ROWS = (
     "  if tokens < context:\n    return None\n", "",
     "plan_test.py::test_a_search_tries_trainer_and_sampler_and_keeps_what_fits", "flags that end in a crash",
   ),
+  (
+    "compile_gives_slots_all_pages", "fipo_jax/pods/programs.py",
+    "  elif not slots or bounded and not engine.cache_tokens:\n", "  elif not slots:\n",
+    "compile_test.py::test_slots_that_are_given_have_the_pages_that_the_memory_holds",
+    "a decode program that a run would make smaller does not fit",
+  ),
+  (
+    "compile_takes_rows_that_do_not_divide", "fipo_jax/pods/compile_report.py",
+    "  config_lib.check_mesh(cfg, plan.mesh.shape, plan.engine.mesh.shape)\n", "",
+    "compile_test.py::test_a_report_is_of_what_the_run_would_do", "JAX's own words for a mistake in a field",
+  ),
+  (
+    "compile_ignores_slots", "fipo_jax/pods/compile_report.py",
+    '  slots = 0 if cfg.rollout.slots == "auto" else cfg.rollout.slots\n', "",
+    "compile_test.py::test_a_report_is_of_what_the_run_would_do", "a report of other slots than the run has",
+  ),
+  (
+    "gap_adds_sizes_of_a_response", "launch/benchmark.py", "np.mean([abs(sum(a)) for a in apart])",
+    "np.mean([sum(abs(a)) for a in apart])",
+    "benchmark_test.py::test_a_gap_is_in_nats_of_the_trainer_over_the_sampler", "ratios of responses look worse",
+  ),
+  (
+    "gap_weighs_the_other_way", "launch/benchmark.py",
+    "sampler_weight(np.concatenate(scored), np.concatenate(sampled), True",
+    "sampler_weight(np.concatenate(sampled), np.concatenate(scored), True",
+    "benchmark_test.py::test_a_gap_is_in_nats_of_the_trainer_over_the_sampler", "a correction that is none",
+  ),
 )  # fmt: skip
