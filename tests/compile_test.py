@@ -342,6 +342,29 @@ ENTRY %main (p: f32[4,4]) -> f32[4,4] {
   assert hlo.read(text.replace("copy(%one)", "add(%one, %other)")).flops == 64 * 2 * 4**3
 
 
+def test_a_collective_beside_the_turns_of_a_loop_is_one():
+  """As libtpu writes it for v5e: a start, a part of it in each product of a loop, a done; and one that waits."""
+  gather = "  %ag = bf16[1536,896] all-gather(%p), channel_id=1, replica_groups=[1,16]<=[16], dimensions={0}\n"
+  part = lambda name, end="": f"%{name} (p: bf16[96,896]) -> bf16[1536,896] {{\n{gather}{end}}}\n\n"
+  call = lambda which: f'  ROOT %c = bf16[1536,896] custom-call(%ag), custom_call_target="AsyncCollective{which}"\n'
+  text = "HloModule m\n\n" + part("begin", call("Start")) + part("end", call("Done"))
+  text += part("async_collective_fusion.7") + part("plain")
+  text += """%body (t: (s32[])) -> (s32[]) {
+  %f = bf16[1536,896]{1,0} fusion(%t), kind=kOutput, calls=%async_collective_fusion.7
+}
+
+ENTRY %main (p: bf16[96,896]) -> bf16[1536,896] {
+  %a = bf16[1536,896]{1,0} fusion(%p), kind=kCustom, calls=%begin
+  %w = (s32[]) while(%a), condition=%c, body=%body, backend_config={"known_trip_count":{"n":"12"}}
+  %b = bf16[1536,896]{1,0} fusion(%w), kind=kCustom, calls=%end
+  %d = bf16[1536,896]{1,0} fusion(%p), kind=kCustom, calls=%plain
+}
+"""
+  found = sorted(hlo.read(text).collectives, key=lambda c: c.asynchronous)
+  assert [(c.asynchronous, c.times, c.group) for c in found] == [(False, 1, 16), (True, 1, 16)]
+  assert hlo.read(text).asynchronous_share() == 0.5
+
+
 def test_what_moves_to_the_host_is_read_with_what_it_waits_for():
   """A slice in a loop of 4 turns with a product beside it, and a copy that nothing hides."""
   text = """

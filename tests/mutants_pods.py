@@ -78,6 +78,16 @@ ROWS = (
     "compile_test.py::test_a_report_is_of_what_the_run_would_do", "JAX's own words for a mistake in a field",
   ),
   (
+    "compile_counts_a_collective_by_its_stages", "fipo_jax/pods/hlo.py",
+    '      if kind in _KINDS and stage in ("", "start"):\n', "      if kind in _KINDS:\n",
+    "compile_test.py::test_a_collective_beside_the_turns_of_a_loop_is_one",
+    "v5e seems to send nine times what it does",
+  ),
+  (
+    "compile_calls_such_a_collective_waiting", "fipo_jax/pods/hlo.py", '    asynchronous |= stage == "start"\n', "",
+    "compile_test.py::test_a_collective_beside_the_turns_of_a_loop_is_one", "v5e seems to wait for what it does not",
+  ),
+  (
     "compile_ignores_slots", "fipo_jax/pods/compile_report.py",
     '  slots = 0 if cfg.rollout.slots == "auto" else cfg.rollout.slots\n', "",
     "compile_test.py::test_a_report_is_of_what_the_run_would_do", "a report of other slots than the run has",
