@@ -166,8 +166,10 @@ def test_programs_are_measured_on_the_mesh_they_run_on(monkeypatch):
 
 def test_too_little_memory_says_what_to_change():
   e = programs.make_plan(tiny(config_lib.default()), chips.CHIPS["v5e"], jax.devices()[:1]).engine
-  with pytest.raises(ValueError, match="0.00 GiB .* larger mesh.tensor"):
+  with pytest.raises(ValueError, match="0.00 GiB are free .* larger rollout.tensor"):
     programs.size_from_memory(e, 1000, 900)
+  with pytest.raises(ValueError, match="weights and trainer state are 2.00 GiB more than a device has"):
+    programs.size_from_memory(e, 0, 2 * 2**30)
 
 
 def test_slots_that_are_given_have_the_pages_that_the_memory_holds(capsys):
