@@ -5,6 +5,9 @@ The last line is one JSON object. Times are medians of five runs after one that 
     sampler     tok_s: tokens sampled per second; every response has the same length
     longtail    useful_tok_s: the same for responses of very different lengths; occupancy: share of slot steps used
     real_sampler  tok_s: a Hugging Face checkpoint (--model=DIR) in bfloat16
+    gap         bfloat16, bfloat16_int8, float32, float32_int8: by compute dtype and cache, log-probs of the trainer
+                against those of the sampler on what a checkpoint (--model=DIR) writes, and the weights that correct
+                for it; no times
     step        tok_s: tokens of one optimizer step of DAPO on 16 rows of 512 tokens; peak_rss_mb is of interest, too
     train       tok_s, mfu, peak_gib: an experiment's own optimizer step (--config=FILE --config.FIELD=VALUE) on the
                 devices there are, random weights and --micro_batches of full rows: what compile.py foretells
@@ -40,13 +43,15 @@ from fipo_jax import assemble, command_line, config
 from fipo_jax.algorithms import future_kl as fkl
 from fipo_jax.algorithms import losses
 from fipo_jax.algorithms.presets import PRESETS
+from fipo_jax.algorithms.terms import sampler_weight
+from fipo_jax.data.tokenizer import Tokenizer
 from fipo_jax.models import hf, make_model
 from fipo_jax.models.transformer import ModelConfig
 from fipo_jax.pods import chips, programs
 from fipo_jax.rewards.score import Job, Scorer
 from fipo_jax.rollout import ENGINES, Sampling
 from fipo_jax.sharding import for_rollout, make_mesh, to_mesh
-from fipo_jax.train import state
+from fipo_jax.train import batching, state
 from fipo_jax.types import Batch, Prompt
 
 SMALL_QWEN2 = ModelConfig(
@@ -64,6 +69,19 @@ SMALL_QWEN2 = ModelConfig(
 )
 RUNS = 5
 LONGTAIL_PAGE, LONGTAIL_CACHE = 32, 6144  # tokens; without a bound 32 slots could need 10,240
+GAP_SAMPLES = 4  # of each prompt
+GAP_CAP = 2.0  # the example of algorithm.sampler_ratio_cap in config.py; no experiment sets one
+GAP_RUNS = tuple((dtype, cache) for dtype in ("bfloat16", "float32") for cache in ("", "int8"))
+GAP_TEXTS = (
+  "Question: A farmer has 17 sheep and buys 3 more than twice as many. How many are there now?\nAnswer:",
+  "Question: What is the remainder when 7^100 is divided by 13? Think step by step.\nAnswer:",
+  "Let f(x) = x^3 - 3x + 1. We look for all local extrema. First, the derivative is",
+  "Problem: Three fair dice are rolled. Find the probability that the sum is 10.\nSolution:",
+  "# Returns the n-th Fibonacci number, n >= 0, without recursion.\ndef fibonacci(n):\n",
+  "def is_balanced(text: str) -> bool:\n  \"\"\"Whether brackets (), [] and {} are balanced.\"\"\"\n",
+  "-- The ten customers who spent most last year, with what they spent\nSELECT",
+  "The train leaves at 9:40 and arrives at 13:05 after two stops of 6 minutes. To find the time it moved, we",
+)
 
 
 def small_engine(**options):
@@ -140,6 +158,68 @@ def real_sampler(model_dir: str) -> dict:
     "tokens": u.tokens, "seconds": seconds, "tok_s": u.tokens / seconds, "occupancy": u.occupancy,
     "prefill_s": u.prefill_seconds, "compile_s": compile_s,
   }  # fmt: skip
+
+
+def gap(model_dir: str, tokens: int) -> dict:
+  """A Hugging Face checkpoint (--model) samples 4 responses to 8 prompts; the trainer's program scores the same tokens.
+
+  In bfloat16 and float32, with the cache in the compute dtype and in int8. Parameters are float32, as in a run.
+  """
+  if not model_dir:
+    raise ValueError("--model='': gap needs a Hugging Face directory, such as Qwen2.5-0.5B.")
+  sizes, tokenizer = hf.read_config(model_dir), Tokenizer.load(model_dir)
+  mesh = make_mesh({"data": -1, "fsdp": 1, "context": 1, "tensor": 1})
+  make = lambda dtype: make_model(dataclasses.replace(sizes, dtype=dtype, param_dtype="float32"))
+  params, found = hf.load(model_dir, make("float32"), mesh), {}
+  for dtype, cache in GAP_RUNS:
+    name = f"{dtype}_{cache}" if cache else dtype
+    found[name] = gap_of(*sampled_and_scored(make(dtype), params, mesh, tokenizer, cache, tokens))
+    print(f"{name}: {json.dumps(found[name])}", flush=True)
+  return found | {"tokens": tokens, "cap": GAP_CAP}
+
+
+def sampled_and_scored(model, params, mesh, tokenizer, cache: str, tokens: int) -> tuple[list, list]:
+  """Log-probabilities of each response's tokens, by the sampler with this cache and by the trainer: ([n], ..) twice."""
+  prompts = [Prompt(i, np.asarray(tokenizer.encode(x), np.int32), x, "", "none") for i, x in enumerate(GAP_TEXTS)]
+  longest = max(len(p.tokens) for p in prompts)
+  engine = ENGINES["native"](
+    model, mesh, slots=GAP_SAMPLES * len(prompts), max_prompt_tokens=longest, max_response_tokens=tokens,
+    pad_id=tokenizer.pad_id, cache_dtype=cache,
+  )  # fmt: skip
+  engine.update(params)
+  sampling = Sampling(max_tokens=tokens, stop_ids=tokenizer.stop_ids)
+  groups = engine.generate(prompts, GAP_SAMPLES, key=jax.random.key(0), sampling=sampling)
+  engine.release()
+  rows = -(-8 // mesh.size) * mesh.size
+  packed = batching.pack(
+    groups, row_tokens=-(-(longest + tokens) // 128) * 128, micro_rows=rows, num_micro=GAP_SAMPLES * len(prompts)
+  )  # fmt: skip
+  steps, _, _ = assemble.open_steps(config.default(), model, mesh)
+  with jax.set_mesh(mesh):
+    logp = steps.score(params, to_mesh(mesh, packed.batch, None, "rows", "tokens"), packed.used)["logp"]
+  logp = np.asarray(logp)
+  scored = [logp[p.micro, p.row, p.start : p.stop] for p in packed.places]
+  return [r.logp for group in groups for r in group], scored
+
+
+def gap_of(sampled: list, scored: list) -> dict:
+  """How far two programs' log-probabilities of the same tokens are apart, x = scored - sampled in nats.
+
+      mean, p99, max of |x|;   bias = mean x;   k3 = mean(exp x - 1 - x);   weight = min(exp x, cap)
+
+  response: mean over responses of |sum of x|. weight_mean, weight_clipped: of the weights that correct for it, the mean
+  and the share at the cap.
+  """
+  apart = [np.asarray(t, np.float64) - s for s, t in zip(sampled, scored, strict=True)]
+  weight = np.asarray(sampler_weight(np.concatenate(scored), np.concatenate(sampled), True, cap=GAP_CAP), np.float64)
+  x = np.concatenate(apart)
+  size = np.abs(x)
+  found = {
+    "mean": size.mean(), "p99": np.quantile(size, 0.99), "max": size.max(), "bias": x.mean(),
+    "k3": (np.expm1(x) - x).mean(), "response": np.mean([abs(sum(a)) for a in apart]), "weight_mean": weight.mean(),
+    "weight_clipped": (x > np.log(GAP_CAP)).mean(),
+  }  # fmt: skip
+  return {"sampled": len(x)} | {name: float(f"{value:.4g}") for name, value in found.items()}
 
 
 def step() -> dict:
@@ -289,8 +369,9 @@ BENCHMARKS = {
 
 
 def define_flags() -> None:
-  flags.DEFINE_enum("what", None, sorted([*BENCHMARKS, "real_sampler", "train"]), "Which part.", required=True)
-  flags.DEFINE_string("model", "", "Hugging Face directory, for real_sampler.")
+  flags.DEFINE_enum("what", None, sorted([*BENCHMARKS, "gap", "real_sampler", "train"]), "Which part.", required=True)
+  flags.DEFINE_string("model", "", "Hugging Face directory, for real_sampler and gap.")
+  flags.DEFINE_integer("tokens", 128, "Of a response, for gap.", lower_bound=1)
   config_flags.DEFINE_config_file("config", None, "An experiment file, for train; --config.FIELD=VALUE overrides.")
   flags.DEFINE_integer("micro_batches", 4, "Of a step, for train.", lower_bound=1)
 
@@ -300,6 +381,7 @@ def main(argv) -> None:
     command_line.fail(f"unexpected argument {argv[1]!r}: options are given as --NAME=VALUE.")
   given = flags.FLAGS
   own = {
+    "gap": lambda: gap(given.model, given.tokens),
     "real_sampler": lambda: real_sampler(given.model),
     "train": lambda: train(given.config, given.micro_batches),
   }

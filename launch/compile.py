@@ -10,7 +10,7 @@ model.path (a folder, or a published name such as Qwen3-8B-Base), or of --config
 
     train     one optimizer step on a mini-batch; figures of one micro-batch of batch.micro_rows rows
     score     log-probabilities of the same rows
-    decode    the loop over tokens, with as many slots and pages as rollout.slots='auto' takes (or --slots)
+    decode    the loop over tokens, with the slots and pages that the run would take on such chips (or --slots)
     prefill   prompts of the longest bucket into pages
     update    the policy's parameters, cast and moved to where decoding wants them
 """
@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import shlex
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
@@ -41,7 +42,7 @@ def define_flags() -> None:
   flags.DEFINE_list("topology", None, f"Rows of TOPOLOGIES: {', '.join(TOPOLOGIES)}.")
   flags.DEFINE_integer("slices", 1, "Slices of that topology, joined by the data-centre network along mesh.data.")
   flags.DEFINE_list("programs", list(PROGRAMS), "Rows of PROGRAMS.")
-  flags.DEFINE_integer("slots", 0, "Slots over the mesh, in place of rollout.slots; 0: from the chip's memory.")
+  flags.DEFINE_integer("slots", 0, "Slots over the mesh, in place of rollout.slots; 0: as that says.")
   flags.DEFINE_string("out", None, "Where the figures go as JSON, too.")
 
 
@@ -53,7 +54,9 @@ def main(argv) -> None:
     if not given.config or not given.topology:
       raise ValueError("--config=FILE and --topology=NAME are needed.")
     options = (given.programs, given.slots, given.slices)
-    results = [compile_report.run(given.config, topology, *options) for topology in given.topology]
+    command = shlex.join(["python", *(a for a in sys.argv if not a.startswith(("--out=", "-out=")))])
+    run = lambda topology: {"command": command} | compile_report.run(given.config, topology, *options)
+    results = [run(topology) for topology in given.topology]
     if given.out:
       compile_report.write(results if len(results) > 1 else results[0], given.out)
   except (ValueError, OSError) as e:

@@ -1,12 +1,18 @@
-"""The step that `launch/benchmark.py --what=train` times is an experiment's own, on the devices there are."""
+"""What `launch/benchmark.py` measures: an experiment's own step, and how far the sampler is from the trainer."""
 
+import dataclasses
 import math
 
+import jax
 import numpy as np
 import pytest
 
 from fipo_jax import config
 from fipo_jax.algorithms.presets import PRESETS
+from fipo_jax.data.tokenizer import characters
+from fipo_jax.models import PRESETS as SIZES
+from fipo_jax.models import hf, make_model
+from fipo_jax.sharding import make_mesh
 from launch import benchmark
 from tests.tolerances import close
 
@@ -46,3 +52,37 @@ def test_what_cannot_be_timed_is_one_line():
     benchmark.train(c, 1)
   with pytest.raises(ValueError, match="--config=None"):
     benchmark.train(None, 1)
+
+
+def test_a_gap_is_in_nats_of_the_trainer_over_the_sampler():
+  """One token is 8 times as likely to the trainer; errors of a response that cancel are no error of its ratio."""
+  sampled, scored = [np.zeros(2), np.full(2, -1.0)], [np.array([0.25, -0.25]), np.array([-1.0, -1.0 + np.log(8)])]
+  found = benchmark.gap_of(sampled, scored)
+  k3 = (np.expm1(0.25) - 0.25 + np.expm1(-0.25) + 0.25 + 7 - np.log(8)) / 4
+  weight = (np.exp(0.25) + np.exp(-0.25) + 1 + 2) / 4
+  want = {"mean": (0.5 + np.log(8)) / 4, "max": np.log(8), "bias": np.log(8) / 4, "k3": k3, "response": np.log(8) / 2,
+          "weight_mean": weight, "weight_clipped": 0.25}  # fmt: skip
+  assert found["sampled"] == 4
+  for name, value in want.items():
+    assert found[name] == pytest.approx(value, rel=1e-3), name
+
+
+@pytest.mark.slow
+def test_what_a_checkpoint_samples_is_scored_by_the_trainer(tmp_path, monkeypatch):
+  """int8 pages move log-probabilities by more than float32 does, and by far less than a wrong token would."""
+  monkeypatch.setattr(benchmark, "GAP_TEXTS", ("1+1=", "12+34=", "5", "7+7+7="))
+  monkeypatch.setattr(benchmark, "GAP_RUNS", (("float32", ""), ("float32", "int8")))
+  monkeypatch.setattr(benchmark, "make_mesh", lambda shape: make_mesh(shape, jax.devices()[:1]))
+  model = make_model(dataclasses.replace(SIZES["tiny"], num_layers=1))
+  hf.save(tmp_path, model.init(jax.random.key(0)), model.config)
+  characters("0123456789+=").save(tmp_path)
+  found = benchmark.gap(str(tmp_path), 8)
+  plain, narrow = found["float32"], found["float32_int8"]
+  assert 16 < plain["sampled"] <= 16 * 8
+  assert plain["max"] < 2e-5 < narrow["mean"] < narrow["max"] < 0.1
+  assert narrow["weight_clipped"] == 0 and narrow["weight_mean"] == pytest.approx(1, abs=0.01)
+
+
+def test_a_gap_needs_a_checkpoint():
+  with pytest.raises(ValueError, match="--model=''"):
+    benchmark.gap("", 8)

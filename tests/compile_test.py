@@ -166,8 +166,41 @@ def test_programs_are_measured_on_the_mesh_they_run_on(monkeypatch):
 
 def test_too_little_memory_says_what_to_change():
   e = programs.make_plan(tiny(config_lib.default()), chips.CHIPS["v5e"], jax.devices()[:1]).engine
-  with pytest.raises(ValueError, match="0.00 GiB .* larger mesh.tensor"):
+  with pytest.raises(ValueError, match="0.00 GiB are free .* larger rollout.tensor"):
     programs.size_from_memory(e, 1000, 900)
+  with pytest.raises(ValueError, match="weights and trainer state are 2.00 GiB more than a device has"):
+    programs.size_from_memory(e, 0, 2 * 2**30)
+
+
+def test_slots_that_are_given_have_the_pages_that_the_memory_holds(capsys):
+  cfg, narrow = tiny(config_lib.default()), dataclasses.replace(chips.CHIPS["v5e"], hbm_gib=0.04)
+  make = lambda **options: programs.make_plan(cfg, narrow, jax.devices()[:1], slots=256, **options)
+  bytes_of = lambda plan: sum(plan.shape.pages.values()) * plan.engine.page * plan.engine.token_bytes
+  run, needed = make(bounded=True), make()
+  free = int(0.04 * 2**30) - run.weight_bytes - run.state_bytes
+  assert bytes_of(needed) > free > bytes_of(run) > 0.5 * free and run.engine.slots == 256
+  assert "256 slots of the longest responses would need" in capsys.readouterr().out
+  cfg.rollout.cache_tokens = 4096
+  assert make(bounded=True).engine.cache_tokens == 4096
+
+
+def test_a_report_is_of_what_the_run_would_do(monkeypatch):
+  """Its slots are those of the config, and what it would refuse at its start is refused."""
+  plans = []
+  monkeypatch.setattr(compile_report, "open_topology", lambda *_: jax.devices()[:4])
+  monkeypatch.setattr(compile_report.importlib.metadata, "version", lambda name: "0")
+  monkeypatch.setattr(compile_report, "measure", lambda plan, *_: plans.append(plan))
+  monkeypatch.setattr(compile_report, "describe", lambda *_: "")
+  cfg = tiny(config_lib.default())
+  cfg.mesh.fsdp, cfg.batch.micro_rows, cfg.rollout.slots = 4, 8, 12
+  for given in (0, 16):
+    compile_report.run(cfg, "v5p-8", ["decode"], given)
+  assert [plan.engine.slots for plan in plans] == [12, 16] and cfg.rollout.slots == 12
+  with pytest.raises(ValueError, match="rollout.slots=18 must be a multiple of data.fsdp=4; try"):
+    compile_report.run(cfg, "v5p-8", ["decode"], 18)
+  cfg.batch.micro_rows = 6
+  with pytest.raises(ValueError, match="batch.micro_rows=6 must be a multiple of data.fsdp=4; try 4"):
+    compile_report.run(cfg, "v5p-8", ["train"])
 
 
 def test_bound_is_of_memory_or_of_arithmetic():
@@ -309,6 +342,29 @@ ENTRY %main (p: f32[4,4]) -> f32[4,4] {
 """
   assert hlo.read(text).flops == 63 * 2 * 4**3
   assert hlo.read(text.replace("copy(%one)", "add(%one, %other)")).flops == 64 * 2 * 4**3
+
+
+def test_a_collective_beside_the_turns_of_a_loop_is_one():
+  """As libtpu writes it for v5e: a start, a part of it in each product of a loop, a done; and one that waits."""
+  gather = "  %ag = bf16[1536,896] all-gather(%p), channel_id=1, replica_groups=[1,16]<=[16], dimensions={0}\n"
+  part = lambda name, end="": f"%{name} (p: bf16[96,896]) -> bf16[1536,896] {{\n{gather}{end}}}\n\n"
+  call = lambda which: f'  ROOT %c = bf16[1536,896] custom-call(%ag), custom_call_target="AsyncCollective{which}"\n'
+  text = "HloModule m\n\n" + part("begin", call("Start")) + part("end", call("Done"))
+  text += part("async_collective_fusion.7") + part("plain")
+  text += """%body (t: (s32[])) -> (s32[]) {
+  %f = bf16[1536,896]{1,0} fusion(%t), kind=kOutput, calls=%async_collective_fusion.7
+}
+
+ENTRY %main (p: bf16[96,896]) -> bf16[1536,896] {
+  %a = bf16[1536,896]{1,0} fusion(%p), kind=kCustom, calls=%begin
+  %w = (s32[]) while(%a), condition=%c, body=%body, backend_config={"known_trip_count":{"n":"12"}}
+  %b = bf16[1536,896]{1,0} fusion(%w), kind=kCustom, calls=%end
+  %d = bf16[1536,896]{1,0} fusion(%p), kind=kCustom, calls=%plain
+}
+"""
+  found = sorted(hlo.read(text).collectives, key=lambda c: c.asynchronous)
+  assert [(c.asynchronous, c.times, c.group) for c in found] == [(False, 1, 16), (True, 1, 16)]
+  assert hlo.read(text).asynchronous_share() == 0.5
 
 
 def test_what_moves_to_the_host_is_read_with_what_it_waits_for():

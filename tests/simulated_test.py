@@ -112,7 +112,9 @@ def test_slots_of_the_fullest_shard_set_the_pace():
   """Two shards of 2 slots; one with 3 + 4 tokens, one with 9: a step costs what 9 + 1 tokens do."""
   seen = []
   costs = types.SimpleNamespace(
-    token_steps=lambda steps, slots, context_D, growth_D: seen.append((steps, slots, *context_D, *growth_D)) or 1.0,
+    token_steps=lambda steps, shape, context_D, growth_D: (
+      seen.append((steps, shape.slots, *context_D, *growth_D)) or 1.0
+    ),
     look=lambda slots: 0.5, prefill=lambda *_: 0.0,
   )  # fmt: skip
   clock = Clock()

@@ -208,7 +208,8 @@ class Model:
         for mesh_axis in RULES.get(axis, ()):
           if size % mesh.shape[mesh_axis]:
             raise ValueError(
-              f"mesh.{mesh_axis}={mesh.shape[mesh_axis]} must divide {axis}={size} of {jax.tree_util.keystr(path)}."
+              f"mesh.{mesh_axis}={mesh.shape[mesh_axis]} must divide {axis}={size} of {jax.tree_util.keystr(path)}"
+              + (", as must rollout.tensor, which takes its place in sampling." if mesh_axis == "tensor" else ".")
             )
       return named(mesh, *axes)
 

@@ -98,6 +98,9 @@ def open_topology(name: str, slices: int = 1) -> list:
   chip = CHIPS[kind]
   os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # libtpu would ask a cloud's metadata server, and wait
   os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip is held
+  # Of the machine itself, of which it then asks nothing; the topology is given below. Without: five lines of complaint.
+  os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v6e-8")
+  os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
   try:
     importlib.metadata.version("libtpu")
   except importlib.metadata.PackageNotFoundError:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import importlib.metadata
 import json
 import math
+import os
 import pathlib
 import re
 import time
@@ -23,7 +25,13 @@ from fipo_jax.pods.programs import GIB, PROGRAMS, Plan, Program, make_plan, reme
 
 
 def run(cfg, topology: str, programs, slots: int = 0, slices: int = 1) -> dict:
-  """Compiles the programs one after the other, prints and returns what there is to say."""
+  """Compiles the programs one after the other, prints and returns what there is to say; slots, 0: as the config says.
+
+  Raises ValueError for what the run would refuse at its start.
+  """
+  if slots:
+    cfg = copy.deepcopy(cfg)
+    cfg.rollout.slots = slots
   validate(cfg)
   for name in programs:
     config_lib.one_of("programs", name, tuple(PROGRAMS))
@@ -31,7 +39,9 @@ def run(cfg, topology: str, programs, slots: int = 0, slices: int = 1) -> dict:
   if cfg.rollout.engine != "native":
     raise ValueError(f"rollout.engine={cfg.rollout.engine!r}: only the native engine's programs can be compiled here.")
   rollout = bool({"decode", "prefill"} & set(programs))
-  plan = make_plan(cfg, CHIPS[kind], open_topology(topology, slices), slots, rollout)
+  slots = 0 if cfg.rollout.slots == "auto" else cfg.rollout.slots
+  plan = make_plan(cfg, CHIPS[kind], open_topology(topology, slices), slots, rollout, bounded=True)
+  config_lib.check_mesh(cfg, plan.mesh.shape, plan.engine.mesh.shape)
   c = plan.model.config
   versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "libtpu")}
   numbers = sum(math.prod(x.shape) for x in jax.tree.leaves(plan.model.abstract()))
@@ -69,7 +79,7 @@ def run(cfg, topology: str, programs, slots: int = 0, slices: int = 1) -> dict:
 def measure(plan: Plan, program: Program, options: dict[str, str] | None = None) -> dict:
   """Compiles; memory per chip, collectives, seconds. One that does not fit has only the compiler's words for it."""
   facts = program.facts | {"limit_gib": plan.chip.hbm_gib, "beside_gib": program.beside_bytes / GIB}
-  began = time.perf_counter()
+  began, cpu = time.perf_counter(), os.times().user
   try:
     with jax.set_mesh(plan.engine.mesh if program.rollout else plan.mesh), _as_on_tpu():
       compiled = program.lower().compile(compiler_options=options)
@@ -77,12 +87,12 @@ def measure(plan: Plan, program: Program, options: dict[str, str] | None = None)
     if "RESOURCE_EXHAUSTED" not in str(e):
       raise
     needs = re.search(r"Used ([\d.]+)G of ([\d.]+)G hbm", str(e))
-    seconds = time.perf_counter() - began
+    seconds = {"compile_s": time.perf_counter() - began, "compile_cpu_s": os.times().user - cpu}
     peak = float(needs[1]) + facts["beside_gib"] if needs else None
     if "kinds_gib" in facts:
       facts["would_help"] = remedies(plan, facts["kinds_gib"])
-    return facts | {"fits": False, "peak_gib": peak, "why": str(e).splitlines()[0][:300], "compile_s": seconds}
-  seconds = time.perf_counter() - began
+    return facts | {"fits": False, "peak_gib": peak, "why": str(e).splitlines()[0][:300], **seconds}
+  seconds = {"compile_s": time.perf_counter() - began, "compile_cpu_s": os.times().user - cpu}
   memory = compiled.memory_analysis()
   kinds = {
     "arguments": memory.argument_size_in_bytes, "outputs": memory.output_size_in_bytes,
@@ -94,7 +104,7 @@ def measure(plan: Plan, program: Program, options: dict[str, str] | None = None)
   peak = program.beside_bytes + memory.total_allocation_bytes + kinds["code"]
   read = hlo.read(compiled.as_text())
   facts |= {f"{name}_gib": value / GIB for name, value in kinds.items()}
-  facts |= {"peak_gib": peak / GIB, "fits": peak / GIB <= plan.chip.hbm_gib, "compile_s": seconds}
+  facts |= {"peak_gib": peak / GIB, "fits": peak / GIB <= plan.chip.hbm_gib, **seconds}
   if "kinds_gib" in facts:
     facts["kinds_gib"]["temporaries"] = facts["peak_gib"] - sum(facts["kinds_gib"].values())
   if program.useful_flops:
@@ -209,7 +219,7 @@ def describe(name: str, facts: dict) -> str:
     say("collectives", f"{sum(c['times'] for c in found)} {unit}, {total / 2**20:.2f} MiB")
     for c in found[:40]:
       say("", f"{c['times']:>4} x {c['kind']} {c['shape']}  ({c['bytes']} B of {c['group']} chips) {c['where']}")
-  say("compile", f"{facts['compile_s']:.0f} s")
+  say("compile", f"{facts['compile_s']:.0f} s, {facts['compile_cpu_s']:.0f} s of CPU time")
   return "\n".join(lines)
 
 

@@ -109,13 +109,15 @@ def read(text: str) -> Reading:
 
   def visit(name, times, depth, asynchronous, fused=False):
     nonlocal flops, hbm
+    stage = _stage_of_a_collective(name, bodies.get(name, ()))
+    asynchronous |= stage == "start"
     for at, line in enumerate(bodies.get(name, ())):
       if not fused and line.op not in _FREE and not line.op.endswith("-done"):
         hbm += times * _traffic(line, table(name), table)
       kind, is_start = line.op.removesuffix("-start"), line.op.endswith("-start")
       if line.op in _MOVES and _crosses(line, table(name)):
         host[is_start and _works_beside(bodies[name], at)] += times * _moved(line.shape)
-      if kind in _KINDS:
+      if kind in _KINDS and stage in ("", "start"):
         found[_collective(line, kind, is_start, depth, asynchronous or is_start)] += times
       elif line.op == "while":
         parts = [re.search(rf"{key}=%?([\w.\-]+)", line.rest)[1] for key in ("condition", "body")]
@@ -135,6 +137,17 @@ def read(text: str) -> Reading:
   visit(entry, 1, 0, False)
   found = [dataclasses.replace(c, times=n) for c, n in found.items()]
   return Reading(flops, hbm, dict(kernels), found, float(host.total()), float(host[True]))
+
+
+def _stage_of_a_collective(name: str, lines: list[_Line]) -> str:
+  """"start", "step" or "done" of a collective that goes on beside other work, such as the turns of a loop; else "".
+
+  So v5e, which has no SparseCores: each stage holds the collective once more, and it runs once.
+  """
+  targets = re.findall(r'custom_call_target="AsyncCollective(\w+)"', " ".join(line.rest for line in lines))
+  if targets:
+    return targets[0].lower()
+  return "step" if name.startswith("async_collective_fusion") else ""
 
 
 def _crosses(line: _Line, table: dict[str, _Line]) -> bool:

@@ -84,11 +84,12 @@ def model_config(cfg) -> ModelConfig:
   return dataclasses.replace(sizes, max_position=m.max_position or sizes.max_position, **numerics)
 
 
-def make_plan(cfg, chip: Chip, devices, slots: int = 0, rollout: bool = True) -> Plan:
+def make_plan(cfg, chip: Chip, devices, slots: int = 0, rollout: bool = True, bounded: bool = False) -> Plan:
   """Slots and pages as the native engine would choose them on such chips; slots in all, 0: from their memory.
 
-  rollout: whether slots are of interest; else there is one on each shard. With devices of `describe_topology` the plan
-  has sizes but no steps and no state, and can be compiled for nothing.
+  rollout: whether slots are of interest; else there is one on each shard. bounded: whether slots that are given have
+  the pages that the memory holds, as in a run (and it is said), or all that they could need. With devices of
+  `describe_topology` the plan has sizes but no steps and no state, and can be compiled for nothing.
   """
   model = make_model(model_config(cfg))
   mesh = make_mesh(cfg.mesh, devices)
@@ -103,7 +104,7 @@ def make_plan(cfg, chip: Chip, devices, slots: int = 0, rollout: bool = True) ->
   weights = per_chip(jax.eval_shape(engine._resident, engine.model.abstract()), engine._shardings())
   if not rollout:
     engine.slots = engine.shards
-  elif not slots:
+  elif not slots or bounded and not engine.cache_tokens:
     size_from_memory(engine, int(chip.hbm_gib * GIB), weights + state)
   shape = max(engine.capacity.shapes(r.samples_per_prompt), key=lambda s: (s.slots, s.own))  # what a run may come to
   return Plan(cfg, chip, mesh.size, model, mesh, engine, shape, steps, abstract, state, params, weights)
@@ -122,12 +123,15 @@ def _trainer(cfg, model: Model, mesh) -> tuple[Steps | None, Any, int]:
 
 
 def size_from_memory(engine, limit: int, used: int) -> None:
-  """Lets the engine choose slots and pages as on a device with so many bytes of memory, some of them in use."""
+  """Lets the engine choose slots, or pages for its own, as on a device with so many bytes of memory, some in use."""
   device = types.SimpleNamespace(memory_stats=lambda: {"bytes_limit": limit, "bytes_in_use": used})
   mesh = engine.mesh
   engine.mesh = types.SimpleNamespace(local_devices=[device], shape=mesh.shape, devices=mesh.devices)
   try:
-    engine._size_from_memory()
+    if engine.slots:
+      engine._bound_by_memory()
+    else:
+      engine._size_from_memory()
   finally:
     engine.mesh = mesh
 

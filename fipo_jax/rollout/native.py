@@ -230,9 +230,12 @@ class NativeEngine:
   def _check_fit(self, slots, tokens: int, free: int) -> None:
     """ValueError where not even one longest response fits."""
     if tokens < (least := self.capacity.smallest_budget(2) * self.page):
+      room = f"{free / 2**30:.2f} GiB are free on a device, {tokens} tokens of cache, but"
+      if free < 0:
+        room = f"weights and trainer state are {-free / 2**30:.2f} GiB more than a device has, and"
       raise ValueError(
-        f"rollout.slots={slots!r}: {free / 2**30:.2f} GiB are free on a device, {tokens} tokens of cache, but one "
-        f"longest response needs {least}; use rollout.cache_dtype='int8', a larger mesh.tensor, or a shorter limit."
+        f"rollout.slots={slots!r}: {room} one longest response needs {least} tokens of cache; use a larger "
+        "rollout.tensor, rollout.cache_dtype='int8', optimizer.offload=True, or a shorter limit."
       )
 
   def _check(self, prompts, samples_per_prompt, sampling, pending):
