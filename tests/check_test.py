@@ -11,7 +11,7 @@ from fipo_jax.pods import check
 from fipo_jax.rollout.capacity import Shape
 
 COSTS = dict.fromkeys((*check.ROLLOUT, *check.LEARNING), 0.0) | {
-  "slot_steps": 1e-4, "prefill_tokens": 2e-5, "updates": 0.5, "flops": 1e-9,
+  "steps": 1e-3, "page_steps": 2e-5, "updates": 0.5, "flops": 1e-9,
 }  # fmt: skip
 
 
@@ -45,10 +45,8 @@ def write_run(folder, slots, times=1.0, steps=6):
 def test_what_is_done_is_counted():
   counted = check.Counted()
   assert counted.token_steps(3, Shape(8, 20, 4, 2), np.zeros(1), np.zeros(1)) == 3.0
-  counted.prefill(2, 16), counted.look(8), counted.look(8)
-  assert counted.done == {
-    "steps": 3, "slot_steps": 24, "page_steps": 72, "prefill_rows": 2, "prefill_tokens": 32, "looks": 2
-  }  # fmt: skip
+  counted.look(8), counted.look(8)
+  assert counted.done == {"steps": 3, "page_steps": 72, "looks": 2}
 
 
 def test_other_runs_are_foretold_by_the_first(tmp_path, capsys):

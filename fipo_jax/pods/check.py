@@ -25,8 +25,10 @@ from fipo_jax.pods.chips import Chip
 from fipo_jax.pods.iteration import Workload
 from fipo_jax.pods.programs import forward_flops, make_plan
 
-ROLLOUT = ("looks", "steps", "slot_steps", "page_steps", "prefill_rows", "prefill_tokens", "samples")
-LEARNING = ("updates", "micro_batches", "flops")
+# Few kinds, which one run can tell apart: its slots and its rows are always as many, so that a cost of each slot, or of
+# each micro-batch, could be told from those of a token step or of its arithmetic by other runs only.
+ROLLOUT = ("looks", "steps", "page_steps")
+LEARNING = ("updates", "flops")
 SECONDS = {  # phase -> (metrics, kinds of what it does)
   "rollout": (("seconds/rollout",), ROLLOUT), "update": (("seconds/old_logp", "seconds/update"), LEARNING),
 }  # fmt: skip
@@ -69,14 +71,11 @@ class Counted:
     """XLA's attention computes on every page, in use or not."""
     del context_D, growth_D
     self.done["steps"] += steps
-    self.done["slot_steps"] += steps * shape.slots
     self.done["page_steps"] += steps * (shape.own + shape.shared)
     return float(steps)
 
   def prefill(self, rows: int, length: int) -> float:
-    self.done["prefill_rows"] += rows
-    self.done["prefill_tokens"] += rows * length
-    return 0.0
+    return 0.0  # of short prompts: little beside their responses
 
   def look(self, slots: int) -> float:
     self.done["looks"] += 1
@@ -141,8 +140,7 @@ def steps_of(folder: str) -> list[Step]:
     micro, _, updates = iteration.packed(cfg, groups, record["step"])
     # XLA's attention over rows computes both halves of the square.
     done = dict(counted.done) | {
-      "samples": values["prompts_drawn"] * cfg.rollout.samples_per_prompt, "tokens": values["tokens_generated"],
-      "updates": updates, "micro_batches": micro, "flops": micro * (linear + 2 * attention),
+      "tokens": values["tokens_generated"], "updates": updates, "flops": micro * (linear + 2 * attention)
     }  # fmt: skip
     seconds = {p: sum(record[name] for name in names) for p, (names, _) in SECONDS.items()}
     compiled = record.get("rollout/compile_s", 0.0) > COMPILED * seconds["rollout"]
