@@ -69,6 +69,8 @@ def main(argv) -> None:
     command_line.fail(f"unexpected argument {argv[1]!r}: fields are given as --config.FIELD=VALUE.")
   try:
     given = flags.FLAGS
+    if given.check and (given.results or given.plot):
+      raise ValueError("--check ends after its table: give --results and --plot without it.")
     if given.results:
       results = [f for path in given.results for f in read(pathlib.Path(path))]
       print(answers.table(results), answers.splits(results), sep="\n\n")
@@ -78,7 +80,7 @@ def main(argv) -> None:
       results = [dataclasses.asdict(c) for c in found]
     else:
       results = run(given)
-    if given.plot and results and not given.check:
+    if given.plot and results:
       answers.draw(results, given.plot)
     if given.out:
       compile_report.write(results, given.out)

@@ -249,6 +249,10 @@ def test_the_table_shows_each_figure_with_its_source():
 
 def test_mistakes_are_one_line(capsys, monkeypatch):
   given = dict(table=False, config=None, topology=None, out=None, plot=None, results=[], check=[])
+  monkeypatch.setattr(flags, "FLAGS", type("Given", (), given | {"check": ["a"], "plot": "x.png"}))
+  with pytest.raises(SystemExit):
+    command.main(["plan"])
+  assert "--check ends after its table" in capsys.readouterr().err
   monkeypatch.setattr(flags, "FLAGS", type("Given", (), given))
   monkeypatch.setattr(command, "flags", flags)
   with pytest.raises(SystemExit) as end:

@@ -134,7 +134,7 @@ def _skeleton(config: ModelConfig):
 
 @functools.lru_cache
 def _parts(config: ModelConfig, form: str = "stored"):
-  """Structures of one layer, its matrices in a form of `layers.FORMS`, and of the final norm."""
+  """Structures of one layer, its matrices in a form of `layers.Attention`, and of the final norm."""
   block = functools.partial(layers.Block, form=form)
   structure = lambda kind: nnx.split(nnx.eval_shape(lambda: kind(config, nnx.Rngs(0))))[0]
   return structure(block), structure(layers.RMSNorm)
@@ -142,7 +142,7 @@ def _parts(config: ModelConfig, form: str = "stored"):
 
 @functools.lru_cache
 def _layer(config: ModelConfig, form: str):
-  """(shapes, logical axes) of one layer, its matrices in a form of `layers.FORMS`."""
+  """(shapes, logical axes) of one layer, its matrices in a form of `layers.Attention`."""
   state = nnx.state(nnx.eval_shape(lambda: layers.Block(config, nnx.Rngs(0), form)))
   axes = jax.tree.map(lambda x: x.get_metadata()["axes"], state, is_leaf=lambda x: isinstance(x, nnx.Variable))
   return nnx.to_pure_dict(state), nnx.to_pure_dict(axes)
@@ -229,8 +229,7 @@ class Model:
     """
     x_RTD = layers.activation(layers.lookup(params["embed_VD"], tokens_RT, self.config.dtype), None)
     cos, sin = self._rotation(positions_RT)
-    unstacked = isinstance(params["layers"], tuple)
-    block, norm = _parts(self.config, _form(params))
+    block, norm = _parts(self.config)
 
     def attend(q, k, v):
       return attention.attend(q, k, v, segments_RT, segments_RT, implementation=self.config.attention), None
@@ -238,16 +237,12 @@ class Model:
     def body(x, tree):
       return nnx.merge(block, tree)(x, cos, sin, attend)
 
-    if self.config.remat in TILED and not unstacked:
+    if self.config.remat in TILED:
       body = self._tiled(attend, cos, sin)
     if self.config.remat != "none":
       body = jax.checkpoint(body, policy=self._policy(), prevent_cse=False)
-    if unstacked:
-      for tree in params["layers"]:
-        x_RTD, _ = body(x_RTD, tree)
-    else:
-      # What is kept for the backward pass costs a copy in and out of a loop; what is computed again has none.
-      x_RTD, _ = jax.lax.scan(body, x_RTD, params["layers"], unroll=UNROLL if self.config.remat == "none" else 1)
+    # What is kept for the backward pass costs a copy in and out of a loop; what is computed again has none.
+    x_RTD, _ = jax.lax.scan(body, x_RTD, params["layers"], unroll=UNROLL if self.config.remat == "none" else 1)
     return nnx.merge(norm, params["final_norm"])(x_RTD)
 
   def head(self, params):

@@ -165,4 +165,3 @@ def describe(found: list[Checked], costs: dict[str, float]) -> str:
     lines += ["", f"Median error of the {len(told)} runs that were foretold: {middle}."]
   fitted = ", ".join(f"{kind} {1e6 * s:.3g}" for kind, s in costs.items() if s > 0)
   return "\n".join([*lines, f"Fitted, in microseconds of one: {fitted}."])
-

@@ -10,7 +10,7 @@ import pathlib
 import ml_collections
 
 from fipo_jax import saved
-from fipo_jax.pods import forecast
+from fipo_jax.pods import answers, forecast
 from fipo_jax.pods.costs import Efficiencies
 from fipo_jax.pods.iteration import Workload
 
@@ -30,8 +30,8 @@ def efficiencies(
   workload = Workload(forecast.lengths_of(last), round(last["prompt_length"]), last["keep_rate"] or 1e-3)
   f = forecast.forecast(cfg, topology, slices, workload, by, said, reports)
   scale = f["tokens"] / last["tokens_generated"]
-  rollout = sum(f["seconds"][phase] for phase in ("prefill", "decode", "look", "resize")) / scale
-  learning = f["seconds"]["score"] + f["seconds"]["update"]
+  rollout = answers.seconds_of(f, answers.ROLLOUT) / scale
+  learning = answers.seconds_of(f, answers.LEARNING)
   where = f"step {last['step']} of {folder}"
   decode = by.decode * rollout / last["seconds/rollout"]
   train = by.train * learning / (last["seconds/old_logp"] + last["seconds/update"])

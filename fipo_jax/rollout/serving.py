@@ -165,7 +165,7 @@ class Call:
     self.usage.compile_s = compile_seconds() - compiled
 
   def _allocate(self) -> None:
-    """Slots, the smallest pools that there are, and the host's lists of what is free, on every shard."""
+    """Slots, the smallest pools for so many, and the host's lists of what is free, on every shard."""
     c = self.capacity
     shapes = c.shapes(self.width)
     self.whole = [s for s in shapes if s.slots == c.slots]
