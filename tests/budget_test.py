@@ -145,15 +145,17 @@ def test_programs_are_few_when_lengths_grow_tenfold():
   model = make_model(dataclasses.replace(MODEL.config, vocab_size=42))  # that nobody has compiled yet
   e = ENGINES["native"](model, mesh, slots=8, pad_id=0, max_prompt_tokens=24, max_response_tokens=48, page_tokens=4)
   e.update(random_params(model, 0.2))
-  compiled, seen = collections.Counter(), []
+  compiled, seen, cache = collections.Counter(), [], []
   count = lambda event, _, fun_name="", **__: compiled.update([fun_name] if "backend_compile" in event else [])
   jax.monitoring.register_event_duration_secs_listener(count)
   for limit in (5, 10, 20, 48, 5, 48):
     sampling = dataclasses.replace(SAMPLING, max_tokens=limit, stop_ids=())
     e.generate(make_prompts(6, False), 4, key=KEY, sampling=sampling)
     seen.append((e.usage.decode_programs, e.usage.prefill_programs))
+    cache.append(e.usage.peak_cache_bytes)
     assert e.usage.values()["rollout/decode_programs"] == seen[-1][0]
   assert seen == sorted(seen) and seen[0][0] < seen[3][0] and seen[3] == seen[-1]
+  assert cache[0] == cache[4] < cache[3] == cache[5]  # each call begins with the smallest pools
   jax.monitoring.unregister_event_duration_listener(count)
   assert seen[-1] == (compiled["jit(run)"], compiled["jit(prefill)"]), (seen, compiled)
   assert seen[-1][0] <= MOST_DECODE and seen[-1][1] <= MOST_PREFILL

@@ -375,6 +375,21 @@ ROWS = (
     "transformer_test.py::test_golden_logits_logprobs_entropy", "published weights meet another norm",
   ),
   (
+    "flat_heads_in_another_order", "fipo_jax/models/layers.py",
+    '"o_DX": o.reshape(o.shape[0], -1)', '"o_DX": o.swapaxes(1, 2).reshape(o.shape[0], -1)',
+    "transformer_test.py::test_unstacked_layers_change_no_number", "the sampler mixes the channels of heads",
+  ),
+  (
+    "a_call_begins_with_the_largest_pools", "fipo_jax/rollout/serving.py",
+    "small[-1] if small else self.whole[0]", "small[-1] if small else self.whole[-1]",
+    "budget_test.py::test_programs_are_few_when_lengths_grow_tenfold", "short responses are sampled beside empty pages",
+  ),
+  (
+    "looks_lose_the_end", "fipo_jax/rollout/looks.py",
+    "(place >> 16) & 0xFFFF : place & 0xFFFF]", "(place >> 16) & 0xFFFF : (place & 0xFFFF) - 1]",
+    "native_test.py::test_groups_come_back_in_prompt_order_with_all_fields", "each look loses a token",
+  ),
+  (
     "heads_ungrouped", "fipo_jax/models/layers.py",
     "grouped = lambda q: q.reshape(*q.shape[:-2], K, -1, q.shape[-1])",
     "grouped = lambda q: jnp.swapaxes(q.reshape(*q.shape[:-2], -1, K, q.shape[-1]), -3, -2)",
