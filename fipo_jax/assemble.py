@@ -66,6 +66,8 @@ class Run:
   reference: parameters of the reference policy in the compute dtype, None when the loss has no KL to it.
   surplus: informative groups that wait for a batch, with the step that sampled them.
   pending: groups with responses that are not finished yet, with the step that began them.
+  begun: what an earlier process had sampled of the coming step when it was stopped, or its engine failed: groups, with
+  the number of the draw; and of the present step, for the case that it comes to that.
   rollbacks: how often the run was taken back to a checkpoint.
   changes: what differs from the config that made the steps so far. verified: whether this process has seen a verdict.
   """
@@ -92,6 +94,7 @@ class Run:
   pending: stored.Waiting
   watch: alarms.Watch
   rollbacks: int
+  begun: stored.Waiting = dataclasses.field(default_factory=list)
   changes: list[str] = dataclasses.field(default_factory=list)
   verified: bool = False
 
@@ -190,7 +193,7 @@ def build(cfg: ml_collections.ConfigDict, *, allow: Collection[str] = (), step: 
     host |= stored.rescued(cfg.workdir, [step, rollbacks])
     if "data" in host:
       resume_data(stream, host["data"], allow)
-    surplus, pending = (stored.decode(host.pop(name, {})) for name in ("surplus", "pending"))
+    surplus, pending, begun = (stored.decode(host.pop(name, {})) for name in ("surplus", "pending", "begun"))
     engine = open_engine(cfg, model, mesh, tokenizer)
     limits = alarms.Limits(**{f.name: cfg.alarms[f.name] for f in dataclasses.fields(alarms.Limits)})
     watch = alarms.Watch(limits, cfg.model.dtype)
@@ -203,7 +206,7 @@ def build(cfg: ml_collections.ConfigDict, *, allow: Collection[str] = (), step: 
       credit=open_credit(cfg), control=open_control(cfg), reference=open_reference(cfg, model, mesh), engine=engine,
       stream=stream, heldout=heldout, scorer=scorer, checkpointer=checkpointer, step=step, host=host,
       timers=metrics.Timers(), surplus=surplus, pending=stored.with_prompts(pending, stream.find), watch=watch,
-      rollbacks=rollbacks, changes=claimed.changes,
+      rollbacks=rollbacks, begun=stored.with_prompts(begun, stream.find), changes=claimed.changes,
     )  # fmt: skip
   except BaseException:
     scorer.close()

@@ -204,6 +204,7 @@ def default() -> ml_collections.ConfigDict:
 
   c.checkpoint = ml_collections.ConfigDict()
   c.checkpoint.every = 5  # iterations; the last one is always saved
+  c.checkpoint.every_s = 0.0  # seconds after which an iteration is saved though it is none of those; 0 = never
   c.checkpoint.keep = 2  # the newest
   c.checkpoint.keep_best = 0  # besides them: those with the best held-out accuracy, of iterations that are evaluated
   c.checkpoint.folder = ""  # local or gs://, seen by every process; "" = workdir/checkpoints
@@ -271,7 +272,7 @@ def _check_ranges(c) -> None:
     "reward.overlong_buffer_tokens", "reward.overlong_factor", "optimizer.warmup_updates",
     "optimizer.weight_decay", "eval.every", "log.samples", "dynamic_sampling.max_age", "algorithm.gspo_clip_low",
     "algorithm.gspo_clip_high", "algorithm.reference_kl_coef", "algorithm.entropy_coef", "algorithm.sampler_ratio_cap",
-    "algorithm.value_coef", "algorithm.value_clip",
+    "algorithm.value_coef", "algorithm.value_clip", "checkpoint.every_s",
   )  # fmt: skip
   for field in ("rollout.top_p", "eval.top_p"):
     if not 0 < at(c, field) <= 1:

@@ -90,6 +90,12 @@ def rows(cfg, model: Model) -> str:
   return f"rows of {T:,} tokens: {'; '.join(notes)}" if notes else ""
 
 
+def grace(seconds: float | None) -> str:
+  """How long a scheduler must wait after SIGTERM, for the start of a run; seconds: as measured before, if it was."""
+  what = "told to stop (SIGTERM), it finishes an update or the sampler's present look, saves, and ends with code 75"
+  return f"{what}: {seconds:.0f} s when last measured" if seconds else f"{what}; see grace_s in the metrics"
+
+
 def evaluation(result: dict[str, float]) -> str:
   """Accuracy with its 95% interval over prompts (normal: ± 1.96 standard errors), length, and what went wrong."""
   error = result.get("accuracy_se", math.nan)

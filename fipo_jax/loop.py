@@ -64,43 +64,70 @@ def train_until_alarm(cfg, **how) -> dict[str, Any]:
   cfg = run.cfg
   processes.begin()
   run.host.pop("ended", None)  # of an earlier process; this one tries again
-  started = time.monotonic() - run.host["seconds"]
+  console.say(describe.grace(run.host.get("grace_s")))
   log = metrics.Log(cfg.workdir, resume_step=run.step or -1, samples_bytes=round(cfg.log.samples_mb * 1e6))
   with jax.set_mesh(run.mesh), run.scorer, metrics.Progress(cfg.workdir, cfg.steps, run.step) as progress:
-    if run.step == 0 and cfg.eval.every:
-      run.host["before"] = evaluate(run, progress)
-      log.write(0, {f"eval/{k}": v for k, v in run.host["before"].items()})
-      progress.note(f"before training: {describe.evaluation(run.host['before'])}")
-    run.timers.pop()  # not part of the first step
-    for step in range(run.step + 1, cfg.steps + 1):
-      if processes.stop_asked():
-        stop(run)
-      try:
-        groups, values = collect(run, step, progress)
-      except DataExhausted as reason:
-        end_early(run, progress, str(reason))
-        break
-      except EngineError:
-        keep_sampled(run)
-        raise
-      values |= learn(run, groups, step, log, progress)
-      if cfg.eval.every and (step % cfg.eval.every == 0 or step == cfg.steps):
-        run.host["after"] = evaluate(run, progress)
-        values |= {f"eval/{k}": v for k, v in run.host["after"].items()}
-      values |= speeds(run, values, run.timers.pop())
-      alarms = run.watch.check(step, values)
-      changed = {"changed": run.changes} if run.changes and step == run.step + 1 else {}
-      log.write(step, values | {"alarms": [a.name for a in alarms]} | changed)
-      run.changes = []
-      progress.step(step, values)
-      if "eval/accuracy" in values:
-        progress.note(f"after step {step}: {describe.evaluation(run.host['after'])}")
-      run.step, run.host["seconds"] = step, time.monotonic() - started
-      heed(run, alarms, progress)
-      if step % cfg.checkpoint.every == 0 or step == cfg.steps:
-        save(run)
-      check_alive(run)
+    try:
+      if run.step == 0 and cfg.eval.every:
+        run.host["before"] = evaluate(run, progress)
+        log.write(0, {f"eval/{k}": v for k, v in run.host["before"].items()})
+        progress.note(f"before training: {describe.evaluation(run.host['before'])}")
+      run.host["seconds"] += run.timers.pop()["seconds/step"]  # not part of the first step
+      if owed := run.host.get("owed"):
+        conclude(run, owed, log, progress)
+      for step in range(run.step + 1, cfg.steps + 1):
+        if processes.stop_asked():
+          raise processes.Stopping
+        before = drawn(run)
+        try:
+          groups, values = collect(run, step, progress)
+        except DataExhausted as reason:
+          end_early(run, progress, str(reason))
+          break
+        except (EngineError, processes.Stopping):
+          keep_begun(run, before)
+          raise
+        run.host["owed"] = values | learn(run, groups, step, log, progress)
+        run.step = step
+        conclude(run, run.host["owed"], log, progress)
+    except processes.Stopping:
+      stop(run)
     return finish(run)
+
+
+def conclude(run: Run, values: dict[str, Any], log, progress) -> None:
+  """What comes after the updates of a step: evaluation, alarms, its line, a checkpoint.
+
+  values: of the step, saved as run.host["owed"] until its line is written: a run that is stopped meanwhile writes it
+  when it goes on.
+  """
+  cfg, step = run.cfg, run.step
+  try:
+    if evaluates(cfg, step):
+      run.host["after"] = evaluate(run, progress)
+      values |= {f"eval/{k}": v for k, v in run.host["after"].items()}
+  finally:
+    for name, seconds in run.timers.pop().items():
+      values[name] = values.get(name, 0.0) + seconds
+  run.host.pop("owed")
+  run.host["seconds"] += values["seconds/step"]
+  values |= speeds(run, values) | grace(run, values)
+  alarms = run.watch.check(step, values)
+  changed = {"changed": run.changes} if run.changes else {}
+  log.write(step, values | {"alarms": [a.name for a in alarms]} | changed)
+  run.changes = []
+  progress.step(step, values)
+  if "eval/accuracy" in values:
+    progress.note(f"after step {step}: {describe.evaluation(run.host['after'])}")
+  heed(run, alarms, progress)
+  if step % cfg.checkpoint.every == 0 or step == cfg.steps or save_is_due(run):
+    save(run)
+  check_alive(run)
+
+
+def evaluates(cfg, step: int) -> bool:
+  """Whether a step ends with an evaluation."""
+  return bool(cfg.eval.every) and (step % cfg.eval.every == 0 or step == cfg.steps)
 
 
 def learn(run: Run, groups: list[list[Rollout]], step: int, log, progress) -> dict[str, Any]:
@@ -222,46 +249,68 @@ def evaluate(run: Run, progress) -> dict[str, float]:
   """Accuracy, length, truncation on the held-out prompts, with the engine's present weights."""
   e = run.cfg.eval
   run.engine.update(run.policy_params())
+  stop_asked = processes.StopPoll()
   with run.timers("evaluate"):
     result = evaluate_lib.evaluate(
       run.engine, lambda groups: score(run, groups), run.heldout, samples_per_prompt=e.samples_per_prompt,
       key=run.key(0, STREAM_EVAL), sampling=run.sampling(evaluation=True),
-      progress=progress.task("evaluate"),
+      progress=progress.task("evaluate"), watch=lambda _: stop_asked(),
     )  # fmt: skip
   run.engine.release()
   return result
 
 
-def save(run: Run) -> None:
+Drawn = tuple[dict[str, Any], stored.Waiting, stored.Waiting]
+
+
+def drawn(run: Run) -> Drawn:
+  """Where sampling stands: prompts drawn, groups that wait for a batch, or for their last tokens."""
+  return run.stream.state(), list(run.surplus), list(run.pending)
+
+
+def save(run: Run, at: Drawn | None = None) -> None:
   """Checkpoints state, data position, waiting groups and counters as one step; one already saved is left alone.
 
-  Only between iterations: whatever ends the process within one, that iteration is done again from its beginning.
+  As it is between iterations: whatever ends the process within one, that iteration is done again from its beginning.
+
+  at: where sampling stood then, if that is not now.
   """
-  if run.step and run.checkpointer.latest() != run.step:
-    evaluated = run.cfg.eval.every and (run.step % run.cfg.eval.every == 0 or run.step == run.cfg.steps)
-    accuracy = run.host["after"]["accuracy"] if evaluated else None
-    with run.timers("checkpoint"):
-      run.checkpointer.save(run.step, run.state, {**run.host, **sampled(run), "watch": run.watch.state()}, accuracy)
+  if not run.step or run.checkpointer.latest() == run.step:
+    return
+  data, surplus, pending = at or drawn(run)
+  waiting = {"data": data, "surplus": stored.encode(surplus), "pending": stored.encode(pending)}
+  measured = evaluates(run.cfg, run.step) and "owed" not in run.host
+  accuracy = run.host["after"]["accuracy"] if measured else None
+  with run.timers("checkpoint"):
+    run.checkpointer.save(run.step, run.state, {**run.host, **waiting, "watch": run.watch.state()}, accuracy)
 
 
-def sampled(run: Run) -> dict[str, Any]:
-  """Where sampling stands, JSON and arrays: prompts drawn, groups that wait for a batch or for their last tokens."""
-  return {"data": run.stream.state(), "surplus": stored.encode(run.surplus), "pending": stored.encode(run.pending)}
+def save_is_due(run: Run) -> bool:
+  """Whether checkpoint.every_s have passed since the last save, by the clock of process 0."""
+  every_s = run.cfg.checkpoint.every_s
+  return bool(every_s) and processes.from_first("the clock", time.monotonic() - run.checkpointer.since >= every_s)
 
 
-def keep_sampled(run: Run) -> None:
-  """The engine failed within a step: what it had sampled is saved with the state before that step."""
-  save(run)
+def keep_begun(run: Run, before: Drawn) -> None:
+  """A step could not be finished: what it had sampled is saved beside the state before it, and is not sampled again."""
+  save(run, before)
   run.checkpointer.close()
-  if processes.is_first():
-    stored.rescue(run.cfg.workdir, [run.step, run.rollbacks], sampled(run))
+  if processes.is_first() and run.begun:
+    stored.rescue(run.cfg.workdir, [run.step, run.rollbacks], {"begun": stored.encode(run.begun)})
 
 
 def stop(run: Run) -> None:
   """Saves what there is and raises `Stopped`."""
   save(run)
   run.checkpointer.close()
-  raise processes.Stopped(f"stopped as asked, saved after step {run.step} of {run.cfg.steps}; the same command goes on")
+  done = f"saved after step {run.step} of {run.cfg.steps}" if run.step else "before the first step was done"
+  begun = sum(len(r.tokens) for _, group in run.begun for r in group)
+  more = f", with {begun} tokens of the next one" if begun else ""
+  if "owed" in run.host:
+    more = "; its evaluation is made when it goes on"
+    if run.cfg.checkpoint.keep_best:
+      more += ", too late for checkpoint.keep_best to choose it"
+  raise processes.Stopped(f"stopped as asked, {done}{more}; the same command goes on")
 
 
 def end_early(run: Run, progress, reason: str) -> None:
@@ -274,25 +323,38 @@ def end_early(run: Run, progress, reason: str) -> None:
   progress.note(f"the run ends at step {run.step}, saved: {reason}")
 
 
-def speeds(run: Run, values: dict[str, Any], seconds: dict[str, float]) -> dict[str, float]:
-  """Seconds by phase, of the whole step (wall time; the phases sum to it), and tokens per second by phase.
+def speeds(run: Run, values: dict[str, Any]) -> dict[str, float]:
+  """Tokens per second by phase, from the step's seconds by phase (wall time; they sum to seconds/step), and memory.
 
   tokens_per_second/rollout counts sampled tokens, /old_logp and /update those of the packed sequences, prompts
   included, and /step sampled tokens over the whole step. update_tflops: model FLOPs of the update (6 · parameters ·
   tokens, attention left out) per device, 10¹² per second.
   """
-  found = dict(seconds)
+  found = {}
   packed_tokens = values["row_fill"] * values["rows_used"] * run.cfg.batch.row_tokens
   rates = {"rollout": values.get("tokens_generated", 0), "old_logp": packed_tokens, "update": packed_tokens}
   for phase, tokens in rates.items():
-    if tokens and seconds.get(f"seconds/{phase}"):
-      found[f"tokens_per_second/{phase}"] = tokens / seconds[f"seconds/{phase}"]
+    if tokens and values.get(f"seconds/{phase}"):
+      found[f"tokens_per_second/{phase}"] = tokens / values[f"seconds/{phase}"]
   if values.get("tokens_generated"):
-    found["tokens_per_second/step"] = values["tokens_generated"] / found["seconds/step"]
+    found["tokens_per_second/step"] = values["tokens_generated"] / values["seconds/step"]
   parameters = sum(x.size for x in jax.tree.leaves(run.state.params))
   flops = 6 * parameters * packed_tokens / len(run.mesh.devices.flat)
-  found["update_tflops"] = flops / seconds["seconds/update"] / 1e12
+  found["update_tflops"] = flops / values["seconds/update"] / 1e12
   return found | metrics.memory()
+
+
+def grace(run: Run, values: dict[str, Any]) -> dict[str, float]:
+  """grace_s: seconds from being told to stop until all is saved, as this step and the last save went.
+
+  An update is finished, sampling and evaluation end at the next look; whichever takes longer, and a save. None before
+  the first save. It survives in checkpoints, for the next start to say it.
+  """
+  if not run.checkpointer.seconds:
+    return {}
+  updates = values.get("seconds/old_logp", 0.0) + values["seconds/update"]
+  run.host["grace_s"] = max(updates, values.get("rollout/longest_look_s", 0.0)) + run.checkpointer.seconds
+  return {"grace_s": run.host["grace_s"]}
 
 
 def heed(run: Run, alarms: list[Alarm], progress) -> None:

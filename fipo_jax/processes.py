@@ -11,6 +11,7 @@ one process every function here answers at once, and nothing of JAX is touched.
 from __future__ import annotations
 
 import collections
+import concurrent.futures
 import ctypes
 import faulthandler
 import json
@@ -52,6 +53,10 @@ class Stopped(Exception):
   """The run was told to stop; it is saved, and the same command goes on with it."""
 
 
+class Stopping(Exception):
+  """The run was told to stop, and sampling has ended for that; what was sampled is to be saved."""
+
+
 def start(coordinator: str = "", num_processes: int = 0, process_id: int = -1, *, wait_s: float = START_S) -> None:
   """Joins the processes of this run; to be called before anything touches a device.
 
@@ -81,6 +86,7 @@ def start(coordinator: str = "", num_processes: int = 0, process_id: int = -1, *
   import jax
   from jax._src import distributed  # its key-value store has no public name
 
+  jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM from `heed_signals`
   incomplete = (
     f"the processes of this run{f' ({num_processes}, at {coordinator})' if given else ''} did not all come together "
     f"within {wait_s:g} s: start the same command on every host, each with its own process id."
@@ -175,6 +181,7 @@ def finish() -> None:
   """The good end: waits for all, then leaves JAX's service."""
   global _job
   if _job:
+    _polls.submit(bool).result()  # what was asked last is answered everywhere
     barrier("the end of the run")
     _job.over.set()
     _job = None
@@ -199,10 +206,13 @@ def begun() -> bool:
 def heed_signals() -> None:
   """From now on SIGTERM, as preemption and schedulers send it, and Ctrl-C only make `stop_asked` true.
 
-  Before training has begun there is nothing to finish, and one process ends at once, with code 75. A second signal ends
-  it at once and saves nothing: SIGTERM with the stacks of all threads and code 75, Ctrl-C with 130. A thread sees to
-  that, for the main one may be within a program of the devices for minutes. For the main thread.
+  To be called first of all: a process that is the first of its container gets no signal that it does not handle.
+  Before training has begun there is nothing to save, and all processes end at once, with code 75. A second signal ends
+  them at once and saves nothing: SIGTERM with the stacks of all threads and code 75, Ctrl-C with 130. A thread sees to
+  that, for the main one may be within a program of the devices for minutes. SIGUSR1 prints the stacks of all threads.
+  For the main thread.
   """
+  faulthandler.register(signal.SIGUSR1, all_threads=True)
   reader, writer = socket.socketpair()
   writer.setblocking(False)
   heed_signals.keep = writer  # the system knows only its number
@@ -223,10 +233,11 @@ def _heed(reader: socket.socket) -> None:
         faulthandler.dump_traceback(all_threads=True)
       _end_at_once(f"{name} again: ended at once, not saved", EXIT_INTERRUPTED if interrupted else EXIT_STOPPED)
     _told_to_stop.set()
-    if not begun() and count() == 1:
+    if not begun():
       _end_at_once(f"{name}: stopped before training began; nothing was changed", EXIT_STOPPED)
     print(
-      f"{name}: the present iteration is finished and saved, then the run stops; once more ends it at once",
+      f"{name}: sampling stops at its next look, an update is finished; then the run is saved and ends. Once more ends "
+      "it at once",
       file=sys.stderr, flush=True,
     )  # fmt: skip
 
@@ -240,10 +251,33 @@ def _end_at_once(said: str, code: int) -> None:
 def stop_asked() -> bool:
   """Whether any process was told to stop; all ask at the same points of the run, and get the same answer.
 
-  (JAX's own `reached_preemption_sync_point` agrees on a step after the present one; an iteration takes minutes, so the
-  answer is asked for here at its end.)
+  (JAX's own `reached_preemption_sync_point` agrees on a step after the present one, and an iteration takes minutes.)
   """
-  return "true" in exchange("stop", "true" if _told_to_stop.is_set() else "false", WORK_S)
+  return _any_told("stop")
+
+
+class StopPoll:
+  """`stop_asked` for where it is asked often: each call answers what the processes have exchanged since the one before.
+
+  So nobody waits for the others in the middle of sampling; all get the same answer, one look later.
+  """
+
+  def __init__(self):
+    self._asked: concurrent.futures.Future[bool] | None = None
+
+  def __call__(self) -> bool:
+    if not _job:
+      return _told_to_stop.is_set()
+    answer = self._asked.result() if self._asked else False
+    self._asked = _polls.submit(_any_told, "stop while sampling")
+    return answer
+
+
+_polls = concurrent.futures.ThreadPoolExecutor(1)  # one thread: all processes exchange in the same order
+
+
+def _any_told(what: str) -> bool:
+  return "true" in exchange(what, "true" if _told_to_stop.is_set() else "false", WORK_S)
 
 
 # ---- inside ----

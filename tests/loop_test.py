@@ -92,6 +92,7 @@ def lines(workdir, name="metrics.jsonl"):
 def without_time(records):
   measured = (
     "time", "changed", "seconds", "tokens_per_second", "update_tflops", "host_memory", "device_memory", "rollout/",
+    "grace_s",
   )  # fmt: skip
   return [{k: v for k, v in r.items() if not k.startswith(measured)} for r in records]
 
@@ -312,7 +313,7 @@ def stopped(tmp_path, step, evaluated):
   run = types.SimpleNamespace(
     cfg=c, step=step, host={"seconds": 1.5, "after": {"accuracy": 0.5}, "keep_rate": 0.25}, checkpointer=saver,
     state={"x": np.full(2, float(step))}, stream=types.SimpleNamespace(state=lambda: {"drawn": 7}), surplus=[],
-    pending=[], watch=Watch(Limits()), timers=metrics.Timers(),
+    pending=[], begun=[], watch=Watch(Limits()), timers=metrics.Timers(),
   )  # fmt: skip
   with pytest.raises(processes.Stopped, match=f"saved after step {step} of 9; the same command goes on"):
     loop.stop(run)

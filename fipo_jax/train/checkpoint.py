@@ -14,6 +14,7 @@ import dataclasses
 import errno
 import logging
 import sys
+import time
 import uuid
 from typing import Any
 
@@ -99,15 +100,19 @@ class Checkpointer:
   Args:
     keep: newest steps kept. best: so many with the best accuracy are kept besides.
     folder: see `folder_of`.
+  since: when the last save began, or this object, by time.monotonic. seconds: until the last save was durable; 0 before
+  the first.
   """
 
   def __init__(self, workdir, *, keep: int, best: int = 0, folder: str = ""):
     self.folder = folder_of(workdir, folder)
+    self.since, self.seconds = time.monotonic(), 0.0
     self._clear(torn=True)
     self._manager = ocp.CheckpointManager(
       self.folder,
       options=ocp.CheckpointManagerOptions(
         preservation_policy=_Keep(keep, best), enable_async_checkpointing=True, todelete_subdir=DELETED,
+        async_options=ocp.options.AsyncOptions(post_finalization_callback=self._is_durable),
         best_fn=lambda metrics: metrics["accuracy"],  # has metrics written; the policy decides
       ),
       item_names=("state", "host", "waiting"),
@@ -156,9 +161,13 @@ class Checkpointer:
     waiting = {"waiting": ocp.args.StandardSave(arrays)} if arrays else {}
     args = ocp.args.Composite(state=ocp.args.StandardSave(state), host=ocp.args.JsonSave(rest), **waiting)
     measured = UNMEASURED if accuracy is None else float(accuracy)
+    self.since = time.monotonic()
     with self._said_once():
       self._manager.save(step, args=args, metrics={"accuracy": measured}, force=True)
     self._clear()
+
+  def _is_durable(self) -> None:
+    self.seconds = time.monotonic() - self.since
 
   def restore(self, step: int, abstract_state: TrainState) -> tuple[TrainState, dict[str, Any]]:
     """Reads a step into the shardings of abstract_state, which may belong to another mesh, and to more or fewer
