@@ -221,6 +221,9 @@ def default() -> ml_collections.ConfigDict:
   c.log = ml_collections.ConfigDict()
   c.log.samples = 4  # responses a step written to samples.jsonl, token by token
   c.log.samples_mb = 256  # 10⁶ bytes of samples.jsonl at most; beyond it the oldest half goes
+  c.log.stall_s = 600.0  # seconds in which nothing moves until all stacks are written and the run ends; 0 = never
+  c.log.stall_factor = 5.0  # of the longest that a phase stood still, in its median time, where that is more
+  c.log.stall_first_s = 3600.0  # seconds for a phase that has never ended: it may load or compile a large model
   c.log.report = True  # plots and an HTML page at the end
   return c.lock()
 
@@ -273,6 +276,7 @@ def _check_ranges(c) -> None:
     "optimizer.weight_decay", "eval.every", "log.samples", "dynamic_sampling.max_age", "algorithm.gspo_clip_low",
     "algorithm.gspo_clip_high", "algorithm.reference_kl_coef", "algorithm.entropy_coef", "algorithm.sampler_ratio_cap",
     "algorithm.value_coef", "algorithm.value_clip", "checkpoint.every_s",
+    "log.stall_s", "log.stall_factor", "log.stall_first_s",
   )  # fmt: skip
   for field in ("rollout.top_p", "eval.top_p"):
     if not 0 < at(c, field) <= 1:

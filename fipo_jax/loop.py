@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from fipo_jax import console, describe, metrics, processes, report, workdir
+from fipo_jax import console, describe, metrics, processes, report, stalls, workdir
 from fipo_jax import evaluate as evaluate_lib
 from fipo_jax.alarms import Alarm
 from fipo_jax.assemble import STREAM_CONTROL, STREAM_EVAL, Run, build
@@ -60,6 +60,12 @@ def train_through_alarms(cfg, **how) -> dict[str, Any]:
 
 def train_until_alarm(cfg, **how) -> dict[str, Any]:
   """The same, unless an alarm raises `Rollback`."""
+  with stalls.watch(cfg.workdir, stall_s=cfg.log.stall_s, factor=cfg.log.stall_factor, first_s=cfg.log.stall_first_s):
+    return train_watched(cfg, **how)
+
+
+def train_watched(cfg, **how) -> dict[str, Any]:
+  """The same, while `stalls` watches whether it moves."""
   run = build(cfg, **how)
   cfg = run.cfg
   processes.begin()
@@ -69,7 +75,8 @@ def train_until_alarm(cfg, **how) -> dict[str, Any]:
   with jax.set_mesh(run.mesh), run.scorer, metrics.Progress(cfg.workdir, cfg.steps, run.step) as progress:
     try:
       if run.step == 0 and cfg.eval.every:
-        run.host["before"] = evaluate(run, progress)
+        if "before" not in run.host:
+          run.host["before"] = evaluate(run, progress)
         log.write(0, {f"eval/{k}": v for k, v in run.host["before"].items()})
         progress.note(f"before training: {describe.evaluation(run.host['before'])}")
       run.host["seconds"] += run.timers.pop()["seconds/step"]  # not part of the first step
@@ -78,6 +85,7 @@ def train_until_alarm(cfg, **how) -> dict[str, Any]:
       for step in range(run.step + 1, cfg.steps + 1):
         if processes.stop_asked():
           raise processes.Stopping
+        stalls.moved(step)
         before = drawn(run)
         try:
           groups, values = collect(run, step, progress)
@@ -285,6 +293,12 @@ def save(run: Run, at: Drawn | None = None) -> None:
     run.checkpointer.save(run.step, run.state, {**run.host, **waiting, "watch": run.watch.state()}, accuracy)
 
 
+def close(run: Run) -> None:
+  """Waits until what was saved is durable; nothing more can be."""
+  with console.phase("waiting for the checkpoint"):
+    run.checkpointer.close()
+
+
 def save_is_due(run: Run) -> bool:
   """Whether checkpoint.every_s have passed since the last save, by the clock of process 0."""
   every_s = run.cfg.checkpoint.every_s
@@ -294,15 +308,16 @@ def save_is_due(run: Run) -> bool:
 def keep_begun(run: Run, before: Drawn) -> None:
   """A step could not be finished: what it had sampled is saved beside the state before it, and is not sampled again."""
   save(run, before)
-  run.checkpointer.close()
+  close(run)
   if processes.is_first() and run.begun:
-    stored.rescue(run.cfg.workdir, [run.step, run.rollbacks], {"begun": stored.encode(run.begun)})
+    before = {"before": run.host["before"]} if "before" in run.host else {}  # no checkpoint has it yet, at step 0
+    stored.rescue(run.cfg.workdir, [run.step, run.rollbacks], {"begun": stored.encode(run.begun), **before})
 
 
 def stop(run: Run) -> None:
   """Saves what there is and raises `Stopped`."""
   save(run)
-  run.checkpointer.close()
+  close(run)
   done = f"saved after step {run.step} of {run.cfg.steps}" if run.step else "before the first step was done"
   begun = sum(len(r.tokens) for _, group in run.begun for r in group)
   more = f", with {begun} tokens of the next one" if begun else ""
@@ -396,12 +411,13 @@ def check_alive(run: Run) -> None:
 def finish(run: Run) -> dict[str, Any]:
   """Waits for the last checkpoint, exports, writes result.json and the report: process 0 alone, but for the export."""
   cfg, folder = run.cfg, pathlib.Path(run.cfg.workdir)
-  run.checkpointer.close()
+  close(run)
   paths = {name: folder / f"{name}.jsonl" for name in ("metrics", "samples")}
   paths["checkpoints"] = folder / "checkpoints"
   if cfg.checkpoint.export:
     paths["export"] = folder / "export"
-    hf.save(paths["export"], run.policy_params(), run.model.policy().config, template_dir=cfg.model.path or None)
+    with console.phase("exporting"):
+      hf.save(paths["export"], run.policy_params(), run.model.policy().config, template_dir=cfg.model.path or None)
     if not cfg.model.path and processes.is_first():
       run.tokenizer.save(paths["export"])
   before, after = run.host.get("before", {}), run.host.get("after", {})

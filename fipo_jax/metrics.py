@@ -28,7 +28,7 @@ import rich.console
 import rich.progress
 import rich.table
 
-from fipo_jax import console
+from fipo_jax import console, stalls
 from fipo_jax.types import Max, Mean, Min
 
 
@@ -348,7 +348,13 @@ class Progress:
 
   def task(self, name: str) -> Callable[[int, int], None]:
     """A sub-task's bar, as a function of (done, total); gone once done reaches total."""
-    return lambda done, total: self._show(name, done, total)
+
+
+    def show(done: int, total: int) -> None:
+      stalls.moved()
+      self._show(name, done, total)
+
+    return show
 
   def _show(self, name: str, done: int, total: int) -> None:
     if self._live is None:

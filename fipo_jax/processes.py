@@ -21,7 +21,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 START_S = 300.0  # for all processes to come
@@ -41,6 +41,8 @@ EXIT_LOST = 76  # another process was lost or has stalled; start all again
 EXIT_INTERRUPTED = 130  # a second Ctrl-C: ended at once
 
 _job: _Job | None = None  # None: one process
+place: Callable[[], str] = lambda: ""  # where this process is, as `stalls` has it: said with each sign of life
+before_end: Callable[[str], None] | None = None  # what is done with the reason when this process ends by news of it
 _told_to_stop = threading.Event()
 _begun = threading.Event()
 
@@ -150,7 +152,7 @@ def agree(what: str, facts: Mapping[str, Any], timeout_s: float = WAIT_S) -> Non
     for k, one in enumerate(everyone):
       holders[json.dumps(one.get(name, "(absent)"))].append(k)
     if len(holders) > 1:
-      differ.append(f"{name}: " + ", ".join(f"{value} on {_names(ks)}" for value, ks in holders.items()))
+      differ.append(f"{name}: " + ", ".join(f"{value} on {names(ks)}" for value, ks in holders.items()))
   if differ:
     more = f" (and {len(differ) - 3} more)" if len(differ) > 3 else ""
     raise ValueError(
@@ -159,7 +161,30 @@ def agree(what: str, facts: Mapping[str, Any], timeout_s: float = WAIT_S) -> Non
     )
 
 
+def said() -> dict[int, str]:
+  """By process, what it said last as a sign of life: a number, which counts, and its `place`; {} of one process."""
+  return dict(_job._said) if _job else {}
+
+
+def names(ks) -> str:
+  """Processes by number and host, for messages."""
+  ks = list(ks)
+  total, hosts = (_job.count, _job.hosts) if _job else (1, ["?"])
+  named = ", ".join(f"{k} ({hosts[k]})" for k in ks[:4]) + (f" and {len(ks) - 4} more" if len(ks) > 4 else "")
+  return f"process{'es' if len(ks) > 1 else ''} {named} of {total}"
+
+
 # ---- the end ----
+
+
+def end(reason: str, code: int) -> None:
+  """Ends all processes with this code, for the same reason; from any thread."""
+  if _job:
+    _job._end(reason, code=code)
+  print(f"error: {reason}", file=sys.stderr, flush=True)
+  if before_end:
+    before_end(reason)
+  os._exit(code)
 
 
 def leave(message: str, code: int = EXIT_ERROR) -> None:
@@ -168,7 +193,7 @@ def leave(message: str, code: int = EXIT_ERROR) -> None:
   They end too, with the same code.
   """
   if _job:
-    _job.leave(f"{_names([_job.me])} ended: {message}", code)
+    _job.leave(f"{names([_job.me])} ended: {message}", code)
 
 
 def await_reason() -> None:
@@ -309,9 +334,9 @@ class _Job:
       found = self._read(folder(number))
       missing = [k for k in range(self.count) if k not in found]
       if not missing:
-        raise Missing(f"{_names([self.me])} came too late to {what!r}: {_first_line(e)}") from e
+        raise Missing(f"{names([self.me])} came too late to {what!r}: {_first_line(e)}") from e
       raise Missing(
-        f"{_names(missing)} did not arrive at {what!r} within {timeout_s:g} s; look at the output there, then start "
+        f"{names(missing)} did not arrive at {what!r} within {timeout_s:g} s; look at the output there, then start "
         "the same command on all hosts."
       ) from e
     finally:
@@ -330,15 +355,15 @@ class _Job:
       return
     missing = [k for k in range(self.count) if k not in found]
     if missing and self.me == min(found, default=-1):
-      print(f"waiting at {what!r} for {_names(missing)}", flush=True)
+      print(f"waiting at {what!r} for {names(missing)}", flush=True)
 
   def _read(self, folder: str) -> dict[int, str]:
     return {int(key.rsplit("/", 1)[1]): text for key, text in self.client.key_value_dir_get(folder)}
 
   def watch(self) -> None:
     """Starts giving signs of life and looking for those of the others, each in a thread."""
-    gone = f"{_names([0])}, which holds the processes together, is gone, or " if self.me else ""
-    _last_words(f"{gone}{_names([self.me])} was aborted for the reason above; {RESUMES}")
+    gone = f"{names([0])}, which holds the processes together, is gone, or " if self.me else ""
+    _last_words(f"{gone}{names([self.me])} was aborted for the reason above; {RESUMES}")
     threading.Thread(target=self._beat, daemon=True).start()
     threading.Thread(target=self._look, daemon=True).start()
 
@@ -347,7 +372,7 @@ class _Job:
     while not self.over.wait(BEAT_S if number else 0):
       number += 1
       try:
-        self._say(f"ended: {self._code} {self._reason}" if self._reason else str(number))
+        self._say(f"ended: {self._code} {self._reason}" if self._reason else f"{number} {place()}")
         self._said = self._read("fipo/alive")
       except RuntimeError:  # no answer is no sign of life, of anyone
         continue
@@ -369,12 +394,14 @@ class _Job:
       before = now
       lost = [k for k in range(self.count) if silent[k] * BEAT_S >= SILENT_S]
       if self.me in lost:  # what this process says does not arrive either
-        self._end(f"{_names([0])} has not answered {_names([self.me])} for {SILENT_S:g} s; {RESUMES}")
+        self._end(f"{names([0])} has not answered {names([self.me])} for {SILENT_S:g} s; {RESUMES}")
       if lost:
-        self._end(f"nothing was heard of {_names(lost)} for {SILENT_S:g} s; {RESUMES}", lost)
+        self._end(f"nothing was heard of {names(lost)} for {SILENT_S:g} s; {RESUMES}", lost)
 
   def _end(self, reason: str, lost=(), code: int = EXIT_LOST) -> None:
     print(f"error: {reason}", file=sys.stderr, flush=True)
+    if before_end:
+      before_end(reason)
     self.leave(reason, code, lost)
     os._exit(self._code)
 
@@ -391,14 +418,6 @@ class _Job:
         time.sleep(BEAT_S)
     except RuntimeError:
       pass  # there is nobody to tell
-
-
-def _names(ks) -> str:
-  """Processes by number and host."""
-  ks = list(ks)
-  total, hosts = (_job.count, _job.hosts) if _job else (1, ["?"])
-  named = ", ".join(f"{k} ({hosts[k]})" for k in ks[:4]) + (f" and {len(ks) - 4} more" if len(ks) > 4 else "")
-  return f"process{'es' if len(ks) > 1 else ''} {named} of {total}"
 
 
 def _first_line(error: BaseException) -> str:

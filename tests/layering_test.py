@@ -8,7 +8,7 @@ import source_imports
 # rank yet: give it one here.
 LOW = ("fipo_jax/types", "fipo_jax/masked", "fipo_jax/text", "fipo_jax/host_arrays")
 MIDDLE = (*LOW, "fipo_jax/config", "fipo_jax/sharding", "fipo_jax/metrics", "fipo_jax/processes", "fipo_jax/console",
-          "fipo_jax/changes")  # fmt: skip
+          "fipo_jax/changes", "fipo_jax/stalls")  # fmt: skip
 STAGES = tuple(
   f"fipo_jax/{s}/" for s in ("data", "rewards", "algorithms", "models", "rollout", "train")
 )
@@ -18,7 +18,8 @@ MAY_IMPORT = {
   "fipo_jax/masked": (),
   "fipo_jax/text": (),
   "fipo_jax/host_arrays": (),
-  "fipo_jax/console": ("fipo_jax/processes",),
+  "fipo_jax/stalls": ("fipo_jax/processes",),
+  "fipo_jax/console": ("fipo_jax/processes", "fipo_jax/stalls"),
   "fipo_jax/changes": ("fipo_jax/config",),
   "fipo_jax/saved": ("fipo_jax/config", "fipo_jax/changes"),
   "fipo_jax/command_line": ("fipo_jax/config", "fipo_jax/changes", "fipo_jax/processes"),
@@ -26,7 +27,7 @@ MAY_IMPORT = {
   "fipo_jax/processes": (),
   "fipo_jax/config": (*LOW, "fipo_jax/alarms"),
   "fipo_jax/sharding": LOW,
-  "fipo_jax/metrics": (*LOW, "fipo_jax/console"),
+  "fipo_jax/metrics": (*LOW, "fipo_jax/console", "fipo_jax/stalls"),
   "fipo_jax/alarms": LOW,
   "fipo_jax/data/": MIDDLE,
   "fipo_jax/rewards/": MIDDLE,

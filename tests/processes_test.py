@@ -379,8 +379,8 @@ print("stopped", flush=True)
 @pytest.mark.parametrize(
   ("arguments", "signals", "code", "said"),
   [
-    (["begun", "asked"], ["TERM"], 0, "SIGTERM: sampling stops at its next look, an update is finished; then the run is"),
-    (["begun", "asked"], ["INT"], 0, "Ctrl-C: sampling stops at its next look, an update is finished; then the run is"),
+    (["begun", "asked"], ["TERM"], 0, "SIGTERM: sampling stops at its next look, an update is finished; then the run"),
+    (["begun", "asked"], ["INT"], 0, "Ctrl-C: sampling stops at its next look, an update is finished; then the run"),
     ([], ["TERM"], 75, "SIGTERM: stopped before training began; nothing was changed"),
     ([], ["INT"], 75, "Ctrl-C: stopped before training began; nothing was changed"),
     (["begun"], ["INT", "INT"], 130, "Ctrl-C again: ended at once, not saved"),

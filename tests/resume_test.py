@@ -185,7 +185,7 @@ def test_told_to_stop_at_any_look(model, tmp_path, monkeypatch, capsys, unfinish
   assert "before the first step" in said[0] and "after step 1 of 2" in said[2] and "; its evaluation is made" in said[3]
   if unfinished == "finish":
     same_run(tmp_path / "b/run", tmp_path / "a/run", but=OF_THE_SAMPLER)
-    evaluated = 8 * 2 * 12  # tokens of an evaluation at most, which is made again
+    evaluated = 8 * 2 * 12  # tokens of an evaluation at most: one is cut short, and made again
     assert straight <= sum(sampled) <= straight + evaluated
 
 

@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
+from fipo_jax import stalls
 from fipo_jax.models import hf
 from fipo_jax.models.transformer import Model
 from fipo_jax.rollout.dialects import DIALECTS
@@ -206,6 +207,7 @@ class HttpEngine:
           came = [outcomes.get(timeout=LOOK_S)]
         except queue.Empty:
           came = []
+        stalls.alive()  # requests have deadlines of their own
         complete, error = place([*came, *arrived(outcomes)])
         if isinstance(error, EngineError):
           raise EngineError(str(error), groups) from error
