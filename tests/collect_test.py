@@ -229,7 +229,7 @@ def test_groups_that_wait_get_back_what_scoring_reads():
   assert step == 7 and all(r.prompt.extras == {"terms": (1, {2})} for r in group)
 
 
-def test_a_step_whose_engine_fails_goes_the_same_way_again():
+def test_a_failed_step_goes_the_same_way_again():
   """The second draw fails, then the first of the next process: of each what there was is known, and not asked again."""
   run = make(lambda i: i % 2 == 0)
   generate = run.engine.generate

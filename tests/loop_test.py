@@ -327,6 +327,15 @@ def stopped(tmp_path, step, evaluated):
   assert steps_in(folder_of(tmp_path)) == [step if evaluated else 1, 8]
 
 
+def test_saved_by_time(model, tmp_path):
+  """checkpoint.every_s, and how long a scheduler must wait, known once something was saved."""
+  loop.train(small(model, tmp_path / "run", **{"steps": 2, "checkpoint.every_s": 1e-6, "checkpoint.keep": 9}))
+  assert steps_in(folder_of(tmp_path / "run")) == [1, 2]
+  first, second = lines(tmp_path / "run")
+  assert "grace_s" not in first or first["grace_s"] > first["seconds/update"]
+  assert second["grace_s"] > second["seconds/update"] + second["seconds/old_logp"]
+
+
 def test_a_run_that_is_stopped_has_saved(tmp_path):
   """An accuracy belongs to the step that was evaluated, and not to those after it."""
   stopped(tmp_path / "a", 3, evaluated=True)
