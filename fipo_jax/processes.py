@@ -14,8 +14,10 @@ import collections
 import concurrent.futures
 import ctypes
 import faulthandler
+import glob
 import json
 import os
+import re
 import signal
 import socket
 import sys
@@ -82,6 +84,7 @@ def start(coordinator: str = "", num_processes: int = 0, process_id: int = -1, *
       )
     given = dict(coordinator_address=coordinator, num_processes=num_processes, process_id=process_id)
   elif _in_environment() > 1:
+    _check_tasks()
     given = {}
   else:
     return
@@ -437,6 +440,25 @@ def _in_environment() -> int:
       f"the environment does not say how many processes this run has ({_first_line(e)}); give --num_processes=1, or "
       "--coordinator, --num_processes and --process_id."
     ) from e
+
+
+def _check_tasks() -> None:
+  """ValueError where SLURM starts fewer tasks on a node than it has GPUs: JAX gives each task one of them.
+
+  Source: jax/_src/clusters/cluster.py, local_device_ids = [SLURM_LOCALID] unless JAX_LOCAL_DEVICE_IDS is set.
+  """
+  env = os.environ
+  if "SLURM_LOCALID" not in env or env.get("JAX_LOCAL_DEVICE_IDS") or env.get("JAX_PLATFORMS", "").startswith("cpu"):
+    return
+  groups = re.findall(r"(\d+)(?:\(x(\d+)\))?", env.get("SLURM_STEP_TASKS_PER_NODE", ""))  # as in 8(x2),4
+  tasks = [int(n) for n, times in groups for _ in range(int(times or 1))]
+  node = int(env.get("SLURM_NODEID", 0))
+  gpus = int(env.get("SLURM_GPUS_ON_NODE") or len(glob.glob("/dev/nvidia[0-9]*")))
+  if node < len(tasks) and tasks[node] < gpus:
+    raise ValueError(
+      f"SLURM starts {tasks[node]} of this run's tasks on a node with {gpus} GPUs, and each would use one: give srun "
+      f"--ntasks-per-node={gpus}, or set JAX_LOCAL_DEVICE_IDS={','.join(map(str, range(gpus)))} for one task a node."
+    )
 
 
 def _last_words(text: str) -> None:

@@ -4,7 +4,8 @@ On a workdir that already holds this run, it resumes; --run=DIR goes on with the
 ends in one line; nothing already written is lost. Many hosts: the same command on each; see "Many hosts" in the README.
 
 Exit codes: 0 done; 1 an error on the way; 2 a mistake found at the start, nothing was done; 75 told to stop (SIGTERM,
-Ctrl-C) and saved: start again to go on; 76 another process was lost: start all again; 130 a second Ctrl-C.
+Ctrl-C) and saved: start again to go on; 76 another process was lost, or the run stood still: start all again; 130 a
+second Ctrl-C.
 """
 
 from __future__ import annotations

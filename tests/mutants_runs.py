@@ -106,6 +106,11 @@ ROWS = (
     "    if not begun():\n      _end", "    if not begun() and count() == 1:\n      _end",
     "processes_test.py::test_told_to_stop_before_training_all_end", "a run that has not begun is not stopped",
   ),
+  (
+    "idle_gpus_of_slurm", "fipo_jax/processes.py",
+    "if node < len(tasks) and tasks[node] < gpus:", "if node < len(tasks) and tasks[node] > gpus:",
+    "processes_test.py::test_slurm_may_not_leave_gpus_idle", "one GPU of eight works, and nobody says so",
+  ),
   # ---- stalls ----
   (
     "stall_of_the_longest_time", "fipo_jax/stalls.py",

@@ -1,6 +1,8 @@
 """Many processes on this machine, over loopback and gloo: one run, agreed on before it starts, and ended together."""
 
+import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -347,6 +349,25 @@ def test_slurm_says_who_is_who():
   slurm = {"JOB_ID": 7, "STEP_NODELIST": "localhost", "NTASKS": 2}
   env = lambda k: {f"SLURM_{n}": str(v) for n, v in (slurm | {"PROCID": k, "LOCALID": 0}).items()}
   ends(scripts(2, "slurm", env=env), code=0, timeout=300)
+
+
+@pytest.mark.parametrize(
+  ("more", "refused"),
+  [
+    ({"SLURM_STEP_TASKS_PER_NODE": "1(x2)"}, "SLURM starts 1 of this run's tasks on a node with 8 GPUs"),
+    ({"SLURM_STEP_TASKS_PER_NODE": "8,4", "SLURM_NODEID": "1"}, "--ntasks-per-node=8, or set JAX_LOCAL_DEVICE_IDS=0,1"),
+    ({"SLURM_STEP_TASKS_PER_NODE": "8(x2)"}, ""),
+    ({"SLURM_STEP_TASKS_PER_NODE": "1(x2)", "JAX_LOCAL_DEVICE_IDS": "0,1,2,3,4,5,6,7"}, ""),
+    ({"SLURM_STEP_TASKS_PER_NODE": "1(x2)", "JAX_PLATFORMS": "cpu"}, ""),
+  ],
+)
+def test_slurm_may_not_leave_gpus_idle(monkeypatch, more, refused):
+  """Each task gets one GPU from JAX: one task on a node of eight would be paid for eight times."""
+  monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+  for name, value in ({"SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_GPUS_ON_NODE": "8"} | more).items():
+    monkeypatch.setenv(name, value)
+  with pytest.raises(ValueError, match=re.escape(refused)) if refused else contextlib.nullcontext():
+    processes._check_tasks()
 
 
 def test_one_task_of_slurm_is_one_process(monkeypatch):
