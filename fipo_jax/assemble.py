@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from fipo_jax import (
   alarms,
   console,
+  dashboards,
   describe,
   metrics,
   processes,
@@ -70,6 +71,7 @@ class Run:
   the number of the draw; and of the present step, for the case that it comes to that.
   rollbacks: how often the run was taken back to a checkpoint.
   changes: what differs from the config that made the steps so far. verified: whether this process has seen a verdict.
+  spent: its time so far, on process 0.
   """
 
   cfg: ml_collections.ConfigDict
@@ -97,6 +99,7 @@ class Run:
   begun: stored.Waiting = dataclasses.field(default_factory=list)
   changes: list[str] = dataclasses.field(default_factory=list)
   verified: bool = False
+  spent: workdir.Spent | None = None
 
   def key(self, step: int, stream: int) -> jax.Array:
     """The random key of one use: fold_in(fold_in(key(seed), step), stream); others after each rollback."""
@@ -148,6 +151,8 @@ def build(cfg: ml_collections.ConfigDict, *, allow: Collection[str] = (), step: 
   checkpoint_lib.check_shared(checkpoint_lib.folder_of(cfg.workdir, cfg.checkpoint.folder))
   if cfg.compile_cache:
     keep_programs(cfg.compile_cache)
+  if cfg.log.profile_steps:  # else a program of the cache may have the names of the version that compiled it
+    jax.config.update("jax_compilation_cache_include_metadata_in_key", True)
   with console.phase("looking for devices"):
     mesh = sharding.make_mesh(cfg.mesh)
   config_lib.check_mesh(cfg, mesh.shape, sharding.for_rollout(mesh, cfg.rollout.tensor).shape)
@@ -230,7 +235,9 @@ def resume_data(stream, state: dict[str, Any], allow: Collection[str]) -> None:
 
 
 def check_tables(cfg, given: Collection[str] | None = None) -> None:
-  """Names that must be rows of a table of variants, and sources; given: see `prompts.check`, None = later."""
+  """Names that must be rows of a table of variants, and sources; boards that can be had. given: see `prompts.check`,
+  None = later."""
+  dashboards.check(cfg.log)
   config_lib.one_of("algorithm.name", cfg.algorithm.name, tuple(OBJECTIVES))
   config_lib.one_of("algorithm.advantage", cfg.algorithm.advantage, ("", *ESTIMATORS))
   config_lib.one_of("rollout.engine", cfg.rollout.engine, tuple(ENGINES))

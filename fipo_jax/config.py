@@ -225,6 +225,11 @@ def default() -> ml_collections.ConfigDict:
   c.log.stall_factor = 5.0  # of the longest that a phase stood still, in its median time, where that is more
   c.log.stall_first_s = 3600.0  # seconds for a phase that has never ended: it may load or compile a large model
   c.log.report = True  # plots and an HTML page at the end
+  c.log.tensorboard = True  # TensorBoard's event files in workdir/tensorboard
+  c.log.wandb = ""  # project of Weights & Biases that gets the metrics, too; "" = none
+  # Iterations of which an xprof trace is written to workdir/profile, such as (5, 6); () = none. Programs are compiled
+  # anew for it, as those in the compile cache may have the names of an older version.
+  c.log.profile_steps = ()
   return c.lock()
 
 
@@ -278,6 +283,11 @@ def _check_ranges(c) -> None:
     "algorithm.value_coef", "algorithm.value_clip", "checkpoint.every_s",
     "log.stall_s", "log.stall_factor", "log.stall_first_s",
   )  # fmt: skip
+  for step in c.log.profile_steps:
+    if not (isinstance(step, int) and 0 < step <= c.steps):
+      raise ValueError(
+        f"log.profile_steps={c.log.profile_steps}: {step!r} is no iteration of 1 to steps={c.steps}; () = no trace."
+      )
   for field in ("rollout.top_p", "eval.top_p"):
     if not 0 < at(c, field) <= 1:
       raise ValueError(f"{field}={at(c, field)!r}: must lie in (0, 1].")

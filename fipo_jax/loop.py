@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -13,7 +14,18 @@ from typing import Any
 
 import jax
 
-from fipo_jax import console, describe, metrics, processes, report, stalls, workdir
+from fipo_jax import (
+  console,
+  dashboards,
+  describe,
+  goodput,
+  metrics,
+  processes,
+  report,
+  stalls,
+  tracing,
+  workdir,
+)
 from fipo_jax import evaluate as evaluate_lib
 from fipo_jax.alarms import Alarm
 from fipo_jax.assemble import STREAM_CONTROL, STREAM_EVAL, Run, build
@@ -56,6 +68,8 @@ def train_through_alarms(cfg, **how) -> dict[str, Any]:
       how["step"] = None
       to = roll_back(cfg, asked.alarm)
       console.say(f"alarm {asked.alarm.name} at step {asked.alarm.step}: going back to step {to}")
+    finally:
+      workdir.end(cfg)
 
 
 def train_until_alarm(cfg, **how) -> dict[str, Any]:
@@ -68,11 +82,19 @@ def train_watched(cfg, **how) -> dict[str, Any]:
   """The same, while `stalls` watches whether it moves."""
   run = build(cfg, **how)
   cfg = run.cfg
+  boards = dashboards.open_boards(cfg, step=run.step, rollbacks=run.rollbacks, back=how.get("step") is not None)
   processes.begin()
   run.host.pop("ended", None)  # of an earlier process; this one tries again
   console.say(describe.grace(run.host.get("grace_s")))
-  log = metrics.Log(cfg.workdir, resume_step=run.step or -1, samples_bytes=round(cfg.log.samples_mb * 1e6))
-  with jax.set_mesh(run.mesh), run.scorer, metrics.Progress(cfg.workdir, cfg.steps, run.step) as progress:
+  logged, samples_bytes = workdir.logged(cfg), round(cfg.log.samples_mb * 1e6)
+  log = metrics.Log(cfg.workdir, resume_step=run.step or -1, samples_bytes=samples_bytes, boards=boards)
+  run.spent, so_far = workdir.begin_training(cfg, run.step, logged)
+  if so_far:
+    console.say(so_far)
+  with (
+    jax.set_mesh(run.mesh), run.scorer, contextlib.closing(log),
+    metrics.Progress(cfg.workdir, cfg.steps, run.step) as progress,
+  ):  # fmt: skip
     try:
       if run.step == 0 and cfg.eval.every:
         if "before" not in run.host:
@@ -82,7 +104,7 @@ def train_watched(cfg, **how) -> dict[str, Any]:
       run.host["seconds"] += run.timers.pop()["seconds/step"]  # not part of the first step
       if owed := run.host.get("owed"):
         conclude(run, owed, log, progress)
-      for step in range(run.step + 1, cfg.steps + 1):
+      for step in tracing.iterations(range(run.step + 1, cfg.steps + 1), cfg.log.profile_steps, cfg.workdir):
         if processes.stop_asked():
           raise processes.Stopping
         stalls.moved(step)
@@ -120,6 +142,8 @@ def conclude(run: Run, values: dict[str, Any], log, progress) -> None:
   run.host.pop("owed")
   run.host["seconds"] += values["seconds/step"]
   values |= speeds(run, values) | grace(run, values)
+  if run.spent:
+    values["goodput"] = run.spent.share(values["seconds/step"])
   alarms = run.watch.check(step, values)
   changed = {"changed": run.changes} if run.changes else {}
   log.write(step, values | {"alarms": [a.name for a in alarms]} | changed)
@@ -129,6 +153,7 @@ def conclude(run: Run, values: dict[str, Any], log, progress) -> None:
     progress.note(f"after step {step}: {describe.evaluation(run.host['after'])}")
   heed(run, alarms, progress)
   if step % cfg.checkpoint.every == 0 or step == cfg.steps or save_is_due(run):
+    log.flush()
     save(run)
   check_alive(run)
 
@@ -430,6 +455,8 @@ def finish(run: Run) -> dict[str, Any]:
     "first_error": run.scorer.first_error or None,
   }  # fmt: skip
   if processes.is_first():
+    result["goodput"] = workdir.account(cfg)
+    console.say(goodput.said(result["goodput"]))
     (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n")
     if cfg.log.report and (run.step or before):  # else there is nothing to draw
       paths["report"] = report.write_report(folder)

@@ -29,6 +29,7 @@ import rich.progress
 import rich.table
 
 from fipo_jax import console, stalls
+from fipo_jax.dashboards import Boards
 from fipo_jax.types import Max, Mean, Min
 
 
@@ -207,21 +208,28 @@ def _plain(value, name: str, nonfinite: list[str]):
 
 
 class Log:
-  """The run's two files: `write` adds a line of metrics, `sample` a line of samples."""
+  """The run's two files: `write` adds a line of metrics, `sample` a line of samples. boards: get the metrics, too."""
 
-  def __init__(self, workdir, *, resume_step: int, samples_bytes: int = 0):
+  def __init__(self, workdir, *, resume_step: int, samples_bytes: int = 0, boards: Boards | None = None):
     workdir = pathlib.Path(workdir)
+    self.boards = boards or Boards()
     self.metrics = JsonLines(workdir / "metrics.jsonl", resume_step)
     self.samples = JsonLines(workdir / "samples.jsonl", resume_step, samples_bytes)
 
   def write(self, step: int, metrics: Mapping) -> None:
     """time: seconds since 1970, when the line was written."""
     self.metrics.write({"step": step, "time": round(time.time(), 3), **metrics})
+    self.boards.write(step, metrics)
 
   def sample(self, step: int, record: Mapping) -> None:
     self.samples.write({"step": step, **record})
 
+  def flush(self) -> None:
+    """Whatever was written is out of this process."""
+    self.boards.flush()
+
   def close(self) -> None:
+    self.boards.close()
     self.metrics.close()
     self.samples.close()
 
@@ -265,7 +273,7 @@ class Timers:
     start = self._clock()
     self._inner.append(0.0)
     try:
-      with console.phase(phase):
+      with console.phase(phase), jax.profiler.TraceAnnotation(phase):
         yield
     finally:
       whole = self._clock() - start
