@@ -1,4 +1,4 @@
-"""Boards: what TensorBoard's own reader and W&B's own files hold after runs that were resumed, taken back and broken."""
+"""Boards: what TensorBoard's own reader and W&B's files hold after runs that were resumed, taken back and broken."""
 
 import json
 import os
@@ -91,7 +91,7 @@ def test_a_folder_that_cannot_be_written_is_a_mistake_with_a_remedy(tmp_path):
   (tmp_path / "tensorboard").write_text("a file")
   c = config.default()
   c.workdir = str(tmp_path)
-  with pytest.raises(ValueError, match=r"log.tensorboard=True: no event file can be written to .*log.tensorboard=False"):
+  with pytest.raises(ValueError, match=r"log.tensorboard=True: no event file can be .*log.tensorboard=False"):
     dashboards.open_boards(c, step=0, rollbacks=0)
   c.log.tensorboard = False
   dashboards.open_boards(c, step=0, rollbacks=0).write(1, {"loss": 1.0})
