@@ -92,7 +92,7 @@ def lines(workdir, name="metrics.jsonl"):
 def without_time(records):
   measured = (
     "time", "changed", "seconds", "tokens_per_second", "update_tflops", "host_memory", "device_memory", "rollout/",
-    "grace_s",
+    "grace_s", "goodput",
   )  # fmt: skip
   return [{k: v for k, v in r.items() if not k.startswith(measured)} for r in records]
 

@@ -1,5 +1,6 @@
 """Nothing is lost: kill -9 at any moment, SIGTERM, an engine that fails. What is resumed ends like what was not."""
 
+import json
 import random
 import signal
 import threading
@@ -8,12 +9,13 @@ import time
 import numpy as np
 import pytest
 
-from fipo_jax import collect, loop, processes
+from fipo_jax import collect, dashboards, loop, processes
 from fipo_jax.rollout import stored
 from fipo_jax.rollout.http import EngineError
 from fipo_jax.rollout.native import NativeEngine
 from fipo_jax.rollout.serving import Call
 from fipo_jax.train import checkpoint
+from tests.dashboards_test import curves
 from tests.loop_test import lines, model, settings, small, without_time  # noqa: F401
 from tests.processes_test import ends, launch, steps_logged, until
 
@@ -57,6 +59,28 @@ def check_folder(workdir):
     assert got["host"]["data"]["drawn"] > 0 and got["state"] is not None
 
 
+def check_boards(workdir):
+  """What TensorBoard shows is what metrics.jsonl has: nothing is left of steps that were made again, and none lacks."""
+  shown = curves(workdir / "tensorboard")
+  for name in ("loss", "entropy", "seconds/step", "reward"):
+    kept = [(r["step"], np.float32(r[name])) for r in lines(workdir) if name in r]
+    assert shown[dashboards.tag(name)] == kept, name
+
+
+def check_goodput(workdir, killed):
+  """The time of all starts, most of which ended without a word."""
+  starts, result = (json.loads((workdir / f"{name}.json").read_text()) for name in ("starts", "result"))
+  found, rows = result["goodput"], lines(workdir)
+  assert 2 <= found["starts"] == len(starts) <= killed + 2  # some are killed before they have written one
+  assert all(("ended" in start) != ("seen" in start) for start in starts) and "ended" in starts[-1]
+  assert found["productive_s"] == pytest.approx(sum(r.get("seconds/step", 0) for r in rows), abs=0.1)
+  parts = sum(found[f"{name}_s"] for name in ("productive", "lost", "starting", "waiting", "other"))
+  assert parts == pytest.approx(found["wall_s"], abs=0.5)  # so nothing was counted twice
+  assert found["wall_s"] <= time.time() - starts[0]["began"] and found["starting_s"] > 0
+  assert found["share"] == pytest.approx(found["productive_s"] / found["wall_s"], abs=1e-3)
+  assert rows[-1]["goodput"] == pytest.approx(found["productive_s"] / (rows[-1]["time"] - starts[0]["began"]), abs=0.02)
+
+
 def torn(workdir):
   folder = checkpoint.folder_of(workdir)
   return folder.exists() and any("orbax-checkpoint-tmp" in path.name for path in folder.iterdir())
@@ -93,6 +117,8 @@ def kill_again_and_again(model, workdir, uninterrupted, moments, seed):  # noqa:
     check_folder(workdir)
   ends([launch(values, devices=8)], code=0)
   same_run(workdir, other)
+  check_boards(workdir)
+  check_goodput(workdir, killed)
   assert len(checkpoint.steps_in(checkpoint.folder_of(workdir))) <= 3
   return killed, during_saves
 
