@@ -1,8 +1,10 @@
 """Boards: what TensorBoard's own reader and W&B's files hold after runs that were resumed, taken back and broken."""
 
+import fnmatch
 import json
 import os
 import pathlib
+import re
 import struct
 import sys
 
@@ -13,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from wandb.proto import wandb_internal_pb2
 
 from fipo_jax import config, dashboards, metrics, processes
+from tests.loop_test import ROOT, lines, model, whole  # noqa: F401
 
 
 def curves(folder):
@@ -195,3 +198,33 @@ def test_wandb_that_is_missing_or_refuses_is_a_mistake_found_at_the_start(tmp_pa
   monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
   with pytest.raises(ValueError, match=r"log.wandb='p': wandb is not installed; `pip install wandb`, or log.wandb=''"):
     dashboards.check(c.log)
+
+
+# ---- docs/metrics.md ----
+
+OTHERWISE = {"step", "time", "alarms", "changed", "nonfinite"}  # of a line, told in a sentence
+
+
+def table():
+  """(name or pattern, heading it stands under, the rest of its row) of each metric in docs/metrics.md."""
+  found, heading = [], ""
+  for line in (ROOT / "docs/metrics.md").read_text().splitlines():
+    if line.startswith("## "):
+      heading = line.removeprefix("## ")
+    if line.startswith("| `") and "metrics.jsonl" not in line:
+      _, first, rest = line.split("|", 2)
+      found += [(name, heading, rest) for name in re.findall("`([^`]+)`", first)]
+  return found
+
+
+def test_the_table_of_names_is_what_a_run_writes(whole):  # noqa: F811
+  """Each name of a run stands in the table, under the group that boards show it in; and whatever the table promises to
+  every run is written."""
+  written = {name for row in lines(whole[0]) for name in row} - OTHERWISE
+  rows = table()
+  fits = lambda name: [row for row in rows if fnmatch.fnmatchcase(name, row[0])]
+  assert sorted(name for name in written if not fits(name)) == []
+  assert [name for name, heading, _ in rows if not dashboards.tag(name).startswith(f"{heading}/")] == []
+  promised = [name for name, _, rest in rows if "only " not in rest]
+  assert [name for name in promised if not fnmatch.filter(written, name)] == []
+  assert len({name for name, *_ in rows}) == len(rows) > 120
