@@ -154,7 +154,7 @@ def _examine(cfg, allow: Collection[str], step: int | str | None) -> tuple[Claim
     changes = [f"{field}: {a!r} -> {b!r}" for field, (a, b) in (compared.free | changed).items()]
     notes += [f"changed: {line}" for line in changes]
   if starts and "ended" not in starts[-1]:
-    starts = [*starts[:-1], starts[-1] | {"seen": _last_sign(folder, starts[-1])}]
+    starts = [*starts[:-1], starts[-1] | {"seen": _last_sign(cfg, starts[-1])}]
   made_by = provenance()
   starts = [*starts, {**made_by, "began": _began(), "step": step, "changes": changes, "facts": facts}]
   return Claim([line for s in starts if s["step"] == step for line in s["changes"]], notes, made_by), starts
@@ -238,8 +238,7 @@ def provenance() -> dict[str, Any]:
 
 # ---- the time of a run, see `goodput` ----
 
-# Files that a run writes as it goes on, the moment of whose last change is a sign of life.
-SIGNS = ("heartbeat.json", "metrics.jsonl", "samples.jsonl")
+HEARTBEAT = "heartbeat.json"  # where there is one, its "time" is a sign of life
 _first_claim = True  # of this process, which began before it
 
 
@@ -255,10 +254,12 @@ def _began() -> float:
   return round(time.time(), 3)
 
 
-def _last_sign(folder: pathlib.Path, start: dict[str, Any]) -> float:
-  """When a start that has not said its end was last alive, in seconds since 1970."""
-  changed = [(folder / name).stat().st_mtime for name in SIGNS if (folder / name).is_file()]
-  return round(max(goodput.began(start), start.get("training", 0.0), *changed, 0.0), 3)
+def _last_sign(cfg, start: dict[str, Any]) -> float:
+  """When a start that has not said its end was last alive, in seconds since 1970: its last line or its last beat."""
+  said = [row.get("time", 0.0) for row in logged(cfg)[-1:]]
+  with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+    said.append(float(json.loads((pathlib.Path(cfg.workdir) / HEARTBEAT).read_text())["time"]))
+  return round(max(goodput.began(start), start.get("training", 0.0), *said, 0.0), 3)
 
 
 @dataclasses.dataclass

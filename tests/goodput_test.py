@@ -76,9 +76,11 @@ def starts_of(folder):
   return json.loads((folder / "starts.json").read_text())
 
 
-def log(folder, *steps):
+def log(folder, *steps, last):
+  """Lines of these steps, the last one at a time, the others 10 s apart."""
   with open(folder / "metrics.jsonl", "a") as file:
-    file.writelines(json.dumps(row) + "\n" for row in rows(*steps)[1:])
+    for row in rows(*steps)[1:]:
+      file.write(json.dumps(row | {"time": last - 10 * (steps[-1] - row["step"])}) + "\n")
 
 
 def test_each_start_writes_down_its_time(tmp_path):
@@ -89,12 +91,11 @@ def test_each_start_writes_down_its_time(tmp_path):
   (first,) = starts_of(tmp_path)
   assert first["began"] <= first["training"] and said == "" and before <= first["training"] <= time.time()
   assert "ended" not in first
-  log(tmp_path, 1, 2, 3)
+  log(tmp_path, 1, 2, 3, last=first["training"] + 35)
   spent.first -= 50
   assert spent.share(10.0) == pytest.approx(10 / (time.time() - spent.first), rel=0.05)
   assert spent.share(10.0) == pytest.approx(20 / (time.time() - spent.first), rel=0.05)
   # Killed. Its last sign of life is what it wrote last.
-  os.utime(tmp_path / "metrics.jsonl", (first["training"] + 35, first["training"] + 35))
   workdir.claim(c)
   killed, second = starts_of(tmp_path)
   assert killed["seen"] == pytest.approx(first["training"] + 35, abs=0.01) and "ended" not in killed
@@ -109,6 +110,19 @@ def test_each_start_writes_down_its_time(tmp_path):
   assert starts_of(tmp_path)[1]["ended"] <= time.time()
   workdir.claim(c)
   assert "seen" not in starts_of(tmp_path)[1]
+
+
+def test_a_heartbeat_is_a_later_sign_of_life(tmp_path):
+  c = make(tmp_path)
+  workdir.claim(c)
+  began = starts_of(tmp_path)[0]["began"]
+  log(tmp_path, 1, 2, last=began + 30)
+  (tmp_path / "heartbeat.json").write_text(json.dumps({"step": 2, "phase": "rollout", "time": began + 80}))
+  workdir.claim(c)
+  assert starts_of(tmp_path)[0]["seen"] == pytest.approx(began + 80, abs=0.01)
+  (tmp_path / "heartbeat.json").write_text("torn")
+  workdir.claim(c)
+  assert starts_of(tmp_path)[1]["seen"] >= starts_of(tmp_path)[1]["began"]
 
 
 def test_the_end_of_another_process_is_not_written_down(tmp_path):
