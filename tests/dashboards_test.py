@@ -6,7 +6,6 @@ import os
 import pathlib
 import re
 import struct
-import sys
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ import wandb
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from wandb.proto import wandb_internal_pb2
 
-from fipo_jax import config, dashboards, metrics, processes
+from fipo_jax import assemble, config, dashboards, metrics, processes
 from tests.loop_test import ROOT, lines, model, whole  # noqa: F401
 
 
@@ -55,6 +54,17 @@ def test_a_resumed_run_takes_back_the_steps_that_it_makes_again(tmp_path):
     (0, 0), (1, 1), (2, 2), (3, 3), (4, 40), (5, 50), (6, 600), (7, 700)
   ]  # fmt: skip
   assert len(os.listdir(tmp_path)) == 3
+
+
+def test_boards_begin_after_the_step_that_is_resumed(tmp_path):
+  c = config.default()
+  c.workdir = str(tmp_path)
+  for step, scale in ((0, 1), (2, 10)):
+    boards = dashboards.open_boards(c, step=step, rollbacks=0)
+    for n in (1, 2, 3):
+      boards.write(step + n, {"loss": scale * n})
+    boards.close()
+  assert curves(tmp_path / "tensorboard")["update/loss"] == [(1, 1), (2, 2), (3, 10), (4, 20), (5, 30)]
 
 
 def test_each_step_is_on_the_disk_before_the_next(tmp_path):
@@ -183,7 +193,7 @@ def test_steps_that_wandb_has_are_not_sent_again(tmp_path, offline, monkeypatch,
   assert "W&B keeps what it has of steps 4 to 5, which are computed again" in capsys.readouterr().out
 
 
-def test_wandb_that_is_missing_or_refuses_is_a_mistake_found_at_the_start(tmp_path, monkeypatch):
+def test_wandb_that_refuses_is_a_mistake_found_at_the_start(tmp_path, monkeypatch):
   c = config.default()
   c.log.wandb = "p"
   dashboards.check(c.log)
@@ -194,10 +204,15 @@ def test_wandb_that_is_missing_or_refuses_is_a_mistake_found_at_the_start(tmp_pa
   c.workdir = str(tmp_path)
   with pytest.raises(ValueError, match=r"log.wandb='p': W&B refuses or cannot be reached: .*WANDB_MODE=offline"):
     dashboards.open_boards(c, step=0, rollbacks=0)
-  monkeypatch.setitem(sys.modules, "wandb", None)
+
+
+def test_wandb_that_is_missing_is_found_before_anything_is_done(monkeypatch):
+  c = config.default()
   monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+  assemble.check_tables(c)
+  c.log.wandb = "p"
   with pytest.raises(ValueError, match=r"log.wandb='p': wandb is not installed; `pip install wandb`, or log.wandb=''"):
-    dashboards.check(c.log)
+    assemble.check_tables(c)
 
 
 # ---- docs/metrics.md ----

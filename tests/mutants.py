@@ -37,6 +37,7 @@ import mutants_models
 import mutants_pods
 import mutants_rewards
 import mutants_runs
+import mutants_sight
 import mutants_training
 import pytest
 
@@ -290,7 +291,8 @@ def main(arguments=None) -> int:
 MUTANTS = tuple(
   Mutant(*row)
   for table in (
-    mutants_algorithms, mutants_doors, mutants_training, mutants_models, mutants_pods, mutants_rewards, mutants_runs
+    mutants_algorithms, mutants_doors, mutants_training, mutants_models, mutants_pods, mutants_rewards, mutants_runs,
+    mutants_sight,
   )
   for row in table.ROWS
 )
