@@ -308,9 +308,13 @@ def end(cfg) -> None:
 
 
 def account(cfg) -> dict[str, float]:
-  """`goodput.account` of a run, on process 0."""
-  folder = pathlib.Path(cfg.workdir)
-  return goodput.account(_starts(folder), goodput.seconds_of(logged(cfg)), time.time())
+  """`goodput.account` of a run that is finished, on process 0; of one that was so before, as it was then."""
+  starts, rows, now = _starts(pathlib.Path(cfg.workdir)), logged(cfg), time.time()
+  newest = max((row.get("time", 0.0) for row in rows), default=0.0)
+  while len(starts) > 1 and goodput.began(starts[-1]) > newest and "ended" in starts[-2]:
+    now = starts[-2]["ended"]
+    starts.pop()
+  return goodput.account(starts, goodput.seconds_of(rows), now)
 
 
 def logged(cfg) -> list[dict[str, Any]]:

@@ -131,6 +131,16 @@ def test_a_heartbeat_is_a_later_sign_of_life(tmp_path, monkeypatch):
   assert starts_of(tmp_path)[1]["seen"] >= starts_of(tmp_path)[1]["began"]
 
 
+def test_the_same_command_on_a_finished_run_leaves_its_account_as_it_was(tmp_path):
+  c = make(tmp_path)
+  starts = [{"began": 100.0, "training": 110.0, "ended": 160.0}, {"began": 90_000.0, "training": 90_001.0}]
+  (tmp_path / "starts.json").write_text(json.dumps(starts))
+  log(tmp_path, 1, 2, 3, last=150.0)
+  assert workdir.account(c) | {"starts": 1} == goodput.account(starts[:1], 30.0, now=160.0)
+  log(tmp_path, 4, last=90_020.0)  # it was told to make more steps
+  assert workdir.account(c)["starts"] == 2 and workdir.account(c)["waiting_s"] == 89_840
+
+
 def test_the_end_of_another_process_is_not_written_down(tmp_path):
   c = make(tmp_path)
   workdir.end(c)

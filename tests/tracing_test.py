@@ -4,11 +4,13 @@ import re
 
 import jax
 import pytest
+from etils import epath
 from jax.profiler import ProfileData
 
 from fipo_jax import metrics, processes, tracing
 from fipo_jax.train import batching
 from tests import step_test
+from tests.dashboards_test import bucket  # noqa: F401
 
 STAGES = (
   "jit(score)/old_logp/while/body/forward/", "jit(update)/while/body/jvp(forward)/",
@@ -86,6 +88,13 @@ def test_what_ends_a_run_ends_its_trace_and_only_one_is_made_at_a_time(tmp_path,
   monkeypatch.setattr(processes, "index", lambda: 1)
   assert list(tracing.iterations(range(1, 3), (1,), tmp_path / "third")) == [1, 2]
   assert not (tmp_path / "third").exists()
+
+
+def test_a_trace_goes_to_a_bucket(bucket, capsys):  # noqa: F811
+  assert list(tracing.iterations(range(1, 3), (1,), "gs://bucket/run")) == [1, 2]
+  (file,) = epath.Path("gs://bucket/run/profile").glob("plugins/profile/*/*.xplane.pb")
+  assert len(file.read_bytes()) > 1000
+  assert "`xprof --logdir=gs://bucket/run/profile`" in capsys.readouterr().out
 
 
 def test_a_trace_that_cannot_be_written_ends_no_run(tmp_path, capsys):
