@@ -36,7 +36,7 @@ NAMESPACE = "default"
 
 @dataclasses.dataclass
 class Pod:
-  """index: in its Job. code: exit code as a container runtime says it, 128 + signal; None: it runs."""
+  """index: in its Job. code: exit code as a container runtime says it, 128 + signal; None: it runs, or may do so."""
 
   name: str
   index: int
@@ -44,6 +44,7 @@ class Pod:
   output: pathlib.Path
   code: int | None = None
   disrupted: bool = False
+  unseen_until: float = 0.0
   kill_at: float | None = None
   ended_at: float = 0.0
 
@@ -97,7 +98,7 @@ class JobSet:
     self.state, self.message = "running", ""
     self.events: list[str] = []
     self.ended: list[tuple[int, str, str, dict[str, int | None]]] = []  # attempt, rule, message, codes by pod
-    self._port = 0
+    self._port = self.starts = 0  # starts: how often all pods were made; restarts of a JobSet that is resumed are none
 
   # ---- what happens by itself ----
 
@@ -129,7 +130,7 @@ class JobSet:
       self._create()
 
   def _kubelet(self, pod: Pod) -> None:
-    if pod.code is not None:
+    if pod.code is not None or time.monotonic() < pod.unseen_until:
       return
     if pod.kill_at is not None and time.monotonic() > pod.kill_at:
       pod.kill_at = None
@@ -181,14 +182,15 @@ class JobSet:
     there = {job.name for job in self.jobs}
     replicated, hosts = self._replicated(), self._job_spec()["parallelism"]
     assert hosts == self._job_spec()["completions"] and self._job_spec()["completionMode"] == "Indexed"
+    if not there:
+      self.starts += 1
+      with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        self._port = free.getsockname()[1]  # a pod has an address of its own, where ports are free
     for number in range(replicated["replicas"]):
       name = f"{self.name}-{replicated['name']}-{number}"
       if name in there:
         continue
-      if not there:
-        with socket.socket() as free:
-          free.bind(("127.0.0.1", 0))
-          self._port = free.getsockname()[1]  # a pod has an address of its own, where ports are free
       pods = [self._start(f"{name}-{k}", number * hosts + k, k) for k in range(hosts)]
       self.jobs.append(Job(name, self.restarts, pods))
 
@@ -204,7 +206,7 @@ class JobSet:
       "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{self._port}", "JAX_NUM_PROCESSES": str(total),
       "JAX_PROCESS_ID": str(process_id),
     }  # fmt: skip
-    output = self.folder / f"{name}.{self.restarts}.log"
+    output = self.folder / f"{name}.{self.starts}.log"
     with open(output, "wb") as file:
       process = subprocess.Popen(arguments, cwd=ROOT, env=env, stdin=subprocess.DEVNULL, stdout=file,
                                  stderr=subprocess.STDOUT, start_new_session=True)  # fmt: skip
@@ -227,10 +229,11 @@ class JobSet:
     pod.disrupted = True
     self._terminate(pod)
 
-  def lose_node(self, pod: Pod) -> None:
-    """HostError: no notice. The pod is marked once the node is known to be gone, here at once."""
+  def lose_node(self, pod: Pod, unseen_s: float) -> None:
+    """HostError: no notice. That the pod is gone is known to nobody until its node has been silent for so long."""
     pod.disrupted = True
     pod.signal(signal.SIGKILL)
+    pod.unseen_until = time.monotonic() + unseen_s
 
   def suspend(self, yes: bool) -> None:
     """As Kueue does when it takes the chips away, and gives them back."""
@@ -268,9 +271,9 @@ class JobSet:
     """To its end."""
     self.until(lambda: self.state != "running" and not self.running, timeout, "the end")
 
-  def said(self, attempt: int | None = None) -> str:
-    """The output of all pods of an attempt, the present one."""
-    number = self.restarts if attempt is None else attempt
+  def said(self, start: int | None = None) -> str:
+    """The output of all pods of a start, from 1; None: the present one."""
+    number = self.starts if start is None else start
     return "\n".join(path.read_text(errors="replace") for path in sorted(self.folder.glob(f"*.{number}.log")))
 
   def close(self) -> None:

@@ -291,13 +291,13 @@ def test_a_folder_on_a_claim_outlives_pods_and_what_only_the_image_has_is_said()
 
 
 def test_grace_is_that_of_a_run(tmp_path):
-  names = ("seconds/rollout", "seconds/old_logp", "seconds/update", "tokens_generated", "prompt_length", "keep_rate",
-           "response_length", *job.measured.forecast.LENGTHS)  # fmt: skip
-  lines = [{"step": k, "seconds/step": (100, 300, 200)[k]} | dict.fromkeys(names, 1) for k in range(3)]
-  (tmp_path / "metrics.jsonl").write_text("".join(f"{job.measured.json.dumps(line)}\n" for line in lines))
-  (tmp_path / "config.json").write_text("{}")
+  file = tmp_path / "metrics.jsonl"
+  file.write_text('{"step": 1}\n')
+  with pytest.raises(ValueError, match="no step says grace_s"):
+    make(measured=str(tmp_path))
+  file.write_text('{"step": 1}\n{"step": 2, "grace_s": 300.5}\n{"step": 3, "grace_s": 200}\n')
   made = make(measured=str(tmp_path))
-  assert made.grace_s == 450 and "1.5 x the slowest of 3 iterations" in made.grace_why
+  assert made.grace_s == 601 and "2 x the longest of 2 iterations" in made.grace_why
   assert make().grace_s == job.GRACE_S and "the default" in make().grace_why
 
 
@@ -339,9 +339,31 @@ def test_mistakes_end_in_a_line(more, says):
   assert says in line and "Traceback" not in done.stderr
 
 
+PAGE_VALUES = {
+  "PROJECT": "my-project", "REGION": "us-east5", "ZONE": "us-east5-a", "BUCKET": "my-bucket", "CLUSTER": "my-cluster",
+  "IMAGE": IMAGE,
+}  # fmt: skip
+
+
+def page_lines(beginning):
+  """Commands of docs/pods.md that begin so, as a shell reads them."""
+  lines = [line.strip() for line in (ROOT / "docs/pods.md").read_text().splitlines() if line.startswith("    ")]
+  fill = lambda line: re.sub(r"\$([A-Z]+)", lambda found: PAGE_VALUES[found[1]], line)
+  return [shlex.split(fill(line)) for line in lines if line.startswith(beginning)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", page_lines("python launch/pod.py"))
+def test_the_jobs_of_the_page_can_be_written(words, tmp_path):
+  out = tmp_path / "job"
+  run_command(*(w for w in words[2:] if not w.startswith("--out=")), f"--out={out}")
+  assert out.read_text()
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("gcloud"), reason="gcloud's own parser reads the commands")
 @pytest.mark.parametrize("line", [
+  *map(shlex.join, page_lines("gcloud")),
   *jobset.node_pool(make(topology="v7x-128", reservation="ours", project="my-project")),
   *jobset.node_pool(make(spot=True, project="my-project", fields={"checkpoint.every": 1})),
   *scripts.queued_resource(make("tpu-vm", slices=2, reservation="ours", project="my-project"), "/dev/null"),

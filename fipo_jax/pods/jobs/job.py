@@ -7,13 +7,14 @@ the exit codes that `processes` says; see docs/pods.md.
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import pathlib
 import re
 
 from fipo_jax import config as config_lib
 from fipo_jax import processes, sharding
-from fipo_jax.pods import measured, programs
+from fipo_jax.pods import programs
 from fipo_jax.pods.chips import CHIPS, Chip, Described, describe_topology, topology_of
 
 # What an end of a process means for the whole run: all its processes end with the code of the one that ended first.
@@ -21,7 +22,9 @@ FATAL = (processes.EXIT_MISTAKE, processes.EXIT_INTERRUPTED)  # starting it agai
 STOPPED = processes.EXIT_STOPPED  # saved: starting it again costs nothing, however often
 # Aborted, killed (out of memory too), segmentation fault, ended by SIGTERM before anything heeded it: 128 + signal.
 SIGNALLED = (134, 137, 139, 143)
-GRACE_S = 1800  # where no run says better: an iteration of 32B and a save take minutes to tens of minutes
+# Where no run says better: the updates of an iteration of 32B with responses of 10,000 tokens take half an hour
+# (experiments/results/plan.md), and GKE's maintenance waits for an hour at most.
+GRACE_S = 3600
 NAME_MAX = 28  # what gcluster takes; and Kubernetes takes 63 for a pod's, which has 17 to 25 more
 COMMAND = ("python", "launch/run.py")  # in the image's folder
 
@@ -138,7 +141,7 @@ def make_job(cfg, experiment: str, overrides: tuple[str, ...], options: Options,
   if on_pod:
     _check_folders(cfg, mounts)
     notes += _local_files(cfg, mounts)
-  if options.spot and cfg.checkpoint.every > 1 and not _every_s(cfg):
+  if options.spot and cfg.checkpoint.every > 1 and not cfg.checkpoint.every_s:
     raise ValueError(
       f"checkpoint.every={cfg.checkpoint.every}: a Spot slice has 15 s when it is taken away, and what came after the "
       "last checkpoint is lost; use --config.checkpoint.every=1 or --config.checkpoint.every_s=600."
@@ -146,8 +149,8 @@ def make_job(cfg, experiment: str, overrides: tuple[str, ...], options: Options,
   if options.spot:
     notes.append("Spot: 15 s from notice to kill, whatever the grace; what counts there is the last checkpoint")
   grace_s, why = grace(options)
-  if grace_s > 3600:
-    notes.append(f"grace of {grace_s} s: GKE's maintenance waits for 3600 s at most")
+  if grace_s > GRACE_S:
+    notes.append(f"grace of {grace_s} s: GKE's maintenance waits for {GRACE_S} s at most")
   command = (*COMMAND, f"--config={experiment}", *overrides)
   if on_pod and not any(o.startswith("--config.compile_cache=") for o in overrides):
     # Else every restart compiles again, which takes longer than to read a checkpoint.
@@ -159,7 +162,7 @@ def make_job(cfg, experiment: str, overrides: tuple[str, ...], options: Options,
 
 
 def grace(options: Options) -> tuple[int, str]:
-  """Seconds from SIGTERM to SIGKILL, and where they come from: what the slowest iteration of a run needed, and a half.
+  """Seconds from SIGTERM to SIGKILL, and where they come from: twice what a run would have needed at its worst.
 
   Raises ValueError: --measured names no run.
   """
@@ -169,13 +172,13 @@ def grace(options: Options) -> tuple[int, str]:
     return options.grace_s, "--grace_s"
   if not options.measured:
     return GRACE_S, "the default; --measured=RUN takes it from a run on such a slice"
-  records = measured.records_of(options.measured, "--measured")
-  needs = [r["seconds/step"] for r in records]
-  return math.ceil(1.5 * max(needs)), f"1.5 x the slowest of {len(needs)} iterations of {options.measured}"
-
-
-def _every_s(cfg) -> float:
-  return cfg.checkpoint.get("every_s", 0)
+  path = pathlib.Path(options.measured) / "metrics.jsonl"
+  if not path.is_file():
+    raise ValueError(f"--measured={options.measured}: no run there; expected a folder with metrics.jsonl.")
+  needs = [r["grace_s"] for line in path.read_text().splitlines() if (r := json.loads(line)).get("grace_s")]
+  if not needs:
+    raise ValueError(f"--measured={options.measured}: no step says grace_s, which the first saved one does.")
+  return math.ceil(2 * max(needs)), f"2 x the longest of {len(needs)} iterations of {options.measured}"
 
 
 def _name(cfg, options: Options) -> str:

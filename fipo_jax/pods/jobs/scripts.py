@@ -91,8 +91,9 @@ def queued_resource(job: Job, startup: str) -> list[str]:
   ssh = f"gcloud compute tpus tpu-vm ssh {node} --worker=all {where}"
   alpha = " alpha" if o.reservation else ""  # which alone takes a reservation's name
   return [
-    f"gcloud{alpha} compute tpus queued-resources create {name} {nodes} {where} --accelerator-type={job.accelerator_type} "
-    f"--runtime-version={job.chip.runtime}{rented}{reservation}{account} --metadata-from-file=startup-script={startup}",
+    f"gcloud{alpha} compute tpus queued-resources create {name} {nodes} {where} "
+    f"--accelerator-type={job.accelerator_type} --runtime-version={job.chip.runtime}{rented}{reservation}{account} "
+    f"--metadata-from-file=startup-script={startup}",
     f"gcloud compute tpus queued-resources describe {name} {where}",
     f'{ssh} --command="tail -n 5 /var/log/{name}.log"',
     f'{ssh} --command="sudo touch /var/lib/{name}.stop; sudo docker kill --signal=TERM {name}"',

@@ -1,5 +1,5 @@
 #!/bin/bash
-# Grace 1800 s: the default; --measured=RUN takes it from a run on such a slice.
+# Grace 3600 s: the default; --measured=RUN takes it from a run on such a slice.
 # Note: model.path=Qwen2.5-32B: read from the image in each pod, where nothing here has looked.
 # Note: Spot: 15 s from notice to kill, whatever the grace; what counts there is the last checkpoint.
 # Restarts count, also those after 75: the flag only says which codes are no failure for good.
@@ -13,7 +13,7 @@ exec gcluster job submit \
   --topology 4x4x4 \
   --num-slices 1 \
   --restarts 50 \
-  --grace-period 1800s \
+  --grace-period 3600s \
   --restart-on-exit-codes 1,75,76,134,137,139,143 \
   --gke-ttl-after-finished 24h \
   --gke-disable-parallel-containers \
