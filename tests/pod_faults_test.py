@@ -37,13 +37,14 @@ from tests.processes_test import environment, free_port, steps_logged  # noqa: F
 BUCKET = "gs://bucket"
 GRACE_S = 60  # in this test: an iteration takes a second, but the machine may be busy
 UNSEEN_S = 45  # until a node that is gone is known to be: longer than the other processes take to notice
+STALL_S = 45  # until a run that stands still is given up; while it begins, an hour
 SLOWED_S = 12  # shorter than what counts as silence
 
 
-def manifest(model, folder, topology="v5p-16", slices=1, devices=4, steps=6, **more):  # noqa: F811
+def manifest(model, folder, topology="v5p-16", slices=1, devices=1, steps=6, **more):  # noqa: F811
   """Rendered for a slice whose chips are devices of the CPU here; the bucket is a folder."""
   values = loop_test.settings(model, f"{folder}/run", steps=steps, **{
-    "checkpoint.every": 1, "checkpoint.keep": 2, "mesh.data": slices
+    "checkpoint.every": 1, "checkpoint.keep": 2, "mesh.data": slices, "log.stall_s": STALL_S,
   } | more)  # fmt: skip
   values["workdir"] = f"{BUCKET}/run"  # compile_cache stays "": the tests have one, see conftest.py
   hosts = len(chips.describe_topology(topology, slices)) // 4
@@ -51,14 +52,14 @@ def manifest(model, folder, topology="v5p-16", slices=1, devices=4, steps=6, **m
   c = loop_test.experiment("experiments/quickstart.py")
   c.update_from_flattened_dict(values)
   options = job.Options(topology=topology, slices=slices, image="local", name="run", grace_s=GRACE_S, restarts=50)
-  if devices != 4:  # fewer stand for a machine's chips
+  if devices != 4:  # of a machine's chips, which these stand for
     c.batch.micro_rows = values["batch.micro_rows"] * 4 // devices
   made = job.make_job(c, "experiments/quickstart.py", overrides, options, on_pod=True)
   assert made.hosts * slices == hosts
   return yaml.safe_load(jobset.render(made))
 
 
-def start(what, folder, devices=4):
+def start(what, folder, devices=1):
   """The player, whose pods write to folder/pods and whose bucket is folder."""
   (folder / "pods").mkdir(parents=True, exist_ok=True)
   return JobSet(what, folder / "pods", places={BUCKET: str(folder)}, devices=devices, environment=environment(devices))
@@ -258,7 +259,7 @@ TWENTY = (
   Fault("kill -9 of process 1", "step", 1, kill, True),
   Fault("kill -9 of process 0, which holds the others together", "step", 0, kill, True),
   Fault("pod of process 1 evicted", "step", 1, evict, False),
-  Fault("pod of process 0 evicted", "step", 0, evict, False),
+  Fault("main thread of process 1 stands still, the others go on", "step", 1, stick, True),
   Fault("all pods evicted", "step", 0, evict_all, False),
   Fault("kill -9 of process 1", "save", 1, kill, True),
   Fault("kill -9 of process 0", "save", 0, kill, True),
@@ -281,7 +282,7 @@ QUICK = (TWENTY[0], TWENTY[2], TWENTY[6])
 
 def undisturbed_and(model, folder, faults, say=lambda row: None, **how):  # noqa: F811
   """The same run twice, once with faults; the log."""
-  devices = how.get("devices", 4)
+  devices = how.get("devices", 1)
   for name, some in (("undisturbed", ()), ("disturbed", faults)):
     (folder / name).mkdir()
     player = start(manifest(model, folder / name, **how), folder / name, devices)
@@ -300,7 +301,7 @@ def test_three_faults_end_like_none(model, tmp_path):  # noqa: F811
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [
-  dict(topology="v5p-32", devices=2),  # four processes
+  dict(topology="v5p-32"),  # four processes
   dict(topology="v5p-8", slices=2),  # two Jobs of one process
 ])  # fmt: skip
 def test_four_hosts_and_two_slices(model, tmp_path, how):  # noqa: F811
@@ -330,9 +331,9 @@ def test_a_mistake_ends_the_job_at_once_with_its_line(model, tmp_path):  # noqa:
 
 PAGE = """# Twenty faults on one run
 
-Made by `python tests/pod_faults_test.py --write`: {how}. The manifest is that of `launch/pod.py --topology=v5p-16`; its
-two processes ran on this machine over loopback, with four devices of the CPU each, `checkpoint.every=1`, a grace of
-{grace} s; `tests/jobset_controller.py` obeyed the manifest. Nothing of Kubernetes ran, and no TPU.
+Made by `python tests/pod_faults_test.py --write`: {how}. The manifest is that of `launch/pod.py --topology=v5p-16`;
+its two processes ran on this machine over loopback, with one device of the CPU each, `checkpoint.every=1`, a grace of
+{grace} s, `log.stall_s={stall}`. `tests/jobset_controller.py` obeyed the manifest: no part of Kubernetes, no TPU.
 
 The run ended after {starts} starts with the weights and the log of a run that was left alone, **bit for bit**; of its
 {steps} steps {lost} were done twice. No process was left behind.
@@ -356,7 +357,7 @@ def write(page: pathlib.Path) -> None:
   lost = sum(max(0, row.step - row.resumed) for row in rows)
   how = f"{datetime.date.today()}, {(time.monotonic() - began) / 60:.0f} minutes with the undisturbed run"
   starts = 1 + sum(row.codes != "" or row.fault.startswith("Kueue") for row in rows)
-  text = PAGE.format(how=how, grace=GRACE_S, starts=starts, steps=steps, lost=lost)
+  text = PAGE.format(how=how, grace=GRACE_S, stall=STALL_S, starts=starts, steps=steps, lost=lost)
   for r in rows:
     counts = {True: "yes", False: "no", None: ""}[r.counted]
     text += (

@@ -175,6 +175,14 @@ def test_the_page_says_what_each_exit_code_does(tmp_path):
   assert table.keys() == set(CODES)
 
 
+def test_a_pod_that_is_taken_away_does_not_count():
+  manifest = yaml.safe_load(rendered("jobset"))
+  assert jobset_controller.decide(manifest, 137, disrupted=True) == "again"
+  assert jobset_controller.decide(manifest, 2, disrupted=True) == "ends"
+  strict = yaml.safe_load(rendered("jobset", on_error="fail"))
+  assert [jobset_controller.decide(strict, code) for code in (1, 75, 76)] == ["ends", "again", "again, counted"]
+
+
 STAND_IN = """#!/bin/bash
 echo "$(basename $0) $*" >> $CALLS
 case "$(basename $0) $1" in
