@@ -37,12 +37,18 @@ MAY_IMPORT = {
   "fipo_jax/train/": (*MIDDLE, "fipo_jax/models/", "fipo_jax/algorithms/"),
   "fipo_jax/evaluate": (*MIDDLE, "fipo_jax/data/", "fipo_jax/rewards/", "fipo_jax/rollout/"),
   "fipo_jax/rollback": ("fipo_jax/processes", "fipo_jax/alarms", "fipo_jax/train/"),
-  "fipo_jax/prompts": (*MIDDLE, "fipo_jax/data/"),
+  "fipo_jax/evaluation/": MIDDLE,
+  "fipo_jax/evaluation/measure": (*MIDDLE, "fipo_jax/evaluate", "fipo_jax/evaluation/statistics"),
+  "fipo_jax/evaluation/program": (
+    *MIDDLE, *STAGES, "fipo_jax/assemble", "fipo_jax/collect", "fipo_jax/describe", "fipo_jax/evaluation/",
+    "fipo_jax/prompts", "fipo_jax/workdir",
+  ),
+  "fipo_jax/prompts": (*MIDDLE, "fipo_jax/data/", "fipo_jax/evaluation/sets", "fipo_jax/evaluation/overlap"),
   "fipo_jax/workdir": (*MIDDLE, "fipo_jax/models/", "fipo_jax/train/"),
-  "fipo_jax/describe": (*MIDDLE, "fipo_jax/data/", "fipo_jax/models/"),
+  "fipo_jax/describe": (*MIDDLE, "fipo_jax/data/", "fipo_jax/models/", "fipo_jax/evaluation/sets"),
   "fipo_jax/assemble": (
-    *MIDDLE, *STAGES, "fipo_jax/alarms", "fipo_jax/describe", "fipo_jax/prompts", "fipo_jax/rollback",
-    "fipo_jax/workdir",
+    *MIDDLE, *STAGES, "fipo_jax/alarms", "fipo_jax/describe", "fipo_jax/evaluation/sets", "fipo_jax/prompts",
+    "fipo_jax/rollback", "fipo_jax/workdir",
   ),
   "fipo_jax/collect": (*MIDDLE, *STAGES, "fipo_jax/assemble", "fipo_jax/evaluate"),
   "fipo_jax/loop": (
@@ -52,7 +58,7 @@ MAY_IMPORT = {
   "fipo_jax/sweeps/": ("fipo_jax/config", "fipo_jax/changes", "fipo_jax/workdir", "fipo_jax/assemble"),
   "fipo_jax/pods/": (
     *MIDDLE, "fipo_jax/models/", "fipo_jax/rewards/", "fipo_jax/rollout/", "fipo_jax/train/", "fipo_jax/assemble",
-    "fipo_jax/collect", "fipo_jax/saved",
+    "fipo_jax/collect", "fipo_jax/saved", "fipo_jax/evaluation/sets",
   ),
   "launch/": ("fipo_jax/", "launch/interpreter"),
   "experiments/": ("fipo_jax/config", "fipo_jax/algorithms/presets"),

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import json
 import logging
 import sys
 import time
@@ -60,6 +61,50 @@ def steps_in(folder: epath.Path) -> list[int]:
   if not folder.exists():
     return []
   return sorted(found.step for found in ocp.path.step.standard_name_format().find_all(folder))
+
+
+def choose(folder: epath.Path, step: int | str | None = None) -> int:
+  """The step that a number, "best" or None (the newest) names, of those in a folder; nothing there is changed.
+
+  Raises: ValueError when there is no such step.
+  """
+  steps = steps_in(folder)
+  found = step
+  if step is None:
+    found = max(steps, default=None)
+  elif step == "best":
+    measured = {s: _measured(folder / str(s)) for s in steps}
+    found = max((s for s in steps if measured[s] != UNMEASURED), key=lambda s: (measured[s], s), default=None)
+  if found not in steps:
+    there = f"there are {', '.join(map(str, steps))}" if steps else "there is none"
+    why = "none of them was evaluated" if step == "best" and steps else there
+    raise ValueError(f"--step={step or 'newest'}: no such checkpoint in {folder}; {why}.")
+  return found
+
+
+def _measured(step: epath.Path) -> float:
+  """What the best are chosen by, as `Checkpointer.save` was given it."""
+  try:
+    return json.loads((step / "metrics" / "metrics").read_text())["accuracy"]
+  except (OSError, ValueError, KeyError):
+    return UNMEASURED
+
+
+def read_params(folder: epath.Path, step: int, abstract_params) -> Any:
+  """The parameters of a step alone, into the shardings of abstract_params: no optimizer state is read or made.
+
+  A value head that abstract_params has no place for is left where it is.
+  Raises: ValueError, in one line, for a step that cannot be read.
+  """
+  item = {"params": abstract_params}
+  how = ocp.checkpoint_utils.construct_restore_args(item)
+  try:
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+      args = ocp.args.PyTreeRestore(item=item, restore_args=how, partial_restore=True)
+      return reader.restore(folder / str(step) / "state", args=args)["params"]
+  except Exception as error:  # Orbax, TensorStore, JSON and the file system have errors of their own
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    raise ValueError(f"checkpoint {folder / str(step)} cannot be read: {reason}.") from error
 
 
 def check_shared(folder: epath.Path) -> None:
