@@ -284,6 +284,18 @@ def open_checkpointer(cfg) -> Checkpointer:
   return Checkpointer(cfg.workdir, keep=c.keep, best=c.keep_best, folder=c.folder)
 
 
+def with_model(cfg: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """The config of a run that has trained; where its model.path is gone, tokenizer and sizes are those of its export."""
+  is_model = lambda folder: (pathlib.Path(folder) / "config.json").is_file()
+  own = pathlib.Path(cfg.workdir) / "export"
+  if not cfg.model.path or is_model(cfg.model.path) or not is_model(own):
+    return cfg
+  console.say(f"model.path={cfg.model.path!r}: not there; tokenizer and sizes are read from {own}")
+  cfg = cfg.copy_and_resolve_references()
+  cfg.model.path = str(own)
+  return cfg
+
+
 def open_model(cfg) -> tuple[Tokenizer, Model]:
   """Tokenizer and model of model.path, or of model.preset with a character tokenizer; no weights yet."""
   if cfg.model.path:

@@ -55,6 +55,7 @@ MAY_IMPORT = {
     *MIDDLE, *STAGES, "fipo_jax/alarms", "fipo_jax/assemble", "fipo_jax/collect", "fipo_jax/describe",
     "fipo_jax/evaluate", "fipo_jax/report", "fipo_jax/rollback", "fipo_jax/workdir",
   ),
+  "fipo_jax/export": (*MIDDLE, "fipo_jax/assemble", "fipo_jax/models/", "fipo_jax/train/"),
   "fipo_jax/sweeps/": ("fipo_jax/config", "fipo_jax/changes", "fipo_jax/workdir", "fipo_jax/assemble"),
   "fipo_jax/pods/": (
     *MIDDLE, "fipo_jax/models/", "fipo_jax/rewards/", "fipo_jax/rollout/", "fipo_jax/train/", "fipo_jax/assemble",

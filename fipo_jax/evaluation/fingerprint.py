@@ -14,9 +14,11 @@ PRIMES = (1_000_003, 998_244_353, 16_777_619, 40_503, 65_599, 31_337)  # of an a
 def of(params) -> str:
   """16 hexadecimal digits over names, shapes, dtypes and values of a tree of arrays.
 
-      a = Σ bits,   b = Σ bits · (1 + Σ_axes place_axis · prime_axis)      modulo 2³², over the elements of an array
+      Σ mix(bits + mix(Σ_axes place_axis · prime_axis))      modulo 2³², over the elements of an array, twice
 
-  Sums of whole numbers: the order in which devices add does not matter. Not made to withstand an attack.
+  Sums of whole numbers: the order in which devices add does not matter. `mix` lets each bit act on all: without it
+  numbers of the other sign would add up to the same. Not made to withstand an attack.
+  Source: the finalizer of MurmurHash3 (Appleby, public domain).
   """
   sums = {}
   for path, x in jax.tree_util.tree_leaves_with_path(params):
@@ -29,7 +31,14 @@ def of(params) -> str:
 def _sums(x: jax.Array) -> jax.Array:
   """[2] uint32."""
   bits = jax.lax.bitcast_convert_type(x, {2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]).astype(jnp.uint32)
-  weight = jnp.ones(x.shape, jnp.uint32)
+  place = jnp.ones(x.shape, jnp.uint32)
   for axis, prime in zip(range(x.ndim), PRIMES, strict=False):
-    weight += jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * jnp.uint32(prime)
-  return jnp.stack([bits.sum(dtype=jnp.uint32), (bits * weight).sum(dtype=jnp.uint32)])
+    place += jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * jnp.uint32(prime)
+  mixed = _mix(bits + _mix(place))
+  return jnp.stack([mixed.sum(dtype=jnp.uint32), _mix(mixed + 1).sum(dtype=jnp.uint32)])
+
+
+def _mix(x: jax.Array) -> jax.Array:
+  x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+  x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+  return x ^ (x >> 16)

@@ -76,12 +76,7 @@ def choose(cfg, *, run: bool, step: int | str | None, model: str) -> tuple[ml_co
   if not run and step is None:
     return cfg, Weights("start", "start")
   found = checkpoint.choose(checkpoint.folder_of(cfg.workdir, cfg.checkpoint.folder), step)
-  own = pathlib.Path(cfg.workdir) / "export"
-  is_model = lambda folder: (pathlib.Path(folder) / "config.json").is_file()
-  if cfg.model.path and not is_model(cfg.model.path) and is_model(own):
-    console.say(f"model.path={cfg.model.path!r}: not there; tokenizer and sizes are read from {own}")
-    cfg.model.path = str(own)
-  return cfg, Weights("checkpoint", f"step_{found}", found)
+  return assemble.with_model(cfg), Weights("checkpoint", f"step_{found}", found)
 
 
 def evaluate(cfg, weights: Weights, out: str = "") -> dict[str, Any]:

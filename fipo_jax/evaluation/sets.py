@@ -162,6 +162,9 @@ def _put(one: ml_collections.ConfigDict, where: str, field: str, value) -> None:
         if column not in holder.columns:
           raise KeyError(f"no column {column!r}")
       holder.columns.update(value)
+    elif isinstance(value, dict) and name == "options":
+      with one.unlocked():
+        holder.options = ml_collections.ConfigDict(value, type_safe=False)
     else:
       holder.update({name: value})
   except (TypeError, KeyError, AttributeError, ValueError) as error:

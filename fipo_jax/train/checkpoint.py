@@ -19,6 +19,7 @@ import time
 import uuid
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import PreservationPolicy
@@ -28,6 +29,7 @@ from fipo_jax.train.state import TrainState
 
 UNMEASURED = -1.0  # accuracy of a step at which no evaluation was made
 DELETED = "deleted"  # steps are moved here before they are deleted
+LARGE = 2**26  # bytes of an array that is saved in pieces of a layer each; smaller ones in pieces of a device each
 ASIDE = "aside"  # and here when the user starts from an older one
 
 
@@ -125,6 +127,15 @@ def check_shared(folder: epath.Path) -> None:
       (folder / token).unlink(missing_ok=True)
 
 
+def _pieces(state: TrainState) -> TrainState:
+  """How arrays are cut when they are saved: large parameters by layers, so that an export need not hold several."""
+  large = lambda x: len(x.shape) > 2 and x.size * x.dtype.itemsize >= LARGE
+  by_layer = lambda x: ocp.SaveArgs(shard_axes=(0,)) if large(x) else ocp.SaveArgs()
+  plain = jax.tree.map(lambda _: ocp.SaveArgs(), state)
+  layers = jax.tree.map(by_layer, state.params["layers"])
+  return dataclasses.replace(plain, params={**plain.params, "layers": layers})
+
+
 @dataclasses.dataclass
 class _Keep(PreservationPolicy):
   """The newest steps, and besides those with the best accuracy, the later of equals."""
@@ -204,7 +215,8 @@ class Checkpointer:
     """
     rest, arrays = host_arrays.split(host)
     waiting = {"waiting": ocp.args.StandardSave(arrays)} if arrays else {}
-    args = ocp.args.Composite(state=ocp.args.StandardSave(state), host=ocp.args.JsonSave(rest), **waiting)
+    whole = ocp.args.StandardSave(state, save_args=_pieces(state))
+    args = ocp.args.Composite(state=whole, host=ocp.args.JsonSave(rest), **waiting)
     measured = UNMEASURED if accuracy is None else float(accuracy)
     self.since = time.monotonic()
     with self._said_once():
