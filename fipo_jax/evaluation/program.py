@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -140,10 +141,23 @@ def evaluate(cfg, weights: Weights, out: str = "") -> dict[str, Any]:
     "config": json.loads(cfg.to_json()),
   }  # fmt: skip
   if processes.is_first():
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    path.write_text(as_text(result))
   console.say(f"evaluation: {path}")
   console.say(f"responses: {file.path}")
   return result
+
+
+def as_text(result: dict[str, Any]) -> str:
+  """JSON with a line per problem."""
+  rows: list[str] = []
+
+  def marked(found: dict[str, Any]) -> dict[str, Any]:
+    start = len(rows)
+    rows.extend(json.dumps(problem) for problem in found["problems"])
+    return found | {"problems": [f"@row {i}@" for i in range(start, len(rows))]}
+
+  marks = result | {"sets": {name: marked(found) for name, found in result["sets"].items()}}
+  return re.sub(r'"@row (\d+)@"', lambda mark: rows[int(mark[1])], json.dumps(marks, indent=1)) + "\n"
 
 
 def read_prompts(cfg, tokenizer) -> tuple[Any, list[EvalSet], list[str], dict[str, Any] | None]:

@@ -35,7 +35,7 @@ class StoredArray:
     self.shape, self.dtype = tuple(array.shape), np.dtype(array.dtype.numpy_dtype)
     self._piece = tuple(array.chunk_layout.read_chunk.shape)
     layer_bytes = self.dtype.itemsize * math.prod(self.shape[1:])
-    alone = not self.shape or self._piece[0] == 1
+    alone = not self._order or self._piece[0] == 1
     self._ahead = 1 if alone else max(1, min(len(self._order), int(room_bytes // max(layer_bytes, 1))))
     self.passes = 1 if alone else -(-len(self._order) // self._ahead)
     self._have: dict[int, np.ndarray] = {}
@@ -72,12 +72,12 @@ def open_all(folder: epath.Path, shapes: dict, *, room_bytes: float, order: Call
 
   Args:
     folder: `state` of a step. shapes: of parameters. room_bytes: for what is read ahead, of all arrays together.
-    order: number of layers -> the order in which they will be asked for.
+    order: number of layers -> the order in which they will be asked for; of arrays in "layers", others are read whole.
   Raises: OSError or ValueError, naming the array, for one that is missing or has another shape.
   """
   metadata = json.loads((folder / "_METADATA").read_text())
   flat = list(leaves(shapes))
-  stacked = max(1, sum(len(x.shape) > 2 for _, x in flat))
+  stacked = max(1, sum(path[0] == "layers" and len(x.shape) > 2 for path, x in flat))
 
   def one(path, x) -> StoredArray:
     name = ".".join(("params", *path))
@@ -87,7 +87,7 @@ def open_all(folder: epath.Path, shapes: dict, *, room_bytes: float, order: Call
       raise ValueError(f"{folder}: {name} cannot be read: {' '.join(str(error).split())[:200]}") from error
     if tuple(array.shape) != tuple(x.shape):
       raise ValueError(f"{folder}: {name} has shape {list(array.shape)}, the model expects {list(x.shape)}.")
-    return StoredArray(array, room_bytes / stacked, order(array.shape[0]) if array.shape else ())
+    return StoredArray(array, room_bytes / stacked, order(array.shape[0]) if path[0] == "layers" else ())
 
   tree: dict = {}
   for path, x in flat:
