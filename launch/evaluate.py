@@ -1,8 +1,9 @@
 """Evaluates: python launch/evaluate.py --config=EXPERIMENT | --run=DIR [--step=N|best] [--model=DIR] [--sets=a,b]
 
-With --run it is the run's newest checkpoint, or that of --step, on the sets of the run's own config; with --config the
-weights that the experiment starts from; with --model a Hugging Face directory. Fields change by --config.FIELD=VALUE.
-Started again, it goes on where it was stopped. Results: --out, else DIR/evaluations/.
+With --run it is the run's newest checkpoint, or that of --step, on the sets of the run's own config, or of --config
+where both are given; with --config alone the weights that the experiment starts from; with --model a Hugging Face
+directory. Fields change by --config.FIELD=VALUE. Started again, it goes on where it was stopped. Results: --out, else
+DIR/evaluations/.
 
 Compares: python launch/evaluate.py --compare A.json B.json [--out=X.json]
 
@@ -41,8 +42,7 @@ _COORDINATOR = flags.DEFINE_string(
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", os.environ.get("JAX_NUM_PROCESSES", 0), "How many there are.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", os.environ.get("JAX_PROCESS_ID", -1), "Which one this is, from 0.")
 
-_of_a_run = False  # whether --run was given; command_line turns it into --config
-
+_run = ""  # what --run said; command_line turns it into --config, where there is none
 
 def named(argument: str, flag: str) -> bool:
   return argument.startswith("-") and argument.lstrip("-").partition("=")[0] == flag
@@ -50,12 +50,13 @@ def named(argument: str, flag: str) -> bool:
 
 def parse(argv):
   """absl's parser, with every mistake in the flags as one line instead of a traceback."""
-  global _of_a_run
+  global _run
   try:
     if any(named(a, "compare") for a in argv[1:]):
       return command_line.plain(argv)
-    _of_a_run = any(named(a, "run") for a in argv[1:])
-    rest = command_line.parse(argv, __doc__)
+    _run = next((a.partition("=")[2] for a in argv[1:] if named(a, "run")), "")
+    both = _run and any(named(a, "config") for a in argv[1:])
+    rest = command_line.parse([a for a in argv if not (both and named(a, "run"))], __doc__)
     if _STEP.value not in (None, "best") and not _STEP.value.isdecimal():
       raise command_line.Mistake(f"--step={_STEP.value}: expected the number of a checkpoint, or 'best'.")
     return rest
@@ -95,7 +96,7 @@ def evaluate(cfg) -> None:
   from fipo_jax.evaluation import program, sets
 
   step = _STEP.value if _STEP.value in (None, "best") else int(_STEP.value)
-  cfg, weights = program.choose(sets.chosen(cfg, _SETS.value), run=_of_a_run, step=step, model=_MODEL.value)
+  cfg, weights = program.choose(sets.chosen(cfg, _SETS.value), run=_run, step=step, model=_MODEL.value)
   config.validate(cfg)
   assemble.check_tables(cfg)
   assemble.check_alike(cfg)

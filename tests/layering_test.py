@@ -41,7 +41,7 @@ MAY_IMPORT = {
   "fipo_jax/evaluation/measure": (*MIDDLE, "fipo_jax/evaluate", "fipo_jax/evaluation/statistics"),
   "fipo_jax/evaluation/program": (
     *MIDDLE, *STAGES, "fipo_jax/assemble", "fipo_jax/collect", "fipo_jax/describe", "fipo_jax/evaluation/",
-    "fipo_jax/prompts", "fipo_jax/workdir",
+    "fipo_jax/prompts", "fipo_jax/saved", "fipo_jax/workdir",
   ),
   "fipo_jax/prompts": (*MIDDLE, "fipo_jax/data/", "fipo_jax/evaluation/sets", "fipo_jax/evaluation/overlap"),
   "fipo_jax/workdir": (*MIDDLE, "fipo_jax/models/", "fipo_jax/train/"),

@@ -42,7 +42,7 @@ def trained(model, tmp_path_factory):  # noqa: F811
 
 
 def evaluated(model, workdir, out, *, step=None, model_dir="", **more):  # noqa: F811
-  cfg, weights = program.choose(small(model, workdir, **options(**more)), run=True, step=step, model=model_dir)
+  cfg, weights = program.choose(small(model, workdir, **options(**more)), run=str(workdir), step=step, model=model_dir)
   return program.evaluate(cfg, weights, str(out))
 
 

@@ -20,7 +20,17 @@ import jax
 import ml_collections
 from etils import epath
 
-from fipo_jax import assemble, collect, console, describe, processes, prompts, sharding, workdir
+from fipo_jax import (
+  assemble,
+  collect,
+  console,
+  describe,
+  processes,
+  prompts,
+  saved,
+  sharding,
+  workdir,
+)
 from fipo_jax.evaluation import fingerprint, measure
 from fipo_jax.evaluation import sets as sets_lib
 from fipo_jax.evaluation.samples import Samples
@@ -55,13 +65,13 @@ class Evaluator:
   verified: bool = False
 
 
-def choose(cfg, *, run: bool, step: int | str | None, model: str) -> tuple[ml_collections.ConfigDict, Weights]:
+def choose(cfg, *, run: str, step: int | str | None, model: str) -> tuple[ml_collections.ConfigDict, Weights]:
   """The config to evaluate by, and its weights.
 
   Args:
-    run: whether the config is that of a run, whose newest checkpoint then is meant. step: a number or "best".
-    model: a Hugging Face directory instead.
-  Raises: ValueError for a step that is not there.
+    run: the folder of a run, whose newest checkpoint is meant, or "". Of another config its model is taken.
+    step: a number or "best". model: a Hugging Face directory instead.
+  Raises: ValueError for a run or a step that is not there.
   """
   cfg = cfg.copy_and_resolve_references()
   with cfg.unlocked():
@@ -76,6 +86,11 @@ def choose(cfg, *, run: bool, step: int | str | None, model: str) -> tuple[ml_co
     return cfg, Weights("directory", pathlib.Path(model).absolute().name)
   if not run and step is None:
     return cfg, Weights("start", "start")
+  if run and pathlib.Path(run).resolve() != pathlib.Path(cfg.workdir).resolve():
+    own = saved.get_config(f"{run}/config.json")
+    cfg.workdir, cfg.checkpoint.folder = run, own.checkpoint.folder
+    for name in ("path", "preset", "alphabet", "max_position", "base_experiment"):
+      cfg.model[name] = own.model[name]
   found = checkpoint.choose(checkpoint.folder_of(cfg.workdir, cfg.checkpoint.folder), step)
   return assemble.with_model(cfg), Weights("checkpoint", f"step_{found}", found)
 
