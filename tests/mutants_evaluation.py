@@ -155,7 +155,7 @@ ROWS = (
   ),
   (
     "eval_best_by_the_first_metric", "fipo_jax/loop.py",
-    'run.host["after"].get(run.cfg.checkpoint.best_by) if evaluated', 'run.host["after"]["accuracy"] if evaluated',
+    'run.host["after"].get(run.cfg.checkpoint.best_by) if measured', 'run.host["after"]["accuracy"] if measured',
     "program_test.py::test_the_best_are_those_of_the_metric_that_is_named", "the best by another metric is kept",
   ),
   # ---- export ----

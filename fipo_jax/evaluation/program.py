@@ -237,7 +237,7 @@ def sample(who: Evaluator, s: EvalSet, file: Samples) -> list[list[Rollout]]:
     console.say(f"{label}: {len(done)} of {len(s.prompts)} prompts are in {file.path} and are not sampled again")
   tell = Progress(label, len(s.prompts) * n, len(done) * n)
   under_way: list[concurrent.futures.Future] = []
-  stopped = False
+  stopped, stop_asked = False, processes.StopPoll()
 
   def judge(groups: list[list[Rollout]]) -> None:
     collect.score(who, groups, s.cfg)
@@ -251,10 +251,12 @@ def sample(who: Evaluator, s: EvalSet, file: Samples) -> list[list[Rollout]]:
       for future in under_way:
         if future.done():
           future.result()  # what went wrong ends the evaluation now
-      under_way.append(pool.submit(judge, groups))
-      stopped = processes.stop_asked()
+      if groups:
+        under_way.append(pool.submit(judge, groups))
+      stopped = stop_asked()
       return stopped
 
+    groups = []
     if rest:
       groups = who.engine.generate(
         rest, n, key=s.key(), sampling=assemble.sampling_of(s.cfg, who.tokenizer, evaluation=True),
@@ -262,10 +264,8 @@ def sample(who: Evaluator, s: EvalSet, file: Samples) -> list[list[Rollout]]:
       )  # fmt: skip
     for future in under_way:
       future.result()
-    if rest and not stopped:  # an engine may end without a last look
-      late = [g for g in groups if g[0].prompt.id not in done]
-      if late:
-        judge(late)
+    if late := [g for g in groups if g[0].prompt.id not in done and all(r.finished for r in g)]:
+      judge(late)  # an engine may end without a last look
   if stopped and len(done) < len(s.prompts):
     raise processes.Stopped(
       f"stopped as asked: {len(done)} of {len(s.prompts)} prompts of {label} are in {file.path}; the same command "
