@@ -38,7 +38,7 @@ def get_config(form: str = "samples"):
   c = config.default()
   c.workdir = "runs/evaluate_math"
   c.model.path = "model"  # override: --model=DIR
-  c.data.source = "file"  # what the model was trained on, where you name it
+  c.data.source = "parquet"  # what the model was trained on, where you name it
   c.data.max_prompt_tokens = 2048
   c.rollout.max_response_tokens = 20_480
   c.rollout.slots = "auto"

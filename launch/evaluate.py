@@ -18,6 +18,7 @@ import os
 import pathlib
 import signal
 import sys
+import traceback
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
@@ -80,16 +81,28 @@ def main(argv) -> None:
   except (ValueError, OSError) as e:
     if os.environ.get("FIPO_TRACEBACK"):
       raise
-    message = " ".join(str(e).split())
-    code = processes.EXIT_LOST if isinstance(e, processes.Missing) else (
-      processes.EXIT_ERROR if processes.begun() else processes.EXIT_MISTAKE
-    )  # fmt: skip
-    print("error: " + message, file=sys.stderr, flush=True)
-    processes.leave(message, code)
-    os._exit(code)  # a worker must not keep it; what is finished is on disk
+    lost = isinstance(e, processes.Missing)
+    end(str(e), processes.EXIT_LOST if lost else processes.EXIT_ERROR if processes.begun() else processes.EXIT_MISTAKE)
+  except Exception as e:
+    if processes.count() == 1:
+      raise
+    processes.await_reason()  # a collective fails when a process is lost; who it was is known a little later
+    traceback.print_exc()
+    end(f"{type(e).__name__}: {e}"[:500], processes.EXIT_ERROR)
+
+
+def end(message: str, code: int) -> None:
+  message = " ".join(message.split())
+  print("error: " + message, file=sys.stderr, flush=True)
+  processes.leave(message, code)
+  os._exit(code)  # a worker must not keep it; what is finished is on disk
 
 
 def evaluate(cfg) -> None:
+  if int(os.environ.get("JAX_NUM_CPU_DEVICES", 1)) > 1 or _NUM_PROCESSES.value > 1:
+    # As launch/run.py: CPU devices must not enter collectives of one program in different orders.
+    flag = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
   processes.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
   processes.heed_signals()  # after JAX, which takes SIGTERM too
   from fipo_jax import assemble, config

@@ -167,7 +167,6 @@ ROWS = (
   (
     "export_reads_ahead_by_number", "fipo_jax/train/stored_arrays.py",
     "layers = self._order[at : at + self._ahead]", "layers = [*range(layer, len(self._order))][: self._ahead]",
-    "export_test.py::test_an_export_has_the_bytes_of_the_model_in_memory "
     "export_test.py::test_layers_are_read_ahead_in_the_order_in_which_they_are_asked_for",
     "pieces are read again and again",
   ),

@@ -95,13 +95,14 @@ def test_it_finds_what_training_found_and_goes_on_where_it_was_cut(trained, mode
 
 @pytest.mark.slow
 def test_what_was_stopped_goes_on_and_an_export_is_its_checkpoint(trained, model, tmp_path, monkeypatch):  # noqa: F811
+  many = {"eval.sets": {"own": {"prompts": 64, "samples_per_prompt": 2}}}  # of more than one look
   with monkeypatch.context() as stopping:
     stopping.setattr(processes.StopPoll, "__call__", lambda _: True)
-    with pytest.raises(processes.Stopped, match="of 5 prompts of own are in .*; the same command goes on"):
-      evaluated(model, trained, tmp_path / "b.json", **{"rollout.slots": 2})
-  assert not (tmp_path / "b.json").exists() and 1 < len((tmp_path / "b_samples.jsonl").read_text().splitlines()) < 6
-  stopped = evaluated(model, trained, tmp_path / "b.json")
-  exported = evaluated(model, trained, tmp_path / "c.json", model_dir=str(trained / "export"))
+    with pytest.raises(processes.Stopped, match="of 64 prompts of own are in .*; the same command goes on"):
+      evaluated(model, trained, tmp_path / "b.json", **many)
+  assert not (tmp_path / "b.json").exists() and 1 < len((tmp_path / "b_samples.jsonl").read_text().splitlines()) < 65
+  stopped = evaluated(model, trained, tmp_path / "b.json", **many)
+  exported = evaluated(model, trained, tmp_path / "c.json", model_dir=str(trained / "export"), **many)
   assert stopped["sets"] == exported["sets"] and stopped["model"]["sha256"] == exported["model"]["sha256"]
   assert exported["model"]["weights"] == "directory" and "step" not in exported["model"]
 
