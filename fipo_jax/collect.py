@@ -254,21 +254,22 @@ def draw_prompts(run: Run, number: int, drawn: set[int]) -> list[Prompt]:
   return prompts
 
 
-def score(run: Run, groups: list[Group]) -> None:
+def score(run: Run, groups: list[Group], cfg=None) -> None:
   """Fills text, accuracy, score, reward and flags of every rollout: the verifier's score plus the overlong penalty.
 
+  cfg: of an evaluation set, if not that of the run.
   Raises: ValueError when the first verifications of a run have failed one and all.
   """
-  begin_score(run, groups)()
+  begin_score(run, groups, cfg)()
   refuse_silence(run, groups)
 
 
-def begin_score(run: Run, groups: list[Group]) -> Callable[[], None]:
+def begin_score(run: Run, groups: list[Group], cfg=None) -> Callable[[], None]:
   """Hands the responses to the verifiers; the function that comes back waits for the verdicts and fills them in.
 
   Only the responses that this process verifies are decoded here.
   """
-  c = run.cfg
+  c = run.cfg if cfg is None else cfg
   rollouts = [r for group in groups for r in group]
 
   def job(i: int) -> Job:

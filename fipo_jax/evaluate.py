@@ -224,5 +224,10 @@ def _most_frequent(votes: list[str]) -> list[str]:
   return [vote for vote, count in counts.items() if count == max(counts.values())]
 
 
+def votes(group: Sequence[Rollout]) -> list[str]:
+  """What each response votes for; a missing answer votes like any other."""
+  return [_vote(r.pred) for r in group]
+
+
 def _vote(pred: str | None) -> str:
   return NO_ANSWER if pred is None else str(pred)

@@ -28,7 +28,7 @@ from fipo_jax import (
 )
 from fipo_jax import evaluate as evaluate_lib
 from fipo_jax.alarms import Alarm
-from fipo_jax.assemble import STREAM_CONTROL, STREAM_EVAL, Run, build
+from fipo_jax.assemble import STREAM_CONTROL, Run, build, sampling_of
 from fipo_jax.collect import DataExhausted, collect, score
 from fipo_jax.models import hf
 from fipo_jax.rollback import Rollback, roll_back
@@ -279,16 +279,23 @@ def write_samples(run: Run, step: int, groups, packed: batching.Packed, batch, l
 
 
 def evaluate(run: Run, progress) -> dict[str, float]:
-  """Accuracy, length, truncation on the held-out prompts, with the engine's present weights."""
-  e = run.cfg.eval
+  """Accuracy, length, truncation on the evaluation sets, with the engine's present weights.
+
+  Metrics of a set with a name as NAME/metric; those of the first set without one, too.
+  """
   run.engine.update(run.policy_params())
   stop_asked = processes.StopPoll()
+  result: dict[str, float] = {}
   with run.timers("evaluate"):
-    result = evaluate_lib.evaluate(
-      run.engine, lambda groups: score(run, groups), run.heldout, samples_per_prompt=e.samples_per_prompt,
-      key=run.key(0, STREAM_EVAL), sampling=run.sampling(evaluation=True),
-      progress=progress.task("evaluate"), watch=lambda _: stop_asked(),
-    )  # fmt: skip
+    for s in run.sets:
+      own = evaluate_lib.evaluate(
+        run.engine, lambda groups, s=s: score(run, groups, s.cfg), list(s.prompts),
+        samples_per_prompt=s.cfg.eval.samples_per_prompt, key=s.key(),
+        sampling=sampling_of(s.cfg, run.tokenizer, evaluation=True),
+        progress=progress.task(f"evaluate {s.name}".strip()), watch=lambda _: stop_asked(),
+      )  # fmt: skip
+      result = result or dict(own)
+      result |= {s.label(metric): value for metric, value in own.items()}
   run.engine.release()
   return result
 
@@ -313,7 +320,7 @@ def save(run: Run, at: Drawn | None = None) -> None:
   data, surplus, pending = at or drawn(run)
   waiting = {"data": data, "surplus": stored.encode(surplus), "pending": stored.encode(pending)}
   measured = evaluates(run.cfg, run.step) and "owed" not in run.host
-  accuracy = run.host["after"]["accuracy"] if measured else None
+  accuracy = run.host["after"].get(run.cfg.checkpoint.best_by) if measured else None
   with run.timers("checkpoint"):
     run.checkpointer.save(run.step, run.state, {**run.host, **waiting, "watch": run.watch.state()}, accuracy)
 

@@ -32,7 +32,7 @@ ROWS = (
   ),
   (
     "evaluated_as_trained", "fipo_jax/assemble.py",
-    "c = self.cfg.eval if evaluation else self.cfg.rollout", "c = self.cfg.rollout",
+    "c = cfg.eval if evaluation else cfg.rollout", "c = cfg.rollout",
     "assemble_test.py", "held-out accuracy is that of another temperature and top_p",
   ),
   # ---- the loop ----
