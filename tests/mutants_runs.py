@@ -64,22 +64,22 @@ ROWS = (
   (
     "half_a_batch_after_a_stop", "fipo_jax/collect.py",
     "if stopped and not all(r.finished for g in groups for r in g):", "if stopped and not groups:",
-    "resume_test.py::test_told_to_stop_at_any_look[finish]", "a run told to stop trains on what it has so far",
+    "resume_test.py::test_told_to_stop_at_any_look", "a run told to stop trains on what it has so far",
   ),
   (
     "stop_in_the_middle_of_a_step", "fipo_jax/loop.py",
     "  save(run, before)\n", "  save(run)\n",
-    "resume_test.py::test_what_a_failing_engine_had_sampled_waits_in_the_run[2]", "prompts of the step are skipped",
+    "resume_test.py::test_told_to_stop_at_any_look", "prompts of the step are skipped",
   ),
   (
     "owed_evaluation_not_made", "fipo_jax/loop.py",
     'if owed := run.host.get("owed"):', "if owed := None:",
-    "resume_test.py::test_told_to_stop_at_any_look[finish]", "a step without its line and its evaluation",
+    "resume_test.py::test_told_to_stop_at_any_look", "a step without its line and its evaluation",
   ),
   (
     "first_evaluation_made_again", "fipo_jax/loop.py",
     'if "before" not in run.host:', "if True:",
-    "resume_test.py::test_told_to_stop_at_any_look[finish]", "each start before the first save evaluates again",
+    "resume_test.py::test_told_to_stop_at_any_look", "each start before the first save evaluates again",
   ),
   (
     "never_saved_by_time", "fipo_jax/loop.py",
