@@ -21,6 +21,7 @@ from fipo_jax import (
   console,
   describe,
   metrics,
+  paths,
   processes,
   prompts,
   rollback,
@@ -212,7 +213,7 @@ def build(cfg: ml_collections.ConfigDict, *, allow: Collection[str] = (), step: 
 
 def keep_programs(folder: str) -> None:
   """Compiled programs are kept in this folder, also those that take a moment: a second start compiles none."""
-  jax.config.update("jax_compilation_cache_dir", os.path.expanduser(folder))
+  jax.config.update("jax_compilation_cache_dir", str(paths.of(os.path.expanduser(folder))))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
@@ -262,7 +263,7 @@ def check_inputs_alike(cfg, model: Model, stream, heldout: list[Prompt]) -> None
   processes.agree("the files that they have read", {
     "prompts": stream.state()["records"], "held-out prompts": digest("\0".join(p.text for p in heldout).encode()),
     "model.path": digest(repr(model.config).encode()),
-    "reward.file": digest(pathlib.Path(cfg.reward.file).read_bytes()) if cfg.reward.file else "",
+    "reward.file": digest(paths.read(cfg.reward.file)) if cfg.reward.file else "",
   })  # fmt: skip
 
 
@@ -357,7 +358,7 @@ def open_engine(cfg, model: Model, mesh, tokenizer) -> Engine:
     ),
     "http": dict(
       urls=tuple(r.urls), dialect=r.dialect, timeout_s=r.timeout_s, retry_s=r.retry_s, concurrency=r.concurrency,
-      export_dir=os.path.join(os.path.abspath(cfg.workdir), "served"), template_dir=cfg.model.path or None,
+      export_dir=str(paths.absolute(cfg.workdir) / "served"), template_dir=cfg.model.path or None,
       api_key=os.environ.get("FIPO_API_KEY", ""), model_name=r.model_name, text=text,
       say=console.say,
     ),

@@ -202,7 +202,8 @@ def _part(path, number: int):
 
 def _parts(path) -> list[tuple[int, int]]:
   """(Number, bytes) of the parts there are, in their order."""
-  found = [(name.partition("."), size) for name, size in paths.entries(_folder(path))]
+  entries = paths.entries(_folder(path)) if paths.is_remote(path) or paths.is_folder(_folder(path)) else []
+  found = [(name.partition("."), size) for name, size in entries]
   return sorted((int(stem), size) for (stem, _, ending), size in found if ending == "jsonl" and stem.isdecimal())
 
 

@@ -6,14 +6,13 @@ import dataclasses
 import functools
 import json
 import math
-import pathlib
 import time
 from collections.abc import Collection, Iterable
 from typing import Any
 
 import jax
 
-from fipo_jax import console, describe, metrics, processes, report, workdir
+from fipo_jax import console, describe, metrics, paths, processes, report, workdir
 from fipo_jax import evaluate as evaluate_lib
 from fipo_jax.alarms import Alarm
 from fipo_jax.assemble import STREAM_CONTROL, STREAM_EVAL, Run, build
@@ -333,15 +332,15 @@ def check_alive(run: Run) -> None:
 
 def finish(run: Run) -> dict[str, Any]:
   """Waits for the last checkpoint, exports, writes result.json and the report: process 0 alone, but for the export."""
-  cfg, folder = run.cfg, pathlib.Path(run.cfg.workdir)
+  cfg, folder = run.cfg, paths.of(run.cfg.workdir)
   run.checkpointer.close()
-  paths = {name: folder / f"{name}.jsonl" for name in ("metrics", "samples")}
-  paths["checkpoints"] = folder / "checkpoints"
+  made = {name: folder / f"{name}{'' if paths.is_remote(folder) else '.jsonl'}" for name in ("metrics", "samples")}
+  made["checkpoints"] = folder / "checkpoints"
   if cfg.checkpoint.export:
-    paths["export"] = folder / "export"
-    hf.save(paths["export"], run.policy_params(), run.model.policy().config, template_dir=cfg.model.path or None)
+    made["export"] = folder / "export"
+    hf.save(made["export"], run.policy_params(), run.model.policy().config, template_dir=cfg.model.path or None)
     if not cfg.model.path and processes.is_first():
-      run.tokenizer.save(paths["export"])
+      run.tokenizer.save(made["export"])
   before, after = run.host.get("before", {}), run.host.get("after", {})
   result = {
     "algorithm": cfg.algorithm.name, "seed": cfg.seed, "steps": run.step, "updates": int(run.state.updates),
@@ -352,10 +351,10 @@ def finish(run: Run) -> dict[str, Any]:
     "first_error": run.scorer.first_error or None,
   }  # fmt: skip
   if processes.is_first():
-    (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+    paths.write(folder / "result.json", json.dumps(result, indent=1) + "\n")
     if cfg.log.report and (run.step or before):  # else there is nothing to draw
-      paths["report"] = report.write_report(folder)
-    paths["result"] = folder / "result.json"
-    metrics.summary_table(result, paths)
+      made["report"] = report.write_report(folder)
+    made["result"] = folder / "result.json"
+    metrics.summary_table(result, made)
   processes.barrier("the files of the finished run", processes.WORK_S)
   return result

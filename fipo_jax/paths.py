@@ -211,10 +211,11 @@ def names(folder) -> list[str]:
 def entries(folder) -> list[tuple[str, int]]:
   """The same with bytes; 0 for folders."""
   if not is_remote(folder):
-    if not os.path.isdir(folder):
+    try:
+      with os.scandir(folder) as found:
+        return sorted((e.name, e.stat().st_size if e.is_file() else 0) for e in found)
+    except FileNotFoundError:
       return []
-    with os.scandir(folder) as found:
-      return sorted((e.name, e.stat().st_size if e.is_file() else 0) for e in found)
   try:
     found = _ask(folder, lambda fs: fs.ls(str(folder), detail=True))
   except FileNotFoundError:
@@ -241,7 +242,8 @@ def make_folder(path) -> None:
 def delete_folder(path, *, first: str = "") -> None:
   """Removes a folder with all that is in it, if it is there. first: name of the file that goes before the others."""
   if not is_remote(path):
-    shutil.rmtree(path, ignore_errors=True)
+    with contextlib.suppress(FileNotFoundError):
+      shutil.rmtree(path)
     return
   _may_write()
   if first:

@@ -217,7 +217,7 @@ def facts_of(cfg) -> dict[str, str]:
     with contextlib.suppress(OSError, ValueError):  # what is wrong with it is said where it is loaded
       found["model.path"] = digest(tensor_files.identity(cfg.model.path).encode())
   if cfg.reward.file:
-    found["reward.file"] = digest(pathlib.Path(cfg.reward.file).read_bytes())
+    found["reward.file"] = digest(paths.read(cfg.reward.file))
   return found
 
 

