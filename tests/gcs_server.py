@@ -6,7 +6,7 @@ real ones: gcsfs, google-cloud-storage, TensorStore.
 The proxy, a thread of the tests, passes everything on, and
   * enforces `ifGenerationMatch` on uploads with uploadType=media, as TensorStore makes them, and `ifGenerationMatch` on
     deletions: the Go server honours it on multipart uploads alone, and OCDBT's compare-and-swap depends on it;
-  * meanwhile answers, if told so, with an error (503, 403, 429, ...), late, or not at all: see `Faults`.
+  * answers, if told so, with an error (503, 403, 429, ...), late, or after the work was done: see `failing`, `after`.
 """
 
 from __future__ import annotations
@@ -30,12 +30,13 @@ HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length",
 
 @dataclasses.dataclass
 class Request:
-  """method; path: of the URL, decoded; query; body."""
+  """method; path: of the URL, decoded; query; body; range: what of an object is asked for, "" = all."""
 
   method: str
   path: str
   query: dict[str, str]
   body: bytes
+  range: str
 
   @property
   def name(self) -> str:
@@ -53,15 +54,16 @@ Fault = Callable[[Request], int | None]
 
 
 class Server:
-  """The server and its proxy. url: of the proxy. requests: (method, object) of all so far."""
+  """The server and its proxy. url: of the proxy. requests: (method, object, range) of all so far."""
 
   def __init__(self, bucket: str = "bucket"):
-    self.requests: list[tuple[str, str]] = []
+    self.requests: list[tuple[str, str, str]] = []
     self.fault: Fault | None = None
+    self.after: Callable[[Request], None] | None = None  # is told of a request that was passed on, before the answer
     self._locks = [threading.Lock() for _ in range(64)]  # an object's preconditions are looked at by one at a time
     self._port = _server._find_free_port()
     handler = type("Handler", (_Handler,), {"server_of_tests": self})
-    self._proxy = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    self._proxy = _Proxy(("127.0.0.1", 0), handler)
     self._proxy.daemon_threads = True
     self.url = f"http://127.0.0.1:{self._proxy.server_address[1]}"
     self._process = subprocess.Popen(
@@ -102,6 +104,11 @@ class Server:
     finally:
       self.fault = None
 
+  def put(self, name: str, content: bytes, bucket: str = "bucket") -> None:
+    """Writes an object, as another machine would."""
+    target = f"/upload/storage/v1/b/{bucket}/o?uploadType=media&name={urllib.parse.quote(name, safe='')}"
+    assert self.call("POST", target, content)[0] == 200
+
   def lock(self, name: str) -> threading.Lock:
     return self._locks[hash(name) % len(self._locks)]
 
@@ -120,6 +127,13 @@ class Server:
     raise RuntimeError("fake-gcs-server does not come up")
 
 
+class _Proxy(http.server.ThreadingHTTPServer):
+  request_queue_size = 128
+
+  def handle_error(self, request, client_address) -> None:
+    """Clients that were killed have closed nothing."""
+
+
 class _Handler(http.server.BaseHTTPRequestHandler):
   protocol_version = "HTTP/1.1"
   server_of_tests: Server
@@ -131,10 +145,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
   def _pass_on(self) -> None:
     server, url = self.server_of_tests, urllib.parse.urlsplit(self.path)
     request = Request(
-      self.command, urllib.parse.unquote(url.path), dict(urllib.parse.parse_qsl(url.query)), self._body()
-    )
+      self.command, urllib.parse.unquote(url.path), dict(urllib.parse.parse_qsl(url.query)), self._body(),
+      self.headers.get("Range", ""),
+    )  # fmt: skip
     name = request.name
-    server.requests.append((self.command, name))
+    server.requests.append((self.command, name, request.range))
     if server.fault and (status := server.fault(request)):
       said = {"error": {"code": status, "message": f"the tests say {status}", "errors": [{"reason": "tests"}]}}
       return self._answer(status, JSON, json.dumps(said).encode())
@@ -145,6 +160,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
       if wanted is not None and wanted != self._generation(request):
         return self._answer(412, JSON, b'{"error": {"code": 412, "message": "precondition failed"}}')
       status, found, content = server.call(self.command, self.path, request.body, headers)
+    if server.after:
+      server.after(request)
     self._answer(status, found, content)
 
   do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = do_HEAD = _pass_on

@@ -7,8 +7,9 @@ import source_imports
 # (ending in "/") may also import its own files, its __init__ excepted. A file that fits none has no
 # rank yet: give it one here.
 LOW = ("fipo_jax/types", "fipo_jax/masked", "fipo_jax/text", "fipo_jax/host_arrays")
-MIDDLE = (*LOW, "fipo_jax/config", "fipo_jax/sharding", "fipo_jax/metrics", "fipo_jax/processes", "fipo_jax/console",
-          "fipo_jax/changes")  # fmt: skip
+FILES = ("fipo_jax/paths", "fipo_jax/lines")  # where whatever a user names is read and written
+MIDDLE = (*LOW, *FILES, "fipo_jax/config", "fipo_jax/sharding", "fipo_jax/metrics", "fipo_jax/processes",
+          "fipo_jax/console", "fipo_jax/changes")  # fmt: skip
 STAGES = tuple(
   f"fipo_jax/{s}/" for s in ("data", "rewards", "algorithms", "models", "rollout", "train")
 )
@@ -19,14 +20,17 @@ MAY_IMPORT = {
   "fipo_jax/text": (),
   "fipo_jax/host_arrays": (),
   "fipo_jax/console": ("fipo_jax/processes",),
+  "fipo_jax/paths": ("fipo_jax/console",),
+  "fipo_jax/lines": ("fipo_jax/paths",),
+  "fipo_jax/lease": ("fipo_jax/paths", "fipo_jax/console", "fipo_jax/processes"),
   "fipo_jax/changes": ("fipo_jax/config",),
-  "fipo_jax/saved": ("fipo_jax/config", "fipo_jax/changes"),
-  "fipo_jax/command_line": ("fipo_jax/config", "fipo_jax/changes", "fipo_jax/processes"),
-  "fipo_jax/report": (),
+  "fipo_jax/saved": ("fipo_jax/config", "fipo_jax/changes", "fipo_jax/paths"),
+  "fipo_jax/command_line": ("fipo_jax/config", "fipo_jax/changes", "fipo_jax/processes", "fipo_jax/paths"),
+  "fipo_jax/report": FILES,
   "fipo_jax/processes": (),
-  "fipo_jax/config": (*LOW, "fipo_jax/alarms"),
+  "fipo_jax/config": (*LOW, "fipo_jax/alarms", "fipo_jax/paths"),
   "fipo_jax/sharding": LOW,
-  "fipo_jax/metrics": (*LOW, "fipo_jax/console"),
+  "fipo_jax/metrics": (*LOW, *FILES, "fipo_jax/console"),
   "fipo_jax/alarms": LOW,
   "fipo_jax/data/": MIDDLE,
   "fipo_jax/rewards/": MIDDLE,
@@ -35,9 +39,9 @@ MAY_IMPORT = {
   "fipo_jax/rollout/": (*MIDDLE, "fipo_jax/models/"),
   "fipo_jax/train/": (*MIDDLE, "fipo_jax/models/", "fipo_jax/algorithms/"),
   "fipo_jax/evaluate": (*MIDDLE, "fipo_jax/data/", "fipo_jax/rewards/", "fipo_jax/rollout/"),
-  "fipo_jax/rollback": ("fipo_jax/processes", "fipo_jax/alarms", "fipo_jax/train/"),
+  "fipo_jax/rollback": (*FILES, "fipo_jax/processes", "fipo_jax/alarms", "fipo_jax/train/"),
   "fipo_jax/prompts": (*MIDDLE, "fipo_jax/data/"),
-  "fipo_jax/workdir": (*MIDDLE, "fipo_jax/models/", "fipo_jax/train/"),
+  "fipo_jax/workdir": (*MIDDLE, "fipo_jax/lease", "fipo_jax/models/", "fipo_jax/train/"),
   "fipo_jax/describe": (*MIDDLE, "fipo_jax/data/", "fipo_jax/models/"),
   "fipo_jax/assemble": (
     *MIDDLE, *STAGES, "fipo_jax/alarms", "fipo_jax/describe", "fipo_jax/prompts", "fipo_jax/rollback",
