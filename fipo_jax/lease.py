@@ -156,7 +156,7 @@ class Lease:
       self._end(f"the lease of this run was not renewed for {since}{reason and f', {reason}'}: another may have it")
 
   def _end(self, reason: str) -> None:
-    said = f"error: workdir={self.folder}: {reason}; nothing more is written. {processes.RESUMES}"
+    said = f"error: workdir={self.folder}: {reason}; nothing more is written; {processes.RESUMES}"
     print(said, file=sys.stderr, flush=True)
     os._exit(processes.EXIT_LOST)  # at once: others notice that this process is gone
 

@@ -16,6 +16,7 @@ import functools
 import logging
 import os
 import pathlib
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -355,7 +356,10 @@ def explained(path, error: BaseException) -> BucketError:
   """The line for an error of any of the clients: gcsfs, google-cloud-storage, TensorStore and what they stand on."""
   if isinstance(error, BucketError):
     return error
-  code, said = status_of(error), " ".join(str(error).split())[:160] or type(error).__name__
+  code, said = status_of(error), " ".join(str(error).split())
+  if found := re.search(r'"message": ?"([^"]+)"', said):  # a whole answer of the server
+    said = found[1]
+  said = said[:160] or type(error).__name__
   if code == 403:
     return BucketError(str(path), f"the bucket refuses it (403: {said})", ACCOUNT, False)
   if code == 401:

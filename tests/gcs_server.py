@@ -16,6 +16,7 @@ import dataclasses
 import http.client
 import http.server
 import json
+import re
 import subprocess
 import threading
 import time
@@ -44,8 +45,8 @@ class Request:
     if self.method == "POST" and "/upload/" in self.path:
       if "name" in self.query:
         return self.query["name"]
-      with contextlib.suppress(ValueError, IndexError):
-        return json.loads(self.body.split(b"\r\n\r\n", 2)[1].split(b"\r\n--")[0]).get("name", "")
+      if found := re.search(rb'"name": *("(?:[^"\\]|\\.)*")', self.body[:2000]):  # of a multipart upload
+        return json.loads(found[1])
     return self.path.partition("/o/")[2]
 
 
@@ -59,7 +60,7 @@ class Server:
   def __init__(self, bucket: str = "bucket"):
     self.requests: list[tuple[str, str, str]] = []
     self.fault: Fault | None = None
-    self.after: Callable[[Request], None] | None = None  # is told of a request that was passed on, before the answer
+    self.after: Fault | None = None  # the same of requests that were passed on, of whose answer it makes something
     self._locks = [threading.Lock() for _ in range(64)]  # an object's preconditions are looked at by one at a time
     self._port = _server._find_free_port()
     handler = type("Handler", (_Handler,), {"server_of_tests": self})
@@ -96,13 +97,13 @@ class Server:
     return {item["name"]: int(item["generation"]) for item in found.get("items", ())}
 
   @contextlib.contextmanager
-  def failing(self, fault: Fault) -> Iterator[None]:
-    """Meanwhile requests meet the fault."""
-    self.fault = fault
+  def failing(self, fault: Fault | None = None, *, after: Fault | None = None) -> Iterator[None]:
+    """Meanwhile requests meet the fault, before or after they have done their work."""
+    self.fault, self.after = fault, after
     try:
       yield
     finally:
-      self.fault = None
+      self.fault = self.after = None
 
   def put(self, name: str, content: bytes, bucket: str = "bucket") -> None:
     """Writes an object, as another machine would."""
@@ -160,8 +161,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
       if wanted is not None and wanted != self._generation(request):
         return self._answer(412, JSON, b'{"error": {"code": 412, "message": "precondition failed"}}')
       status, found, content = server.call(self.command, self.path, request.body, headers)
-    if server.after:
-      server.after(request)
+    if server.after and (lost := server.after(request)):
+      status, found, content = lost, JSON, b"{}"
     self._answer(status, found, content)
 
   do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = do_HEAD = _pass_on

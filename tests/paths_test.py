@@ -23,7 +23,7 @@ ALLOWED = {
   "fipo_jax/data/files": ("glob.glob", "globs of a disk"),
   "fipo_jax/data/records": ("tempfile", "prompts that wait on the disk of this machine"),
   "fipo_jax/rewards/process": ("pathlib shutil tempfile", "homes of the verifiers' processes"),
-  "fipo_jax/rewards/sandbox": ("os.open os.scandir os.path.isdir os.path.realpath", "what the verifiers' processes may touch"),
+  "fipo_jax/rewards/sandbox": ("os.open os.scandir os.path.isdir os.path.realpath", "what verifiers may touch"),
   "fipo_jax/rewards/score": ("pathlib", "reward.file: a program"),
   "fipo_jax/rewards/worker": ("open os.path.exists", "/proc"),
   "fipo_jax/rollout/http": ("pathlib is_file glob shutil", "weights for servers, which read folders of a disk"),
