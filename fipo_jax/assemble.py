@@ -276,7 +276,8 @@ def open_checkpointer(cfg) -> Checkpointer:
 def open_model(cfg) -> tuple[Tokenizer, Model]:
   """Tokenizer and model of model.path, or of model.preset with a character tokenizer; no weights yet."""
   if cfg.model.path:
-    model_config, tokenizer = hf.read_config(cfg.model.path), Tokenizer.load(cfg.model.path)
+    with paths.field("model.path", cfg.model.path):
+      model_config, tokenizer = hf.read_config(cfg.model.path), Tokenizer.load(cfg.model.path)
   else:
     tokenizer = characters(cfg.model.alphabet)
     model_config = dataclasses.replace(PRESETS[cfg.model.preset], vocab_size=tokenizer.vocab_size)
@@ -466,7 +467,8 @@ def fresh_params(cfg, model: Model, mesh) -> Any:
   if not cfg.model.path:
     key = jax.random.fold_in(jax.random.key(cfg.seed), STREAM_INIT)
     return jax.jit(model.init, out_shardings=shardings)(key)
-  params = hf.load(cfg.model.path, model.policy(), mesh)
+  with paths.field("model.path", cfg.model.path):
+    params = hf.load(cfg.model.path, model.policy(), mesh)
   if model.config.value_head:
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), model.abstract()["value_head"])
     params["value_head"] = jax.device_put(zeros, shardings["value_head"])

@@ -67,7 +67,7 @@ class Lease:
     self._over.set()
     self._thread.join(2 * REQUEST_S)
     paths.before_writing.remove(self._check)
-    give_back = lambda: self._blob().delete(if_generation_match=self._generation, timeout=REQUEST_S)
+    give_back = lambda: self._blob().delete(if_generation_match=self._generation, timeout=REQUEST_S, retry=None)
     with contextlib.suppress(OSError):  # then it runs out by itself
       paths.once(self.folder, give_back)
 
@@ -112,15 +112,16 @@ class Lease:
     """Who has it, its generation, and seconds since it was written, by the clock of the bucket; (None, 0, 0) if nobody
     has."""
     blob, clock = self._blob(), self._bucket.blob(f"{self._key}-{self._said['id'][:8]}")
+    once = {"timeout": REQUEST_S, "retry": None}  # who asks decides whether to ask again: the library would for minutes
     try:
-      blob.reload(timeout=REQUEST_S)
-      said = json.loads(blob.download_as_bytes(if_generation_match=blob.generation, timeout=REQUEST_S))
+      blob.reload(**once)
+      said = json.loads(blob.download_as_bytes(if_generation_match=blob.generation, **once))
     except (self._none, self._lost):  # the second: it changed meanwhile; the next look will tell
       if not blob.generation:
         return None, 0, 0.0
       return {"id": "", "who": "another process"}, blob.generation, 0.0
-    clock.upload_from_string(b"", timeout=REQUEST_S)
-    clock.delete(timeout=REQUEST_S)
+    clock.upload_from_string(b"", **once)
+    clock.delete(**once)
     return said, blob.generation, (clock.updated - blob.updated).total_seconds()
 
   # ---- keeping ----

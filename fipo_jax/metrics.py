@@ -55,8 +55,7 @@ def unwritable(workdir, error: OSError) -> ValueError | OSError:
   if isinstance(error, FileNotFoundError) and paths.is_remote(workdir):
     error = paths.explained(workdir, error)
   if isinstance(error, paths.BucketError):
-    where = f"workdir={workdir} cannot be written"
-    return paths.BucketError(where, error.reason, error.remedy, error.again)
+    return error.about(f"workdir={workdir} cannot be written")
   reason = error.strerror or str(error)
   full = error.errno in (errno.ENOSPC, errno.EDQUOT)
   kind = OSError if full else ValueError

@@ -51,6 +51,10 @@ class BucketError(OSError):
     self.reason, self.remedy, self.again = reason, remedy, again
     self.errno = errno.EIO if again else None  # as of a disk: no mistake of the user's
 
+  def about(self, where: str) -> BucketError:
+    """The same, said of something else: of a field of the config."""
+    return BucketError(where, self.reason, self.remedy, self.again)
+
 
 def of(path: str | os.PathLike) -> epath.Path:
   """The path that a user names. Raises: ValueError for what is neither local nor gs://; BucketError without gcsfs."""
@@ -79,7 +83,7 @@ def field(name: str, path) -> Iterator[None]:
   try:
     yield
   except BucketError as error:
-    raise BucketError(f"{name}={path}", error.reason, error.remedy, error.again) from error
+    raise error.about(f"{name}={path}") from error
 
 
 # ---- whole files ----

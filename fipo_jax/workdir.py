@@ -125,7 +125,8 @@ def _examine(cfg, allow: Collection[str], step: int | str | None) -> tuple[Claim
   folder = paths.of(cfg.workdir)
   # Through JSON on both sides, so that tuples and lists compare equal.
   now, starts, notes, changes = json.loads(cfg.to_json()), _starts(folder), [], []
-  steps = checkpoint.steps_in(checkpoint.folder_of(cfg.workdir, cfg.checkpoint.folder))
+  with paths.field("checkpoint.folder" if cfg.checkpoint.folder else "workdir", cfg.checkpoint.folder or cfg.workdir):
+    steps = checkpoint.steps_in(checkpoint.folder_of(cfg.workdir, cfg.checkpoint.folder))
   if step is not None and not (step in steps or (step == "best" and steps)):
     there = ", ".join(map(str, steps)) or "none"
     raise ValueError(f"--step={step}: no such checkpoint of workdir={cfg.workdir!r}; there are {there}.")

@@ -597,8 +597,8 @@ def test_a_run_in_a_bucket(server, folder, model, tmp_path):  # noqa: F811
   workdir.keep_logs(c, 2)
   assert paths.is_file(run / "metrics.before_step2.1.jsonl")
   rollback.roll_back(c, loop_test.types.SimpleNamespace(name="collapse", step=3))
-  assert steps_in(run / "checkpoints") == [] and paths.is_file(run / "metrics.rollback1.jsonl")
-  assert rollback.records(str(run)) == [{"alarm": "collapse", "step": 3, "to": 0}]
+  assert steps_in(run / "checkpoints") == [3] and paths.is_file(run / "metrics.rollback1.jsonl")  # there is no older
+  assert rollback.records(str(run)) == [{"alarm": "collapse", "step": 3, "to": 3}]
 
 
 EVERY_STEP = {

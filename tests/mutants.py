@@ -33,6 +33,7 @@ from typing import NamedTuple
 
 import mutants_algorithms
 import mutants_doors
+import mutants_gs
 import mutants_models
 import mutants_pods
 import mutants_rewards
@@ -290,7 +291,8 @@ def main(arguments=None) -> int:
 MUTANTS = tuple(
   Mutant(*row)
   for table in (
-    mutants_algorithms, mutants_doors, mutants_training, mutants_models, mutants_pods, mutants_rewards, mutants_runs
+    mutants_algorithms, mutants_doors, mutants_gs, mutants_training, mutants_models, mutants_pods, mutants_rewards,
+    mutants_runs,
   )
   for row in table.ROWS
 )

@@ -31,11 +31,9 @@ class RemoteTensor:
   Devices of a host that hold other columns of the same rows ask one after the other: the last rows are kept.
   """
 
-  _last: tuple[tuple[str, int, int], np.ndarray] | None = None  # of all of them: one range in memory
-
-  def __init__(self, file, start: int, dtype: np.dtype, shape: tuple[int, ...]):
-    """start: of its data in the file, bytes."""
-    self.file, self.start, self.dtype, self.shape = file, start, dtype, shape
+  def __init__(self, file, start: int, dtype: np.dtype, shape: tuple[int, ...], last: dict):
+    """start: of its data in the file, bytes. last: of all tensors of a model, so that one range is in memory."""
+    self.file, self.start, self.dtype, self.shape, self._last = file, start, dtype, shape, last
 
   def __len__(self) -> int:
     return self.shape[0]
@@ -46,11 +44,11 @@ class RemoteTensor:
     first, last, _ = rows.indices(self.shape[0])
     width = self.dtype.itemsize * math.prod(self.shape[1:])
     key = (str(self.file), self.start + first * width, self.start + max(last, first) * width)
-    if not RemoteTensor._last or RemoteTensor._last[0] != key:
-      RemoteTensor._last = None  # before the next one is there
+    if key not in self._last:
+      self._last.clear()  # before the next one is there
       data = np.frombuffer(paths.read_range(self.file, *key[1:]), self.dtype)
-      RemoteTensor._last = key, data.reshape(-1, *self.shape[1:])
-    return RemoteTensor._last[1][(slice(None), *columns)]
+      self._last[key] = data.reshape(-1, *self.shape[1:])
+    return self._last[key][(slice(None), *columns)]
 
 
 def open_all(directory) -> dict[str, np.ndarray | RemoteTensor]:
@@ -73,8 +71,9 @@ def open_all(directory) -> dict[str, np.ndarray | RemoteTensor]:
   else:
     raise FileNotFoundError(f"{directory} has neither {SINGLE} nor {INDEX}.")
   tensors: dict[str, np.ndarray | RemoteTensor] = {}
+  last: dict = {}
   for file in files:
-    tensors |= open_one(file)
+    tensors |= open_one(file, last)
   return tensors
 
 
@@ -89,8 +88,8 @@ def identity(directory) -> str:
   return "\n".join(found)
 
 
-def open_one(file) -> dict[str, np.ndarray | RemoteTensor]:
-  """Name -> tensor of one file; of them nothing is read yet."""
+def open_one(file, last: dict | None = None) -> dict[str, np.ndarray | RemoteTensor]:
+  """Name -> tensor of one file; of them nothing is read yet. last: see `RemoteTensor`."""
   if not paths.is_file(file):
     raise FileNotFoundError(f"{file} does not exist, but {INDEX} names it.")
   size = paths.size(file)
@@ -114,7 +113,7 @@ def open_one(file) -> dict[str, np.ndarray | RemoteTensor]:
     if stop - start != dtype.itemsize * math.prod(entry["shape"]):
       raise ValueError(f"{file}: tensor {name} has {stop - start} bytes, too many or few for its shape.")
     if data is None:
-      tensors[name] = RemoteTensor(file, 8 + length + start, dtype, tuple(entry["shape"]))
+      tensors[name] = RemoteTensor(file, 8 + length + start, dtype, tuple(entry["shape"]), {} if last is None else last)
     else:
       tensors[name] = data[8 + length + start : 8 + length + stop].view(dtype).reshape(entry["shape"])
   return tensors
