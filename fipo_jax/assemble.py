@@ -22,6 +22,7 @@ from fipo_jax import (
   dashboards,
   describe,
   metrics,
+  paths,
   processes,
   prompts,
   rollback,
@@ -233,7 +234,7 @@ def prepare_compiling(cfg) -> None:
 
 def keep_programs(folder: str) -> None:
   """Compiled programs are kept in this folder, also those that take a moment: a second start compiles none."""
-  jax.config.update("jax_compilation_cache_dir", os.path.expanduser(folder))
+  jax.config.update("jax_compilation_cache_dir", str(paths.of(os.path.expanduser(folder))))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
@@ -286,7 +287,7 @@ def check_inputs_alike(cfg, model: Model, stream, sets: list[EvalSet]) -> None:
     "prompts": stream.state()["records"] if stream else "",
     "held-out prompts": digest("\0".join(p.text for s in sets for p in s.prompts).encode()),
     "model.path": digest(repr(model.config).encode()),
-    "reward.file": digest(pathlib.Path(cfg.reward.file).read_bytes()) if cfg.reward.file else "",
+    "reward.file": digest(paths.read(cfg.reward.file)) if cfg.reward.file else "",
   })  # fmt: skip
 
 
@@ -298,8 +299,8 @@ def open_checkpointer(cfg) -> Checkpointer:
 
 def with_model(cfg: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   """The config of a run that has trained; where its model.path is gone, tokenizer and sizes are those of its export."""
-  is_model = lambda folder: (pathlib.Path(folder) / "config.json").is_file()
-  own = pathlib.Path(cfg.workdir) / "export"
+  is_model = lambda folder: paths.is_file(paths.of(folder) / "config.json")
+  own = paths.of(cfg.workdir) / "export"
   if not cfg.model.path or is_model(cfg.model.path) or not is_model(own):
     return cfg
   console.say(f"model.path={cfg.model.path!r}: not there; tokenizer and sizes are read from {own}")
@@ -311,7 +312,8 @@ def with_model(cfg: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 def open_model(cfg) -> tuple[Tokenizer, Model]:
   """Tokenizer and model of model.path, or of model.preset with a character tokenizer; no weights yet."""
   if cfg.model.path:
-    model_config, tokenizer = hf.read_config(cfg.model.path), Tokenizer.load(cfg.model.path)
+    with paths.field("model.path", cfg.model.path):
+      model_config, tokenizer = hf.read_config(cfg.model.path), Tokenizer.load(cfg.model.path)
   else:
     tokenizer = characters(cfg.model.alphabet)
     model_config = dataclasses.replace(PRESETS[cfg.model.preset], vocab_size=tokenizer.vocab_size)
@@ -411,7 +413,7 @@ def open_engine(cfg, model: Model, mesh, tokenizer) -> Engine:
     ),
     "http": dict(
       urls=tuple(r.urls), dialect=r.dialect, timeout_s=r.timeout_s, retry_s=r.retry_s, concurrency=r.concurrency,
-      export_dir=os.path.join(os.path.abspath(cfg.workdir), "served"), template_dir=cfg.model.path or None,
+      export_dir=str(paths.absolute(cfg.workdir) / "served"), template_dir=cfg.model.path or None,
       api_key=os.environ.get("FIPO_API_KEY", ""), model_name=r.model_name, text=text,
       say=console.say,
     ),
@@ -519,7 +521,8 @@ def fresh_params(cfg, model: Model, mesh) -> Any:
   if not cfg.model.path:
     key = jax.random.fold_in(jax.random.key(cfg.seed), STREAM_INIT)
     return jax.jit(model.init, out_shardings=shardings)(key)
-  params = hf.load(cfg.model.path, model.policy(), mesh)
+  with paths.field("model.path", cfg.model.path):
+    params = hf.load(cfg.model.path, model.policy(), mesh)
   if model.config.value_head:
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), model.abstract()["value_head"])
     params["value_head"] = jax.device_put(zeros, shardings["value_head"])

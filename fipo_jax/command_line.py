@@ -16,7 +16,7 @@ import ml_collections
 from absl import app, flags
 from ml_collections import config_flags
 
-from fipo_jax import changes, config, processes
+from fipo_jax import changes, config, paths, processes
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 HELP = ("-h", "-help", "--help", "--helpfull", "--helpshort", "-helpfull", "-helpshort")
@@ -44,8 +44,8 @@ def prepare(argv: list[str], program: str) -> list[str]:
   for argument in argv:
     name, _, value = argument.lstrip("-").partition("=")
     if argument.startswith("-") and name == "run":
-      folder = pathlib.Path(value)
-      if not (folder / "config.json").is_file():
+      folder = paths.of(value)
+      if not paths.is_file(folder / "config.json"):
         raise Mistake(f"--run={value}: no run there; expected a folder with config.json.")
       found += [_experiment(str(folder / "config.json")), f"--config.workdir={value}"]
       named = True
@@ -62,6 +62,10 @@ def prepare(argv: list[str], program: str) -> list[str]:
 
 def _experiment(path: str) -> str:
   """The flag that makes ml_collections load it."""
+  if paths.is_remote(path):
+    if not path.endswith(".json") or not paths.is_file(paths.of(path)):
+      raise Mistake(f"--config={path}: no such file; of a bucket, expected the config.json of a run.")
+    return f"--config={pathlib.Path(__file__).with_name('saved.py')}:{path}"
   file = path if os.path.exists(path) else path.split(":")[0]  # what follows a colon goes to get_config
   if not os.path.isfile(file):
     near = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "experiments").glob("*.py"))

@@ -12,7 +12,7 @@ import os
 
 import ml_collections
 
-from fipo_jax import alarms
+from fipo_jax import alarms, paths
 
 DTYPES = ("float32", "bfloat16")
 # Rows of tables that lie above this file; tests hold them equal. (sequence_fixed is dr_grpo's own.)
@@ -246,11 +246,27 @@ def one_of(field: str, value, allowed) -> None:
 
 def validate(c: ml_collections.ConfigDict) -> None:
   """Every cross-check that needs no device and no file contents. Raises ValueError with field, value and a remedy."""
+  _check_paths(c)
   _check_ranges(c)
   _check_choices(c)
   _check_batch(c)
   _check_alarms(c)
   _check_source(c)
+
+
+def _check_paths(c) -> None:
+  several = lambda value: value if isinstance(value, list | tuple) else [value]
+  for field in ("workdir", "compile_cache", "model.path", "data.path", "eval.path", "checkpoint.folder"):
+    for path in several(at(c, field)):
+      if isinstance(path, str) and "://" in path and not (paths.is_remote(path) and path[len("gs://") :].strip("/")):
+        raise ValueError(f"{field}={path!r}: expected a local path, or gs://bucket/folder.")
+  if "://" in c.reward.file:
+    raise ValueError(f"reward.file={c.reward.file!r}: a program is run from a disk; copy it there, or into the image.")
+  if c.rollout.engine == "http" and paths.is_remote(c.workdir):
+    raise ValueError(
+      f"workdir={c.workdir!r}: rollout.engine='http' puts weights there for servers, which read folders of a disk; use "
+      "one that they share, or rollout.engine='native'."
+    )
 
 
 def _check_ranges(c) -> None:

@@ -23,9 +23,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from etils import epath
-
-from fipo_jax import console, processes
+from fipo_jax import console, paths, processes
 
 # Group -> patterns of the names in it; the first group that fits.
 GROUPS = {
@@ -128,7 +126,7 @@ def open_boards(cfg, *, step: int, rollbacks: int, back: bool = False) -> Boards
   """
   boards: list[Board] = []
   if processes.is_first() and cfg.log.tensorboard:
-    boards.append(TensorBoard(epath.Path(cfg.workdir) / "tensorboard", step + 1 if step else 0))
+    boards.append(TensorBoard(paths.of(cfg.workdir) / "tensorboard", step + 1 if step else 0))
   if processes.is_first() and cfg.log.wandb:
     config = json.loads(cfg.to_json())
     boards.append(WandB(cfg.log.wandb, cfg.workdir, step, config=config, rollbacks=rollbacks, back=back))
@@ -142,13 +140,13 @@ class _Object:
   """
 
   def __init__(self, path: str):
-    self.path, self.content = epath.Path(path), bytearray()
+    self.path, self.content = path, bytearray()
 
   def write(self, data: bytes) -> None:
     self.content += data
 
   def flush(self) -> None:
-    self.path.write_bytes(bytes(self.content))
+    paths.write(self.path, bytes(self.content))
 
   def close(self) -> None:
     """Comes after a flush."""
@@ -179,11 +177,9 @@ class TensorBoard:
     self._event, self._summary, self._text = event_pb2.Event, summary_pb2.Summary, summary.text
     # Its writer with a queue would wait for ever once the thread behind it has met a full disk.
     self._open = event_file_writer.EventsWriter
-    folder = epath.Path(folder)
-    self._folder, self._remote, self._failed = folder, "://" in str(folder), False
+    self._folder, self._remote, self._failed = folder, paths.is_remote(folder), False
     try:
-      if not self._remote:
-        folder.mkdir(parents=True, exist_ok=True)
+      paths.make_folder(folder)
       self._next_file()
       start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
       self._write(self._event(wall_time=time.time(), step=first_step, session_log=start))
@@ -245,21 +241,21 @@ class WandB:
 
   def __init__(self, project: str, workdir, step: int, *, config: dict, rollbacks: int, back: bool):
     wandb = importlib.import_module("wandb")
-    record = epath.Path(workdir) / "wandb.json"
-    known = json.loads(record.read_text()) if record.exists() else {}
+    record = paths.of(workdir) / "wandb.json"
+    known = json.loads(paths.read_text(record)) if paths.is_file(record) else {}
     if known.get("project") != project:
       known = {}
     if not known or known["rollbacks"] != rollbacks or back:
       known = {
         "project": project, "id": uuid.uuid4().hex[:12], "number": known.get("number", 0) + 1, "rollbacks": rollbacks
       }  # fmt: skip
-      record.write_text(json.dumps(known) + "\n")
+      paths.write(record, json.dumps(known) + "\n")
     name = os.path.basename(os.path.abspath(str(workdir)))
     try:
       self._run = wandb.init(
         project=project, id=known["id"], resume="allow", config=config, group=name,
         name=name if known["number"] == 1 else f"{name}.{known['number']}",
-        dir=None if "://" in str(workdir) else str(workdir),
+        dir=None if paths.is_remote(workdir) else str(workdir),
         settings=wandb.Settings(console="off"),  # the terminal is ours
       )  # fmt: skip
     except Exception as error:

@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import json
 import math
-import pathlib
 import time
 from collections.abc import Collection, Iterable
 from typing import Any
@@ -20,6 +19,7 @@ from fipo_jax import (
   describe,
   goodput,
   metrics,
+  paths,
   processes,
   report,
   stalls,
@@ -74,7 +74,10 @@ def train_through_alarms(cfg, **how) -> dict[str, Any]:
 
 def train_until_alarm(cfg, **how) -> dict[str, Any]:
   """The same, unless an alarm raises `Rollback`."""
-  with stalls.watch(cfg.workdir, stall_s=cfg.log.stall_s, factor=cfg.log.stall_factor, first_s=cfg.log.stall_first_s):
+  log = cfg.log
+  with stalls.watch(
+    cfg.workdir, stall_s=log.stall_s, factor=log.stall_factor, first_s=log.stall_first_s, write=paths.write
+  ):  # fmt: skip
     return train_watched(cfg, **how)
 
 
@@ -442,16 +445,16 @@ def check_alive(run: Run) -> None:
 
 def finish(run: Run) -> dict[str, Any]:
   """Waits for the last checkpoint, exports, writes result.json and the report: process 0 alone, but for the export."""
-  cfg, folder = run.cfg, pathlib.Path(run.cfg.workdir)
+  cfg, folder = run.cfg, paths.of(run.cfg.workdir)
   close(run)
-  paths = {name: folder / f"{name}.jsonl" for name in ("metrics", "samples")}
-  paths["checkpoints"] = folder / "checkpoints"
+  made = {name: folder / f"{name}{'' if paths.is_remote(folder) else '.jsonl'}" for name in ("metrics", "samples")}
+  made["checkpoints"] = folder / "checkpoints"
   if cfg.checkpoint.export:
-    paths["export"] = folder / "export"
+    made["export"] = folder / "export"
     with console.phase("exporting"):
-      hf.save(paths["export"], run.policy_params(), run.model.policy().config, template_dir=cfg.model.path or None)
+      hf.save(made["export"], run.policy_params(), run.model.policy().config, template_dir=cfg.model.path or None)
     if not cfg.model.path and processes.is_first():
-      run.tokenizer.save(paths["export"])
+      run.tokenizer.save(made["export"])
   before, after = run.host.get("before", {}), run.host.get("after", {})
   result = {
     "algorithm": cfg.algorithm.name, "seed": cfg.seed, "steps": run.step, "updates": int(run.state.updates),
@@ -464,10 +467,10 @@ def finish(run: Run) -> dict[str, Any]:
   if processes.is_first():
     result["goodput"] = workdir.account(cfg)
     console.say(goodput.said(result["goodput"]))
-    (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+    paths.write(folder / "result.json", json.dumps(result, indent=1) + "\n")
     if cfg.log.report and (run.step or before):  # else there is nothing to draw
-      paths["report"] = report.write_report(folder)
-    paths["result"] = folder / "result.json"
-    metrics.summary_table(result, paths)
+      made["report"] = report.write_report(folder)
+    made["result"] = folder / "result.json"
+    metrics.summary_table(result, made)
   processes.barrier("the files of the finished run", processes.WORK_S)
   return result

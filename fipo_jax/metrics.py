@@ -17,7 +17,6 @@ import numbers
 import os
 import pathlib
 import resource
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -28,31 +27,36 @@ import rich.console
 import rich.progress
 import rich.table
 
-from fipo_jax import console, stalls
+from fipo_jax import console, lines, paths, stalls
 from fipo_jax.dashboards import Boards
 from fipo_jax.types import Max, Mean, Min
 
 
-def check_writable(workdir) -> pathlib.Path:
-  """Makes the directory and writes a probe file into it: a bad one is known before work is done.
+def check_writable(workdir):
+  """Makes the directory and writes a probe file into it: a bad one is known before work is done. Returns its path.
 
-  Raises ValueError with the system's reason (not a directory, no permission, ...), OSError for a full disk.
+  Raises ValueError with the system's reason (not a directory, no permission, ...), OSError for a full disk, and for a
+  bucket that does not answer.
   """
-  workdir = pathlib.Path(workdir)
+  workdir = paths.of(workdir)
   probe = workdir / f".probe-{os.getpid()}"
   try:
-    workdir.mkdir(parents=True, exist_ok=True)
-    probe.write_bytes(b"x" * 4096)
-    probe.unlink()
+    paths.make_folder(workdir)
+    paths.write(probe, b"x" * 4096)
+    paths.delete(probe)
   except OSError as error:
     with contextlib.suppress(OSError):
-      probe.unlink(missing_ok=True)
+      paths.delete(probe)
     raise unwritable(workdir, error) from error
   return workdir
 
 
 def unwritable(workdir, error: OSError) -> ValueError | OSError:
-  """What to raise for a folder that the system refuses: the mistake of a user, or a full disk."""
+  """What to raise for a folder that the system refuses: the mistake of a user, a full disk, a bucket that is away."""
+  if isinstance(error, FileNotFoundError) and paths.is_remote(workdir):
+    error = paths.explained(workdir, error)
+  if isinstance(error, paths.BucketError):
+    return error.about(f"workdir={workdir} cannot be written")
   reason = error.strerror or str(error)
   full = error.errno in (errno.ENOSPC, errno.EDQUOT)
   kind = OSError if full else ValueError
@@ -61,37 +65,32 @@ def unwritable(workdir, error: OSError) -> ValueError | OSError:
 
 
 class JsonLines:
-  """A file of one JSON record a line, each with its `step`; cut back when a run resumes.
+  """JSON records, each with its `step`, as lines of a file, or of its parts in a bucket; cut back when a run resumes.
 
-  Opening drops the lines of steps after `resume_step`, which the resumed run will write again, and
-  a torn last line left by a crash. They stand at the end, so the file is read from there and no further than
-  needed; one truncation drops them, and a crash here loses nothing. With resume_step=0 no step is done yet, and
-  nothing is kept: step 0, the evaluation before training, comes again.
+  Opening drops the lines of steps after `resume_step`, which the resumed run will write again, and a torn last line
+  left by a crash; see `lines`. With resume_step=0 no step is done yet, and nothing is kept: step 0, the evaluation
+  before training, comes again.
 
-  most_bytes: bound on the file; a record that goes beyond it drops the oldest half of the lines first. 0 = none.
+  most_bytes: bound on all of it; a record that goes beyond it drops the oldest half of the lines first. 0 = none.
 
   Raises ValueError when the directory cannot be written or one of the lines that were read, but the last, is not a
   JSON record.
   """
 
   def __init__(self, path, resume_step: int, most_bytes: int = 0):
-    self.path = pathlib.Path(path)
-    self._file, self._most_bytes, self._said = None, most_bytes, False
+    self.path, self._file = paths.of(path), None
     if jax.process_index() != 0:
       return
     check_writable(self.path.parent)
     try:
-      _cut(self.path, resume_step)
-      self._open()
+      self._file = lines.grow(self.path, resume_step, most_bytes)
     except OSError as error:
       raise unwritable(self.path.parent, error) from error
 
-  def _open(self) -> None:
-    self._file = open(self.path, "ab", buffering=0)  # unbuffered: a line is on its way when write() returns
-
-  def write(self, record: Mapping) -> None:
+  def write(self, record: Mapping, *, flush: bool = True) -> None:
     """Appends one record. Values that are not finite become null and are named under "nonfinite".
 
+    flush: False lets it wait for the next that is not, where a line is not written by itself.
     Raises ValueError when a record has no integer step, or when the disk is full; what was written
     before stays whole.
     """
@@ -105,92 +104,30 @@ class JsonLines:
     plain = {name: _plain(value, name, nonfinite) for name, value in record.items()}
     if nonfinite:
       plain["nonfinite"] = list(dict.fromkeys(nonfinite))
-    line = memoryview(json.dumps(plain, ensure_ascii=False, allow_nan=False).encode() + b"\n")
-    start = self._file.seek(0, os.SEEK_END)
-    try:
-      if start and 0 < self._most_bytes < start + len(line):
-        self._drop_oldest(start)
-        start = self._file.seek(0, os.SEEK_END)
-      while line:  # a nearly full disk takes a part of the line first and refuses the rest
-        line = line[self._file.write(line) :]
-    except OSError as error:
-      with contextlib.suppress(OSError):
-        self._file.truncate(start)
-      raise unwritable(self.path.parent, error) from error
+    line = json.dumps(plain, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    with self._writing():
+      self._file.append(line)
+      if flush:
+        self._file.flush()
 
-  def _drop_oldest(self, size: int) -> None:
-    """Replaces the file by the lines that begin in its second half; a crash leaves the one or the other."""
-    if not self._said:
-      self._said = True
-      print(f"{self.path} has reached {self._most_bytes} bytes; its oldest lines are dropped", flush=True)
-    temporary = self.path.with_name(f".{self.path.name}-{os.getpid()}")
-    try:
-      with open(self.path, "rb") as old, open(temporary, "wb") as new:
-        old.seek(size // 2)
-        old.readline()
-        shutil.copyfileobj(old, new)
-        new.flush()
-        os.fsync(new.fileno())
-      os.replace(temporary, self.path)
-    finally:
-      temporary.unlink(missing_ok=True)
-    self._file.close()
-    self._open()
+  def flush(self) -> None:
+    """Writes what waits."""
+    if self._file is not None:
+      with self._writing():
+        self._file.flush()
 
   def close(self) -> None:
     if self._file is not None:
-      self._file.close()
+      with self._writing():
+        self._file.close()
       self._file = None
 
-
-def _cut(path: pathlib.Path, resume_step: int) -> None:
-  """Shortens the file to its lines of steps <= resume_step (none if that is 0), which stand at its beginning."""
-  if not path.exists():
-    return
-  with open(path, "r+b") as file:
-    end = file.seek(0, os.SEEK_END)
-    keep, torn = end, False
-    for start, line in _backwards(file, end) if resume_step > 0 else ():
-      step = _step(line)
-      if step is None and keep < end:
-        raise ValueError(f"{path}: the line at byte {start} is not a JSON record with a step; repair or move the file.")
-      if step is not None and step <= resume_step:
-        torn = not line.endswith(b"\n")  # only its end is lost
-        break
-      keep = start
-    else:
-      keep = 0
-    if keep < end:
-      file.truncate(keep)
-    if torn:
-      file.seek(0, os.SEEK_END)
-      file.write(b"\n")
-    os.fsync(file.fileno())
-
-
-def _backwards(file, end: int, block: int = 1 << 16) -> Iterator[tuple[int, bytes]]:
-  """(Offset, line) of the lines before `end`, the last one first; reads a block at a time."""
-  rest, start = b"", end
-  while start:
-    size = min(block, start)
-    start -= size
-    file.seek(start)
-    rest = file.read(size) + rest
-    while (at := rest.rfind(b"\n", 0, len(rest) - 1)) >= 0:
-      yield start + at + 1, rest[at + 1 :]
-      rest = rest[: at + 1]
-    block = 2 * block if len(rest) >= block else block  # a line longer than a block is not copied for each of its own
-  if rest:
-    yield 0, rest
-
-
-def _step(line: bytes) -> int | None:
-  try:
-    record = json.loads(line)
-  except ValueError:
-    return None
-  step = record.get("step") if isinstance(record, dict) else None
-  return step if isinstance(step, int) else None
+  @contextlib.contextmanager
+  def _writing(self) -> Iterator[None]:
+    try:
+      yield
+    except OSError as error:
+      raise unwritable(self.path.parent, error) from error
 
 
 def _plain(value, name: str, nonfinite: list[str]):
@@ -208,21 +145,25 @@ def _plain(value, name: str, nonfinite: list[str]):
 
 
 class Log:
-  """The run's two files: `write` adds a line of metrics, `sample` a line of samples. boards: get the metrics, too."""
+  """The run's two files: `write` adds a line of metrics, `sample` a line of samples, written by the next `write`.
+
+  boards: get the metrics, too.
+  """
 
   def __init__(self, workdir, *, resume_step: int, samples_bytes: int = 0, boards: Boards | None = None):
-    workdir = pathlib.Path(workdir)
+    workdir = paths.of(workdir)
     self.boards = boards or Boards()
     self.metrics = JsonLines(workdir / "metrics.jsonl", resume_step)
     self.samples = JsonLines(workdir / "samples.jsonl", resume_step, samples_bytes)
 
   def write(self, step: int, metrics: Mapping) -> None:
     """time: seconds since 1970, when the line was written."""
+    self.samples.flush()
     self.metrics.write({"step": step, "time": round(time.time(), 3), **metrics})
     self.boards.write(step, metrics)
 
   def sample(self, step: int, record: Mapping) -> None:
-    self.samples.write({"step": step, **record})
+    self.samples.write({"step": step, **record}, flush=False)
 
   def flush(self) -> None:
     """Whatever was written is out of this process."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import ml_collections
 
-from fipo_jax import changes
+from fipo_jax import changes, paths
 from fipo_jax import config as config_lib
 from fipo_jax.data import SOURCES, files, pipeline
 from fipo_jax.data.records import Mixture, Part
@@ -242,6 +242,8 @@ def _check_path(field: str, path: Any, kind: str) -> None:
     for file in files.expand(path, kind):
       if not kind:
         files.kind_of(file)
+  except paths.BucketError as e:
+    raise e.about(f"{field}={path!r}") from e
   except OSError as e:
     raise type(e)(f"{field}={path!r}: {e}") from e
   except ValueError as e:

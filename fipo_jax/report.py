@@ -2,9 +2,9 @@
 
     python fipo_jax/report.py runs/quickstart        writes report.png and report.html there
 
-Reads metrics.jsonl, and samples.jsonl and result.json where they exist; draws what it finds. The
-page holds its picture and styles in itself: it can be mailed, or opened years later. It imports
-nothing of the project, so it also reads runs of other versions.
+Reads metrics.jsonl, and samples.jsonl and result.json where they exist, or their parts in a bucket; draws what it
+finds. The page holds its picture and styles in itself: it can be mailed, or opened years later. Of the project it
+imports what reads files alone, so it also reads runs of other versions.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 
 if __name__ == "__main__":
   # As a script this folder comes first on the path, and our types.py would hide Python's own.
-  del sys.path[0]
+  sys.path[0] = sys.path[0].rpartition("/")[0] or "."
 
 import argparse
 import base64
@@ -21,12 +21,14 @@ import html
 import io
 import json
 import math
-import os
-import pathlib
+import re
 from collections.abc import Sequence
 
 import matplotlib.figure
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+from fipo_jax import lines as line_files
+from fipo_jax import paths
 
 # Title, unit of the y axis, and the keys drawn in it; a key with a * stands for all keys with that
 # beginning.
@@ -54,56 +56,55 @@ SAMPLES = 60  # shown on the page; a thousand coloured responses would make it t
 WEIGHT_SPAN, KL_SPAN = 0.2, 1.0  # |f - 1| and |F| (nats) that get the full colour
 
 
-def write_report(workdir, out=None) -> pathlib.Path:
+def write_report(workdir, out=None):
   """Writes report.png and report.html into `out` (default: workdir); gives the page's path.
 
   Raises FileNotFoundError when the run has no metrics.jsonl, ValueError when no line of it can be
   read.
   """
-  workdir = pathlib.Path(workdir)
-  out = pathlib.Path(out) if out is not None else workdir
+  workdir = paths.of(workdir)
+  out = paths.of(out) if out is not None else workdir
   path = workdir / "metrics.jsonl"
-  if not path.is_file():
+  if not (line_files.exists(path) or paths.is_file(path)):
     raise FileNotFoundError(f"workdir={workdir} has no metrics.jsonl; name the folder of a run.")
   rows, bad = read_lines(path)
   if not rows:
     raise ValueError(f"{path} holds no line that can be read; the run has not finished a step yet.")
   samples_path, result_path = workdir / "samples.jsonl", workdir / "result.json"
-  samples, bad_samples = read_lines(samples_path) if samples_path.is_file() else ([], 0)
-  result = _read_result(result_path) if result_path.is_file() else {}
-  earlier = [read_lines(p)[0] for p in sorted(workdir.glob("metrics.rollback*.jsonl"))]
+  samples, bad_samples = read_lines(samples_path)
+  result = _read_result(result_path) if paths.is_file(result_path) else {}
+  earlier = [read_lines(workdir / name)[0] for name in paths.names(workdir) if ROLLED_BACK.fullmatch(name)]
   marks = [(row["step"], name) for r in (*earlier, rows) for row in r for name in row.get("alarms") or ()]
   marks += [(row["step"], f"{CHANGED}{line}") for row in rows for line in row.get("changed") or ()]
   picture = draw(found_panels(rows), earlier=[found_panels(r) for r in earlier], marks=marks)
-  out.mkdir(parents=True, exist_ok=True)
-  _replace(out / "report.png", picture)
-  page = render(workdir.resolve().name, result, rows, picture, samples, bad + bad_samples)
-  _replace(out / "report.html", page.encode())
+  paths.write(out / "report.png", picture)
+  page = render(paths.absolute(workdir).name, result, rows, picture, samples, bad + bad_samples)
+  paths.write(out / "report.html", page)
   return out / "report.html"
 
 
 CHANGED = "changed: "  # begins a mark that is no alarm
+ROLLED_BACK = re.compile(r"metrics\.rollback\d*\.jsonl")
 
 
-def read_lines(path: pathlib.Path) -> tuple[list[dict], int]:
-  """The JSON records of a file, and how many lines were not one (the last may be half written)."""
+def read_lines(path) -> tuple[list[dict], int]:
+  """The JSON records of a file, or of its parts, and how many lines were not one (the last may be half written)."""
   records, bad = [], 0
-  with open(path, encoding="utf-8", errors="replace") as lines:
-    for line in lines:
-      try:
-        record = json.loads(line)
-      except ValueError:
-        record = None
-      if isinstance(record, dict) and isinstance(record.get("step"), int):
-        records.append(record)
-      else:
-        bad += 1
+  for line in line_files.read(path):
+    try:
+      record = json.loads(line.decode("utf-8", errors="replace"))
+    except ValueError:
+      record = None
+    if isinstance(record, dict) and isinstance(record.get("step"), int):
+      records.append(record)
+    else:
+      bad += 1
   return records, bad
 
 
-def _read_result(path: pathlib.Path) -> dict:
+def _read_result(path) -> dict:
   try:
-    result = json.loads(path.read_text())
+    result = json.loads(paths.read_text(path))
   except ValueError as error:
     raise ValueError(
       f"{path} is not JSON ({error}); the next end of the run writes it anew."
@@ -327,12 +328,6 @@ def _colour(strength: float | None) -> str:
     return "transparent"
   red_green_blue = "214,69,65" if strength > 0 else "44,110,203"
   return f"rgba({red_green_blue},{0.7 * min(abs(strength), 1.0):.2f})"
-
-
-def _replace(path: pathlib.Path, content: bytes) -> None:
-  temporary = path.with_name(f".{path.name}-{os.getpid()}")
-  temporary.write_bytes(content)
-  os.replace(temporary, path)
 
 
 STYLE = """

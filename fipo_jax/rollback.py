@@ -10,12 +10,10 @@ built, so that a killed process resumes with it.
 from __future__ import annotations
 
 import json
-import pathlib
-import shutil
 
 import ml_collections
 
-from fipo_jax import processes
+from fipo_jax import lines, paths, processes
 from fipo_jax.alarms import Alarm
 from fipo_jax.train.checkpoint import Checkpointer
 
@@ -32,8 +30,8 @@ class Rollback(Exception):
 
 def records(workdir) -> list[dict]:
   """The rollbacks of a run so far, oldest first, as process 0 has them."""
-  path = pathlib.Path(workdir) / RECORDS
-  mine = json.loads(path.read_text()) if processes.is_first() and path.is_file() else []
+  path = paths.of(workdir) / RECORDS
+  mine = json.loads(paths.read(path)) if processes.is_first() and paths.is_file(path) else []
   return processes.from_first("the rollbacks", mine)
 
 
@@ -66,15 +64,14 @@ def roll_back(cfg: ml_collections.ConfigDict, alarm: Alarm) -> int:
 
   Returns: the step that the run continues from.
   """
-  workdir = pathlib.Path(cfg.workdir)
+  workdir = paths.of(cfg.workdir)
   done = records(workdir)
   c = cfg.checkpoint
   checkpointer = Checkpointer(cfg.workdir, keep=c.keep, best=c.keep_best, folder=c.folder)
   steps = checkpointer.steps()
   to = target(steps, alarm.step, cfg.alarms.rollback_steps, every=cfg.checkpoint.every)
   for name in ("metrics", "samples") if processes.is_first() else ():
-    if (workdir / f"{name}.jsonl").is_file():
-      shutil.copyfile(workdir / f"{name}.jsonl", workdir / f"{name}.rollback{len(done) + 1}.jsonl")
+    lines.copy(workdir / f"{name}.jsonl", workdir / f"{name}.rollback{len(done) + 1}.jsonl")
   # The record last: killed before it, the run resumes from a checkpoint that is left, meets the alarm again and goes
   # back again; killed after it, everything is done.
   for step in reversed(steps):
@@ -82,7 +79,6 @@ def roll_back(cfg: ml_collections.ConfigDict, alarm: Alarm) -> int:
       checkpointer.delete(step)
   checkpointer.close()
   if processes.is_first():
-    temporary = workdir / f"{RECORDS}.tmp"
-    temporary.write_text(json.dumps([*done, {"alarm": alarm.name, "step": alarm.step, "to": to}], indent=1) + "\n")
-    temporary.replace(workdir / RECORDS)
+    record = {"alarm": alarm.name, "step": alarm.step, "to": to}
+    paths.write(workdir / RECORDS, json.dumps([*done, record], indent=1) + "\n")
   return to

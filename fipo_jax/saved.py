@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import pathlib
 
 import ml_collections
 
-from fipo_jax import changes, config
+from fipo_jax import changes, config, paths
 
 
 def get_config(path: str) -> ml_collections.ConfigDict:
@@ -16,7 +15,7 @@ def get_config(path: str) -> ml_collections.ConfigDict:
   Raises: OSError or ValueError for a file that is none, naming the field.
   """
   try:
-    saved = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+    saved = json.loads(paths.read_text(path))
   except ValueError as error:
     raise ValueError(f"--config={path}: not valid JSON ({error}); expected the config.json of a run.") from error
   c = config.default()

@@ -23,9 +23,7 @@ import statistics
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
-
-from etils import epath
+from collections.abc import Callable, Iterator
 
 from fipo_jax import processes
 
@@ -88,18 +86,21 @@ def place() -> str:
 
 
 @contextlib.contextmanager
-def watch(workdir, *, stall_s: float, factor: float, first_s: float) -> Iterator[None]:
+def watch(
+  workdir, *, stall_s: float, factor: float, first_s: float, write: Callable[[str, str], None]
+) -> Iterator[None]:  # fmt: skip
   """Ends the run, with EXIT_LOST, when nothing moves any more.
 
       deadline = max(stall_s, factor · median of how long this phase stood still at most, of the last 50 times)
 
   Args:
     stall_s: seconds; 0 = no deadline. first_s: that of a phase that has never ended, which may have to compile.
+    write: (path, text), whole or not at all.
   """
   over = threading.Event()
   processes.place = place
-  processes.before_end = lambda reason: _write_stacks(workdir) if reason.startswith("stalled") else None
-  arguments = (workdir, over, stall_s, factor, first_s)
+  processes.before_end = lambda reason: _write_stacks(workdir, write) if reason.startswith("stalled") else None
+  arguments = (workdir, write, over, stall_s, factor, first_s)
   moved(step=0)
   thread = threading.Thread(target=_watch, args=arguments, name="stalls", daemon=True)
   thread.start()
@@ -119,7 +120,7 @@ def deadline(name: str, stall_s: float, factor: float, first_s: float) -> float:
   return max(stall_s, factor * statistics.median(gaps) * TICK_S) if gaps else max(stall_s, first_s)
 
 
-def _watch(workdir, over: threading.Event, stall_s: float, factor: float, first_s: float) -> None:
+def _watch(workdir, write, over: threading.Event, stall_s: float, factor: float, first_s: float) -> None:
   """Counts looks and not seconds: a machine that stood still itself has not let the run down."""
   global _quiet
   ticks, others = 0, ""
@@ -133,11 +134,11 @@ def _watch(workdir, over: threading.Event, stall_s: float, factor: float, first_
       _quiet += 1
       quiet, name, step = _quiet * TICK_S, _phases[-1] if _phases else "between phases", _step
     if ticks % max(round(HEARTBEAT_S / TICK_S), 1) == 0:
-      _beat(workdir, step, name, quiet)
+      _beat(workdir, write, step, name, quiet)
     if stall_s and quiet > (limit := deadline(name, stall_s, factor, first_s)):
       reason = (
         f"stalled: nothing has moved for {quiet:.0f} s in {name!r} of step {step} (log.stall_s: {limit:.0f} s here)"
-        f"{_behind()}; stacks of all threads are in {epath.Path(workdir) / 'stacks'}; {processes.RESUMES}"
+        f"{_behind()}; stacks of all threads are in {workdir}/stacks; {processes.RESUMES}"
       )
       processes.end(reason, processes.EXIT_LOST)
 
@@ -159,7 +160,7 @@ def _behind() -> str:
   return f"; behind: {processes.names(late)}{at}"
 
 
-def _write_stacks(workdir) -> None:
+def _write_stacks(workdir, write) -> None:
   """Where all threads are, to stderr and to a file of this process."""
   print(f"stacks of all threads of process {processes.index()}:", file=sys.stderr, flush=True)
   faulthandler.dump_traceback(all_threads=True)
@@ -167,18 +168,13 @@ def _write_stacks(workdir) -> None:
     faulthandler.dump_traceback(file, all_threads=True)
     file.seek(0)
     stacks = file.read()
-
-  def write():
-    folder = epath.Path(workdir) / "stacks"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{processes.index()}.txt").write_text(stacks)
-
-  writer = threading.Thread(target=write, daemon=True)  # the file system may be what stands still
+  arguments = (f"{workdir}/stacks/{processes.index()}.txt", stacks)
+  writer = threading.Thread(target=write, args=arguments, daemon=True)  # the file system may be what stands still
   writer.start()
   writer.join(WRITE_S)
 
 
-def _beat(workdir, step: int, name: str, quiet: float) -> None:
+def _beat(workdir, write, step: int, name: str, quiet: float) -> None:
   """Writes heartbeat.json, on process 0: whoever cannot log in to the pod sees from it whether the run lives."""
   if not processes.is_first():
     return
@@ -189,10 +185,8 @@ def _beat(workdir, step: int, name: str, quiet: float) -> None:
     "time": datetime.datetime.now().astimezone().isoformat(" ", "seconds"), "host": socket.gethostname(),
     "pid": os.getpid(), "step": step, "phase": name, "moved_s_ago": quiet, "processes": [here, *others],
   }  # fmt: skip
-  path = epath.Path(workdir) / "heartbeat.json"
+  path = f"{workdir}/heartbeat.json"
   try:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(record) + "\n")
-    temporary.replace(path)
+    write(path, json.dumps(record) + "\n")
   except OSError as error:
     print(f"{path} cannot be written: {error}", file=sys.stderr, flush=True)

@@ -13,9 +13,8 @@ import tempfile
 from collections.abc import Collection, Iterator, Sequence
 
 import jax
-from etils import epath
 
-from fipo_jax import console, processes
+from fipo_jax import console, paths, processes
 
 
 def iterations(steps: Sequence[int], profiled: Collection[int], workdir) -> Iterator[int]:
@@ -27,7 +26,7 @@ def iterations(steps: Sequence[int], profiled: Collection[int], workdir) -> Iter
   try:
     for step in steps:
       if step in profiled and session is None and processes.is_first():
-        session = _Session(epath.Path(workdir) / "profile", step)
+        session = _Session(paths.of(workdir) / "profile", step)
       with jax.profiler.StepTraceAnnotation("iteration", step_num=step):
         yield step
       if session and step + 1 not in profiled:
@@ -41,11 +40,11 @@ def iterations(steps: Sequence[int], profiled: Collection[int], workdir) -> Iter
 class _Session:
   """One trace, from the making of this object to `stop`."""
 
-  def __init__(self, folder: epath.Path, step: int):
+  def __init__(self, folder, step: int):
     self.folder, self.step, self.on = folder, step, False
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = 0  # every call of the interpreter would be an event: minutes of them
-    self.scratch = tempfile.mkdtemp(prefix="fipo_jax_trace_") if "://" in str(folder) else None
+    self.scratch = tempfile.mkdtemp(prefix="fipo_jax_trace_") if paths.is_remote(folder) else None
     try:
       jax.profiler.start_trace(self.scratch or str(folder), profiler_options=options)
       self.on = True
@@ -59,7 +58,7 @@ class _Session:
     try:
       jax.profiler.stop_trace()
       if self.scratch:  # XLA writes to local folders
-        _copy(epath.Path(self.scratch), self.folder)
+        _copy(paths.of(self.scratch), self.folder)
     except (RuntimeError, OSError, ValueError) as error:
       console.say(f"the trace of iterations {self.step} to {last} cannot be written to {self.folder}: {error}")
       return
@@ -72,13 +71,12 @@ class _Session:
     )
 
 
-def _copy(source: epath.Path, target: epath.Path) -> None:
-  target.mkdir(parents=True, exist_ok=True)
-  for path in source.iterdir():
-    if path.is_dir():
-      _copy(path, target / path.name)
+def _copy(source, target) -> None:
+  for name in paths.names(source):
+    if paths.is_folder(source / name):
+      _copy(source / name, target / name)
     else:
-      path.copy(target / path.name, overwrite=True)
+      paths.copy(source / name, target / name)
 
 
 def _listed(steps: Sequence[int]) -> str:

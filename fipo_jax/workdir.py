@@ -1,6 +1,6 @@
 """Whose a workdir is: a lock while a run works in it, the config it belongs to, and what each start was.
 
-    workdir/.lock         held by process 0 of the run; the kernel frees it, whatever ends the process
+    workdir/.lock         held by process 0 of the run; the kernel frees it, whatever ends the process (gs://: `lease`)
     workdir/config.json   the config of the run
     workdir/starts.json   one record per start: when, where, with which code, from which step, what was changed; when
                           its training began, what it dropped, when it ended
@@ -16,26 +16,27 @@ import dataclasses
 import datetime
 import errno
 import fcntl
+import functools
 import hashlib
 import importlib.metadata
 import json
 import os
 import pathlib
-import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from fipo_jax import changes as changes_lib
-from fipo_jax import goodput, metrics, processes
+from fipo_jax import goodput, lease, lines, metrics, paths, processes
 from fipo_jax.models import tensor_files
 from fipo_jax.train import checkpoint
 
 LOCK, CONFIG, STARTS = ".lock", "config.json", "starts.json"
 
-_held: dict[str, tuple[int, int]] = {}  # workdir -> (descriptor of its lock, how often this process holds it)
+# workdir -> (what frees its lock, how often this process holds it)
+_held: dict[str, tuple[Callable[[], None], int]] = {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,23 +52,27 @@ class Claim:
 @contextlib.contextmanager
 def hold(workdir) -> Iterator[None]:
   """Makes the workdir this run's own meanwhile. Raises ValueError, and touches nothing, when another process has it."""
-  key = os.path.realpath(workdir)
+  key = str(workdir) if paths.is_remote(workdir) else os.path.realpath(workdir)
   if processes.is_first():
-    descriptor, count = _held.get(key, (-1, 0))
-    _held[key] = (_lock(workdir) if not count else descriptor, count + 1)
+    free, count = _held.get(key, (None, 0))
+    _held[key] = (free if count else _lock(workdir), count + 1)
   processes.barrier("the lock of the workdir")
   try:
     yield
   finally:
     if processes.is_first():
-      descriptor, count = _held.pop(key)
+      free, count = _held.pop(key)
       if count > 1:
-        _held[key] = (descriptor, count - 1)
-      elif descriptor >= 0:
-        os.close(descriptor)
+        _held[key] = (free, count - 1)
+      else:
+        free()
 
 
-def _lock(workdir) -> int:
+def _lock(workdir) -> Callable[[], None]:
+  """Returns: what frees it."""
+  if paths.is_remote(workdir):
+    metrics.check_writable(workdir)
+    return lease.Lease(paths.of(workdir)).release
   path = pathlib.Path(workdir) / LOCK
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -81,7 +86,7 @@ def _lock(workdir) -> int:
     os.close(descriptor)
     if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
       print(f"workdir={workdir}: no locks here ({error.strerror}); a second start would not be noticed", flush=True)
-      return -1
+      return lambda: None
     raise ValueError(
       f"workdir={str(workdir)!r}: {said or 'another process'} is working in it; wait for its end, stop it, or use "
       "another workdir."
@@ -90,7 +95,7 @@ def _lock(workdir) -> int:
   metrics.check_writable(workdir)  # before minutes go into a base model
   os.ftruncate(descriptor, 0)
   os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}, since {now},".encode(), 0)
-  return descriptor
+  return functools.partial(os.close, descriptor)
 
 
 def claim(cfg, allow: Collection[str] = (), step: int | str | None = None) -> Claim:
@@ -104,7 +109,7 @@ def claim(cfg, allow: Collection[str] = (), step: int | str | None = None) -> Cl
   if processes.is_first():
     metrics.check_writable(cfg.workdir)
     taken, starts = _examine(cfg, allow, step)
-    folder = pathlib.Path(cfg.workdir)
+    folder = paths.of(cfg.workdir)
     _write(folder / CONFIG, json.loads(cfg.to_json()))
     _write(folder / STARTS, starts)
     found = dataclasses.asdict(taken)
@@ -119,17 +124,18 @@ def check(cfg, allow: Collection[str] = ()) -> None:
 
 def _examine(cfg, allow: Collection[str], step: int | str | None) -> tuple[Claim, list[dict[str, Any]]]:
   """The claim, and the records of all starts with this one."""
-  folder = pathlib.Path(cfg.workdir)
+  folder = paths.of(cfg.workdir)
   # Through JSON on both sides, so that tuples and lists compare equal.
   now, starts, notes, changes = json.loads(cfg.to_json()), _starts(folder), [], []
-  steps = checkpoint.steps_in(checkpoint.folder_of(cfg.workdir, cfg.checkpoint.folder))
+  with paths.field("checkpoint.folder" if cfg.checkpoint.folder else "workdir", cfg.checkpoint.folder or cfg.workdir):
+    steps = checkpoint.steps_in(checkpoint.folder_of(cfg.workdir, cfg.checkpoint.folder))
   if step is not None and not (step in steps or (step == "best" and steps)):
     there = ", ".join(map(str, steps)) or "none"
     raise ValueError(f"--step={step}: no such checkpoint of workdir={cfg.workdir!r}; there are {there}.")
   step = step if isinstance(step, int) else max(steps, default=0)
   old = _old_config(folder)
-  logged = (folder / "metrics.jsonl").is_file() and (folder / "metrics.jsonl").stat().st_size > 0
-  made = any((folder / name).exists() for name in ("export", "result.json"))
+  logged = lines.exists(folder / "metrics.jsonl")
+  made = any(paths.exists(folder / name) for name in ("export", "result.json"))
   if old is not None and not (steps or logged or made or _steps_of(cfg.workdir, old)):
     old, starts = None, []  # a start that failed before it had anything to lose
   facts = facts_of(cfg)
@@ -163,12 +169,12 @@ def _examine(cfg, allow: Collection[str], step: int | str | None) -> tuple[Claim
 def keep_logs(cfg, step: int) -> None:
   """Copies what was logged before the run goes back to an older step, for its lines after that are dropped."""
   for name in ("metrics", "samples") if processes.is_first() else ():
-    path = pathlib.Path(cfg.workdir) / f"{name}.jsonl"
-    if path.is_file():
+    path = paths.of(cfg.workdir) / f"{name}.jsonl"
+    if lines.exists(path):
       number = 1
-      while (kept := path.with_name(f"{name}.before_step{step}.{number}.jsonl")).exists():
+      while paths.exists(kept := path.with_name(f"{name}.before_step{step}.{number}.jsonl")):
         number += 1
-      shutil.copyfile(path, kept)
+      lines.copy(path, kept)
 
 
 def _another(workdir, refused: dict[str, tuple[Any, Any]]) -> str:
@@ -180,12 +186,11 @@ def _another(workdir, refused: dict[str, tuple[Any, Any]]) -> str:
   )
 
 
-def _old_config(folder: pathlib.Path) -> dict[str, Any] | None:
-  path = folder / CONFIG
-  if not path.exists():
+def _old_config(folder) -> dict[str, Any] | None:
+  if not paths.exists(folder / CONFIG):
     return None
   try:
-    return json.loads(path.read_text())
+    return json.loads(paths.read_text(folder / CONFIG))
   except ValueError as e:
     raise ValueError(f"workdir={str(folder)!r}: {CONFIG} is damaged ({e}); use another workdir.") from e
 
@@ -198,28 +203,26 @@ def _steps_of(workdir, old: dict[str, Any]) -> list[int]:
   return checkpoint.steps_in(_checkpoints_of(workdir, old))
 
 
-def _starts(folder: pathlib.Path) -> list[dict[str, Any]]:
+def _starts(folder) -> list[dict[str, Any]]:
   try:
-    return json.loads((folder / STARTS).read_text())
-  except (OSError, ValueError):  # none, or torn: it is a record of the past and no part of the run
+    return json.loads(paths.read_text(folder / STARTS))
+  except (FileNotFoundError, ValueError):  # none, or torn: it is a record of the past and no part of the run
     return []
 
 
-def _write(path: pathlib.Path, value: Any) -> None:
-  temporary = path.with_suffix(".tmp")
-  temporary.write_text(json.dumps(value, indent=1, sort_keys=isinstance(value, dict)) + "\n")
-  temporary.replace(path)
+def _write(path, value: Any) -> None:
+  paths.write(path, json.dumps(value, indent=1, sort_keys=isinstance(value, dict)) + "\n")
 
 
 def facts_of(cfg) -> dict[str, str]:
   """What files that a run depends on hold, as short hashes: of a model its config and the headers of its tensors."""
   digest = lambda data: hashlib.sha256(data).hexdigest()[:12]
   found = {}
-  if cfg.model.path and (pathlib.Path(cfg.model.path) / "config.json").is_file():
+  if cfg.model.path:
     with contextlib.suppress(OSError, ValueError):  # what is wrong with it is said where it is loaded
       found["model.path"] = digest(tensor_files.identity(cfg.model.path).encode())
   if cfg.reward.file:
-    found["reward.file"] = digest(pathlib.Path(cfg.reward.file).read_bytes())
+    found["reward.file"] = digest(paths.read(cfg.reward.file))
   return found
 
 
@@ -258,7 +261,7 @@ def _last_sign(cfg, start: dict[str, Any]) -> float:
   """When a start that has not said its end was last alive, in seconds since 1970: its last line or its last beat."""
   said = [row.get("time", 0.0) for row in logged(cfg)[-1:]]
   with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-    beat = json.loads((pathlib.Path(cfg.workdir) / HEARTBEAT).read_text())
+    beat = json.loads(paths.read_text(paths.of(cfg.workdir) / HEARTBEAT))
     said.append(datetime.datetime.fromisoformat(beat["time"]).timestamp())
   return round(max(goodput.began(start), start.get("training", 0.0), *said, 0.0), 3)
 
@@ -285,7 +288,7 @@ def begin_training(cfg, step: int, logged: list[dict[str, Any]]) -> tuple[Spent 
   """
   if not processes.is_first():
     return None, ""
-  folder, rows = pathlib.Path(cfg.workdir), logged
+  folder, rows = paths.of(cfg.workdir), logged
   starts = _starts(folder)
   starts[-1] |= {"training": round(time.time(), 3), **goodput.lost(rows, step)}
   _write(folder / STARTS, starts)
@@ -298,7 +301,7 @@ def end(cfg) -> None:
   """Notes that this start ends, for whatever reason; of a workdir that this process did not get, nothing."""
   if not processes.is_first():
     return
-  folder = pathlib.Path(cfg.workdir)
+  folder = paths.of(cfg.workdir)
   starts = _starts(folder)
   mine = starts and (starts[-1].get("pid"), starts[-1].get("host")) == (os.getpid(), socket.gethostname())
   if mine and "ended" not in starts[-1]:
@@ -309,7 +312,7 @@ def end(cfg) -> None:
 
 def account(cfg) -> dict[str, float]:
   """`goodput.account` of a run that is finished, on process 0; of one that was so before, as it was then."""
-  starts, rows, now = _starts(pathlib.Path(cfg.workdir)), logged(cfg), time.time()
+  starts, rows, now = _starts(paths.of(cfg.workdir)), logged(cfg), time.time()
   newest = max((row.get("time", 0.0) for row in rows), default=0.0)
   while len(starts) > 1 and goodput.began(starts[-1]) > newest and "ended" in starts[-2]:
     now = starts[-2]["ended"]
@@ -319,8 +322,8 @@ def account(cfg) -> dict[str, float]:
 
 def logged(cfg) -> list[dict[str, Any]]:
   """The lines of metrics that can be read; on process 0."""
-  path, rows = pathlib.Path(cfg.workdir) / "metrics.jsonl", []
-  for line in path.read_text(errors="replace").splitlines() if path.is_file() else ():
+  rows = []
+  for line in lines.read(paths.of(cfg.workdir) / "metrics.jsonl"):
     with contextlib.suppress(ValueError):
       record = json.loads(line)
       if isinstance(record, dict) and isinstance(record.get("step"), int):

@@ -124,7 +124,7 @@ def compare(paths: list[str]) -> None:
   found = compare_lib.compare(*map(compare_lib.read, paths), allow=_ALLOW.value)
   print("\n".join(compare_lib.lines(found)))
   if _OUT.value:
-    pathlib.Path(_OUT.value).write_text(json.dumps(found, indent=1) + "\n")
+    paths.write(_OUT.value, json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

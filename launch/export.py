@@ -19,7 +19,7 @@ from launch import interpreter  # noqa: F401, I001 - first: it may end the progr
 
 from absl import app, flags, logging
 
-from fipo_jax import command_line, processes, saved
+from fipo_jax import command_line, paths, processes, saved
 
 _RUN = flags.DEFINE_string("run", None, "The run's folder.", required=True)
 _OUT = flags.DEFINE_string("out", None, "The folder to write.", required=True)
@@ -36,8 +36,8 @@ def main(argv) -> None:
       raise ValueError(f"unexpected argument {argv[1]!r}.")
     if _STEP.value not in (None, "best") and not _STEP.value.isdecimal():
       raise ValueError(f"--step={_STEP.value}: expected the number of a checkpoint, or 'best'.")
-    config = pathlib.Path(_RUN.value) / "config.json"
-    if not config.is_file():
+    config = paths.of(_RUN.value) / "config.json"
+    if not paths.is_file(config):
       raise ValueError(f"--run={_RUN.value}: no run there; expected a folder with config.json.")
     cfg = saved.get_config(str(config))
     cfg.workdir = _RUN.value

@@ -119,15 +119,15 @@ def run(cfg) -> dict:
 
 def make_base(cfg) -> None:
   """Runs model.base_experiment, whose export is model.path; one that is finished is only checked to be the same."""
-  from fipo_jax import config, loop, workdir
+  from fipo_jax import config, loop, paths, workdir
 
-  folder = pathlib.Path(cfg.model.path)
+  folder = paths.of(cfg.model.path)
   if folder.name != "export":
     raise ValueError(f"model.path={cfg.model.path!r}: with model.base_experiment it must end in /export.")
   base = command_line.load_experiment(cfg.model.base_experiment)
   base.workdir = str(folder.parent)
   config.validate(base)
-  there = (folder / "config.json").exists()
+  there = paths.is_file(folder / "config.json")
   processes.agree("the base model", {str(folder): "is there" if there else "is missing"})
   if there:
     workdir.check(base)

@@ -7,8 +7,9 @@ import source_imports
 # (ending in "/") may also import its own files, its __init__ excepted. A file that fits none has no
 # rank yet: give it one here.
 LOW = ("fipo_jax/types", "fipo_jax/masked", "fipo_jax/text", "fipo_jax/host_arrays")
-MIDDLE = (*LOW, "fipo_jax/config", "fipo_jax/sharding", "fipo_jax/metrics", "fipo_jax/processes", "fipo_jax/console",
-          "fipo_jax/changes", "fipo_jax/stalls")  # fmt: skip
+FILES = ("fipo_jax/paths", "fipo_jax/lines")  # where whatever a user names is read and written
+MIDDLE = (*LOW, *FILES, "fipo_jax/config", "fipo_jax/sharding", "fipo_jax/metrics", "fipo_jax/processes",
+          "fipo_jax/console", "fipo_jax/changes", "fipo_jax/stalls")  # fmt: skip
 STAGES = tuple(
   f"fipo_jax/{s}/" for s in ("data", "rewards", "algorithms", "models", "rollout", "train")
 )
@@ -20,16 +21,19 @@ MAY_IMPORT = {
   "fipo_jax/host_arrays": (),
   "fipo_jax/stalls": ("fipo_jax/processes",),
   "fipo_jax/console": ("fipo_jax/processes", "fipo_jax/stalls"),
+  "fipo_jax/paths": ("fipo_jax/console",),
+  "fipo_jax/lines": ("fipo_jax/paths",),
+  "fipo_jax/lease": ("fipo_jax/paths", "fipo_jax/console", "fipo_jax/processes"),
   "fipo_jax/changes": ("fipo_jax/config",),
-  "fipo_jax/saved": ("fipo_jax/config", "fipo_jax/changes"),
-  "fipo_jax/command_line": ("fipo_jax/config", "fipo_jax/changes", "fipo_jax/processes"),
-  "fipo_jax/report": (),
+  "fipo_jax/saved": ("fipo_jax/config", "fipo_jax/changes", "fipo_jax/paths"),
+  "fipo_jax/command_line": ("fipo_jax/config", "fipo_jax/changes", "fipo_jax/processes", "fipo_jax/paths"),
+  "fipo_jax/report": FILES,
   "fipo_jax/processes": (),
-  "fipo_jax/config": (*LOW, "fipo_jax/alarms"),
+  "fipo_jax/config": (*LOW, "fipo_jax/alarms", "fipo_jax/paths"),
   "fipo_jax/sharding": LOW,
-  "fipo_jax/metrics": (*LOW, "fipo_jax/console", "fipo_jax/dashboards", "fipo_jax/stalls"),
-  "fipo_jax/dashboards": ("fipo_jax/processes", "fipo_jax/console"),
-  "fipo_jax/tracing": ("fipo_jax/processes", "fipo_jax/console"),
+  "fipo_jax/metrics": (*LOW, *FILES, "fipo_jax/console", "fipo_jax/dashboards", "fipo_jax/stalls"),
+  "fipo_jax/dashboards": (*FILES, "fipo_jax/processes", "fipo_jax/console"),
+  "fipo_jax/tracing": (*FILES, "fipo_jax/processes", "fipo_jax/console"),
   "fipo_jax/goodput": (),
   "fipo_jax/alarms": LOW,
   "fipo_jax/data/": MIDDLE,
@@ -39,7 +43,7 @@ MAY_IMPORT = {
   "fipo_jax/rollout/": (*MIDDLE, "fipo_jax/models/"),
   "fipo_jax/train/": (*MIDDLE, "fipo_jax/models/", "fipo_jax/algorithms/"),
   "fipo_jax/evaluate": (*MIDDLE, "fipo_jax/data/", "fipo_jax/rewards/", "fipo_jax/rollout/"),
-  "fipo_jax/rollback": ("fipo_jax/processes", "fipo_jax/alarms", "fipo_jax/train/"),
+  "fipo_jax/rollback": (*FILES, "fipo_jax/processes", "fipo_jax/alarms", "fipo_jax/train/"),
   "fipo_jax/evaluation/": MIDDLE,
   "fipo_jax/evaluation/measure": (*MIDDLE, "fipo_jax/evaluate", "fipo_jax/evaluation/statistics"),
   "fipo_jax/evaluation/program": (
@@ -47,7 +51,7 @@ MAY_IMPORT = {
     "fipo_jax/prompts", "fipo_jax/saved", "fipo_jax/workdir",
   ),
   "fipo_jax/prompts": (*MIDDLE, "fipo_jax/data/", "fipo_jax/evaluation/sets", "fipo_jax/evaluation/overlap"),
-  "fipo_jax/workdir": (*MIDDLE, "fipo_jax/goodput", "fipo_jax/models/", "fipo_jax/train/"),
+  "fipo_jax/workdir": (*MIDDLE, "fipo_jax/goodput", "fipo_jax/lease", "fipo_jax/models/", "fipo_jax/train/"),
   "fipo_jax/describe": (*MIDDLE, "fipo_jax/data/", "fipo_jax/models/", "fipo_jax/evaluation/sets"),
   "fipo_jax/assemble": (
     *MIDDLE, *STAGES, "fipo_jax/alarms", "fipo_jax/dashboards", "fipo_jax/describe", "fipo_jax/evaluation/sets",

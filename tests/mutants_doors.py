@@ -76,7 +76,7 @@ ROWS = (
   ),
   (
     "doors_older_rescue", "fipo_jax/rollout/stored.py",
-    "  (folder / EARLIER).unlink(missing_ok=True)\n", "",
+    "  paths.delete(folder / EARLIER)\n", "",
     "collect_test.py::test_what_was_rescued_belongs_to_one_checkpoint", "two files say what was rescued",
   ),
   (
@@ -86,7 +86,7 @@ ROWS = (
   ),
   (
     "doors_arrays_always", "fipo_jax/train/checkpoint.py",
-    'waiting = (self.folder / str(step) / "waiting").exists()', "waiting = True",
+    'waiting = paths.exists(self.folder / str(step) / "waiting")', "waiting = True",
     "checkpoint_test.py::test_arrays_of_the_host", "checkpoints of older versions cannot be read",
   ),
   # ---- what a device and a host hold and do ----

@@ -441,13 +441,13 @@ ROWS = (
     "metrics_test.py::test_a_phase_within_another_counts_once", "a step is longer than it was",
   ),
   (
-    "samples_unbounded", "fipo_jax/metrics.py",
-    "0 < self._most_bytes < start + len(line)", "0 < self._most_bytes < 0",
+    "samples_unbounded", "fipo_jax/lines.py",
+    "0 < self._most_bytes < start + len(rest)", "0 < self._most_bytes < 0",
     "metrics_test.py::test_a_bounded_file_drops_its_oldest_lines_and_says_so_once", "samples fill the disk",
   ),
   (
-    "file_read_whole", "fipo_jax/metrics.py",
-    "      if step is not None and step <= resume_step:\n", "      if False:\n",
+    "file_read_whole", "fipo_jax/lines.py",
+    "    if step is not None and step <= resume_step:\n", "    if False:\n",
     "metrics_test.py::test_only_the_end_is_read", "a start reads gigabytes",
   ),
   (

@@ -489,7 +489,7 @@ ROWS = (
   ),
   (
     "template_file_ignored", "fipo_jax/data/tokenizer.py",
-    "    if template.is_file():\n", '    if template.is_file() and "chat_template" not in config:\n',
+    "    if paths.is_file(template):\n", '    if paths.is_file(template) and "chat_template" not in config:\n',
     "tokenizer_test.py::test_template_file_wins_and_tojson_keeps_unicode", "prompts are rendered by an older template",
   ),
   # ---- evaluation ----
@@ -515,17 +515,17 @@ ROWS = (
   ),
   # ---- the log ----
   (
-    "resumed_line_lost", "fipo_jax/metrics.py",
+    "resumed_line_lost", "fipo_jax/lines.py",
     "if step is not None and step <= resume_step:", "if step is not None and step < resume_step:",
     "metrics_test.py::test_resume_drops_later_steps_and_goes_on", "each resume loses a line",
   ),
   (
-    "torn_line_kept", "fipo_jax/metrics.py",
-    "      keep = start\n", "      keep = keep if step is None else start\n",
+    "torn_line_kept", "fipo_jax/lines.py",
+    "    keep = start\n", "    keep = keep if step is None else start\n",
     "metrics_test.py::test_torn_last_line_is_dropped", "half a line stays in the middle of the log",
   ),
   (
-    "samples_without_a_bound", "fipo_jax/metrics.py",
+    "samples_without_a_bound", "fipo_jax/lines.py",
     "old.seek(size // 2)", "old.seek(0)",
     "metrics_test.py::test_a_bounded_file_drops_its_oldest_lines_and_says_so_once", "samples.jsonl fills the disk",
   ),
@@ -535,7 +535,7 @@ ROWS = (
     "metrics_test.py::test_numbers_that_are_not_finite_are_null_and_named", "an infinite metric ends the run",
   ),
   (
-    "half_a_line_on_a_full_disk", "fipo_jax/metrics.py",
+    "half_a_line_on_a_full_disk", "fipo_jax/lines.py",
     "        self._file.truncate(start)\n", "        self._file.flush()\n",
     "metrics_test.py::test_full_disk_is_one_line_and_leaves_whole_lines", "a full disk breaks the log",
   ),

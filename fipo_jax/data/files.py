@@ -1,4 +1,5 @@
-"""Files of questions: JSON lines (plain or gzipped), Parquet, ArrayRecord; one, a folder, a glob or a list of them."""
+"""Files of questions: JSON lines (plain or gzipped), Parquet, ArrayRecord; one, a folder, a glob or a list of them,
+local or gs://."""
 
 from __future__ import annotations
 
@@ -7,11 +8,11 @@ import glob
 import gzip
 import json
 import os
-import pathlib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from fipo_jax import paths
 from fipo_jax.data import rows
 from fipo_jax.data.records import Records, Shelf
 
@@ -60,8 +61,9 @@ def expand(path: str | Sequence[str], kind: str = "") -> list[str]:
   """
   files: set[str] = set()
   for one in [path] if isinstance(path, str) else path:
-    if os.path.isdir(one):
-      inside = [str(file) for file in pathlib.Path(one).iterdir() if file.is_file() and _is_kind(file.name, kind)]
+    if paths.is_folder(paths.of(one)):
+      inside = [os.path.join(one, name) for name in paths.names(one) if _is_kind(name, kind)]
+      inside = [file for file in inside if paths.is_file(file)]
       if not inside:
         raise FileNotFoundError(f"{one}: a folder without files that end in {', '.join(_endings(kind))}.")
       splits = {m[1].lower() for file in inside if (m := _SPLIT.match(os.path.basename(file)))}
@@ -71,15 +73,23 @@ def expand(path: str | Sequence[str], kind: str = "") -> list[str]:
           f"{os.path.join(one, sorted(splits)[-1])}*."
         )
       files.update(inside)
-    elif os.path.exists(one):
+    elif paths.exists(one):
       files.add(one)
-    elif inside := [file for file in glob.glob(one, recursive=True) if os.path.isfile(file)]:
+    elif inside := _meant(one):
       files.update(inside)
     else:
       raise FileNotFoundError(f"{one}: no such file.")
   if not files:
     raise ValueError(f"{_named(path)}: names no file.")
   return sorted(files)
+
+
+def _meant(pattern: str) -> list[str]:
+  if not paths.is_remote(pattern):
+    return [file for file in glob.glob(pattern, recursive=True) if paths.is_file(file)]
+  if "**" in pattern:
+    raise ValueError(f"{pattern}: ** is not searched for in a bucket; name the folder, or a glob of its files.")
+  return paths.glob(pattern) if glob.has_magic(pattern) else []
 
 
 def kind_of(file: str) -> str:
@@ -112,7 +122,7 @@ def _named(path: str | Sequence[str]) -> str:
 def json_lines(path: str, columns: rows.Columns) -> Iterator[Row]:
   """One JSON object a line, UTF-8, with or without gzip."""
   del columns  # a line is read whole
-  with open(path, "rb") as plain:
+  with paths.open_to_read(path) as plain:
     mark = plain.read(4)
     kind = next((kind for begin, kind in _MARKS.items() if mark.startswith(begin)), "")
     if kind == "UTF-16" or mark[1:2] == b"\0" or mark[:1] == b"\0":
@@ -146,7 +156,7 @@ def _object(line: bytes, where: str) -> dict[str, Any]:
 
 def parquet(path: str, columns: rows.Columns) -> Iterator[Row]:
   """The rows of a Parquet file; only columns that may matter are read."""
-  if not os.path.isfile(path):
+  if not paths.is_file(path):
     raise FileNotFoundError(f"{path}: no such file.")
   try:
     import pyarrow
@@ -155,7 +165,7 @@ def parquet(path: str, columns: rows.Columns) -> Iterator[Row]:
     raise ValueError(f"source 'parquet' needs the package pyarrow ({error}).") from error
   number = 0
   try:
-    file = pyarrow.parquet.ParquetFile(path)
+    file = pyarrow.parquet.ParquetFile(paths.open_to_read(path) if paths.is_remote(path) else path)
     there = file.schema_arrow.names
     known = [name for name in there if name in columns.names()]
     for role in ("question", "answer", "system", "id"):
@@ -176,6 +186,8 @@ def parquet(path: str, columns: rows.Columns) -> Iterator[Row]:
 def array_record(path: str, columns: rows.Columns) -> Iterator[Row]:
   """The records of an ArrayRecord file, each a JSON object."""
   del columns
+  if paths.is_remote(path):
+    raise ValueError(f"{path}: ArrayRecord files are read from a disk; copy it there, or use Parquet or JSON lines.")
   try:
     from array_record.python import array_record_module
   except ImportError as error:

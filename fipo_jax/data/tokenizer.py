@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import functools
 import json
-import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -13,6 +12,8 @@ import jinja2
 import jinja2.ext
 import jinja2.sandbox
 import tokenizers
+
+from fipo_jax import paths
 
 PAD, TURN_START, TURN_END, UNKNOWN = "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<unk>"
 _SPECIAL_NAMES = ("bos_token", "eos_token", "pad_token", "unk_token")
@@ -54,37 +55,37 @@ class Tokenizer:
     return _compile(self._config.get("chat_template"), self._where)
 
   @classmethod
-  def load(cls, directory: str | pathlib.Path) -> Tokenizer:
+  def load(cls, directory) -> Tokenizer:
     """Reads tokenizer.json, tokenizer_config.json, generation_config.json and chat_template.jinja.
 
     Only the first is required, but an end token must be named by one of the next two.
     Raises: FileNotFoundError without tokenizer.json; ValueError for a broken file or no end token.
     """
-    folder = pathlib.Path(directory)
+    folder = paths.of(directory)
     path = folder / "tokenizer.json"
-    if not path.is_file():
+    if not paths.is_file(path):
       raise FileNotFoundError(f"{path}: no such file; a model folder must hold tokenizer.json.")
+    text = paths.read(path)
     try:
-      core = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
+      core = tokenizers.Tokenizer.from_str(text.decode("utf-8"))
     except Exception as error:  # the library raises bare Exception for a file it cannot parse
       raise ValueError(f"{path}: not a tokenizer.json ({error}).") from error
     config = _read_json(folder / "tokenizer_config.json")
     template = folder / "chat_template.jinja"
-    if template.is_file():
-      config["chat_template"] = template.read_text(encoding="utf-8")
+    if paths.is_file(template):
+      config["chat_template"] = paths.read_text(template)
     return cls(core, config, _read_json(folder / "generation_config.json"), where=str(folder))
 
-  def save(self, directory: str | pathlib.Path) -> None:
+  def save(self, directory) -> None:
     """Writes tokenizer.json, tokenizer_config.json and generation_config.json; `load` reads them back."""
-    folder = pathlib.Path(directory)
-    folder.mkdir(parents=True, exist_ok=True)
-    self._core.save(str(folder / "tokenizer.json"))
+    folder = paths.of(directory)
+    paths.write(folder / "tokenizer.json", self._core.to_str(pretty=True))
     for name, content in (
       ("tokenizer_config.json", self._config),
       ("generation_config.json", self._generation | {"eos_token_id": list(self.stop_ids)}),
     ):
       text = json.dumps(content, indent=2, ensure_ascii=False)
-      (folder / name).write_text(text + "\n", encoding="utf-8")
+      paths.write(folder / name, text + "\n")
 
   def encode(self, text: str) -> list[int]:
     """Token ids of a text; special tokens written out in it are recognised, none is added.
@@ -235,11 +236,11 @@ def _content(token: Any) -> str:
   return token["content"] if isinstance(token, dict) else token
 
 
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
-  if not path.is_file():
+def _read_json(path) -> dict[str, Any]:
+  if not paths.is_file(path):
     return {}
   try:
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = json.loads(paths.read_text(path))
   except ValueError as error:
     raise ValueError(f"{path}: not valid JSON ({error}).") from error
   if not isinstance(content, dict):

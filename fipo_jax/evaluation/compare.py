@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from fipo_jax import changes
+from fipo_jax import changes, paths
 from fipo_jax.evaluation import statistics
 
 FORMAT = 1
@@ -21,8 +21,7 @@ FORMAT = 1
 def read(path: str) -> dict[str, Any]:
   """An evaluation's JSON. Raises: OSError or ValueError, naming the file, for what is none."""
   try:
-    with open(path, encoding="utf-8") as file:
-      found = json.load(file)
+    found = json.loads(paths.read_text(path))
   except ValueError as error:
     raise ValueError(f"--compare: {path}: not valid JSON ({error}).") from error
   if not isinstance(found, dict) or "sets" not in found or found.get("format") != FORMAT:

@@ -10,7 +10,6 @@ import concurrent.futures
 import dataclasses
 import hashlib
 import json
-import pathlib
 import re
 import time
 from collections.abc import Callable
@@ -18,13 +17,13 @@ from typing import Any
 
 import jax
 import ml_collections
-from etils import epath
 
 from fipo_jax import (
   assemble,
   collect,
   console,
   describe,
+  paths,
   processes,
   prompts,
   saved,
@@ -83,10 +82,10 @@ def choose(cfg, *, run: str, step: int | str | None, model: str) -> tuple[ml_col
       raise ValueError(f"--step={step}: --model={model} has no steps; leave one of them out.")
     cfg.model.path, cfg.model.preset = model, ""
     cfg.model.base_experiment = ""
-    return cfg, Weights("directory", pathlib.Path(model).absolute().name)
+    return cfg, Weights("directory", paths.absolute(model).name)
   if not run and step is None:
     return cfg, Weights("start", "start")
-  if run and pathlib.Path(run).resolve() != pathlib.Path(cfg.workdir).resolve():
+  if run and paths.absolute(run) != paths.absolute(cfg.workdir):
     own = saved.get_config(f"{run}/config.json")
     cfg.workdir, cfg.checkpoint.folder = run, own.checkpoint.folder
     for name in ("path", "preset", "alphabet", "max_position", "base_experiment"):
@@ -102,7 +101,7 @@ def evaluate(cfg, weights: Weights, out: str = "") -> dict[str, Any]:
   Raises:
     ValueError, OSError: in one line, for what the user can mend. Stopped: the process was told to stop.
   """
-  path = epath.Path(out) if out else epath.Path(cfg.workdir) / "evaluations" / f"{weights.name}.json"
+  path = paths.of(out) if out else paths.of(cfg.workdir) / "evaluations" / f"{weights.name}.json"
   prompts.check_sets(cfg)
   made_by = workdir.provenance()
   console.say(describe.code(made_by))
@@ -156,7 +155,7 @@ def evaluate(cfg, weights: Weights, out: str = "") -> dict[str, Any]:
     "config": json.loads(cfg.to_json()),
   }  # fmt: skip
   if processes.is_first():
-    path.write_text(as_text(result))
+    paths.write(path, as_text(result))
   console.say(f"evaluation: {path}")
   console.say(f"responses: {file.path}")
   return result
@@ -215,7 +214,7 @@ def specify(s: EvalSet, tokenizer) -> dict[str, Any]:
     "limits": {"max_prompt_tokens": c.data.max_prompt_tokens, "max_response_tokens": c.rollout.max_response_tokens},
     "verifier": sorted({assemble.verifier_of(c, p) for p in s.prompts}),
     "reward": {
-      "file_sha256": hashlib.sha256(pathlib.Path(own_file).read_bytes()).hexdigest()[:16] if own_file else "",
+      "file_sha256": hashlib.sha256(paths.read(own_file)).hexdigest()[:16] if own_file else "",
       "weights": c.reward.weights.to_dict(), "timeout_s": c.reward.timeout_s,
       "response_characters": c.reward.response_characters,
       "overlong_buffer_tokens": c.reward.overlong_buffer_tokens, "overlong_factor": c.reward.overlong_factor,

@@ -1,9 +1,11 @@
 """The responses of an evaluation, a line per prompt as it is finished: what a stopped evaluation goes on from.
 
-    {"evaluation": the specification and the model}
-    {"set": "aime24", "id": 3, "prompt": ..., "answer": ..., "samples": [{"response": ..., "accuracy": 1.0, ...}, ...]}
+    {"step": 1, "evaluation": the specification and the model}
+    {"step": 1, "set": "aime24", "id": 3, "prompt": ..., "answer": ..., "samples": [{"response": ..., "accuracy": 1.0,
+     ...}, ...]}
 
-Figures are made from these lines alone. Texts are kept up to a bound; later lines are without.
+Figures are made from these lines alone. Texts are kept up to a bound; later lines are without. The step means nothing:
+`lines` goes by it, and all of an evaluation belongs to one.
 """
 
 from __future__ import annotations
@@ -12,9 +14,8 @@ import json
 from typing import Any
 
 import numpy as np
-from etils import epath
 
-from fipo_jax import changes, console, processes
+from fipo_jax import changes, console, lines, paths, processes
 from fipo_jax.types import Prompt, Rollout
 
 FIELDS = ("stop_reason", "pred", "accuracy", "score", "reward")
@@ -27,34 +28,34 @@ class Samples:
   """
 
   def __init__(self, path, evaluation: dict[str, Any], most_bytes: int):
-    self.path, self._most_bytes, self._said = epath.Path(path), most_bytes, False
-    lines: list[dict[str, Any]] = []
+    self.path, self._most_bytes, self._said = paths.of(path), most_bytes, False
+    there: list[dict[str, Any]] = []
     if processes.is_first():
-      lines = self._read(evaluation)
-    self._lines = processes.from_first("what has been evaluated", lines)
+      there = self._read(evaluation)
+    self._lines = processes.from_first("what has been evaluated", there)
 
   def _read(self, evaluation: dict[str, Any]) -> list[dict[str, Any]]:
-    self.path.parent.mkdir(parents=True, exist_ok=True)
-    text = self.path.read_text() if self.path.exists() else ""
-    whole, _, torn = text.rpartition("\n")
-    lines = []
-    for number, line in enumerate(whole.splitlines(), start=1):
+    paths.make_folder(self.path.parent)
+    there, found = list(lines.read(self.path)), []
+    for number, line in enumerate(there, start=1):
       try:
-        lines.append(json.loads(line))
+        found.append(json.loads(line))
       except ValueError as error:
+        if number == len(there):
+          break  # of a process that was killed
         raise ValueError(f"{self.path} line {number}: not JSON; remove the file, or name another --out.") from error
-    if lines:
-      unlike = changes.differences(lines[0].get("evaluation", {}), json.loads(json.dumps(evaluation)), ())
+    if found:
+      unlike = changes.differences(found[0].get("evaluation", {}), json.loads(json.dumps(evaluation)), ())
       if unlike:
         raise ValueError(
           f"{self.path} holds responses of another evaluation: {'; '.join(unlike[:3])}; name another --out, or remove "
           "that file."
         )
-    # The torn last line of a process that was killed is left out; what was whole is written anew only then.
-    self._size = len(whole) + 1 if lines else 0
-    if torn or not lines:
-      self.path.write_text(whole + "\n" if lines else json.dumps({"evaluation": evaluation}) + "\n")
-    return [_short(line) for line in lines[1:]]
+    self._file, self._size = lines.grow(self.path, int(bool(found)), 0), sum(map(len, there))
+    if not found:
+      self._file.append(json.dumps({"step": 1, "evaluation": evaluation}).encode() + b"\n")
+      self._file.flush()
+    return [_short(line) for line in found[1:]]
 
   def groups(self, set_name: str, prompts: tuple[Prompt, ...]) -> dict[int, list[Rollout]]:
     """Prompt id -> its scored group, for the prompts of a set that are finished."""
@@ -66,26 +67,24 @@ class Samples:
 
   def append(self, set_name: str, groups: list[list[Rollout]]) -> None:
     """Adds scored groups."""
-    lines = []
+    new = []
     for group in groups:
       prompt = group[0].prompt
-      record = {"set": set_name, "id": prompt.id, "prompt": prompt.text, "answer": prompt.answer}
-      lines.append(record | {"samples": [_sample(r) for r in group]})
-    self._lines += map(_short, lines)
+      record = {"step": 1, "set": set_name, "id": prompt.id, "prompt": prompt.text, "answer": prompt.answer}
+      new.append(record | {"samples": [_sample(r) for r in group]})
+    self._lines += map(_short, new)
     if not processes.is_first():
       return
-    text = ""
-    for line in lines:
-      said = json.dumps(line, ensure_ascii=False) + "\n"
-      if self._size + len(text) + len(said) > self._most_bytes:
+    for line in new:
+      said = json.dumps(line, ensure_ascii=False).encode() + b"\n"
+      if self._size + len(said) > self._most_bytes:
         if not self._said:
           self._said = True
           console.say(f"{self.path}: has reached log.samples_mb; responses from here on are kept without their text")
-        said = json.dumps(line | {"samples": [s | {"response": None} for s in line["samples"]]}) + "\n"
-      text += said
-    self._size += len(text)
-    with self.path.open("a") as file:
-      file.write(text)
+        said = json.dumps(line | {"samples": [s | {"response": None} for s in line["samples"]]}).encode() + b"\n"
+      self._file.append(said)
+      self._size += len(said)
+    self._file.flush()
 
 
 def _short(line: dict[str, Any]) -> dict[str, Any]:

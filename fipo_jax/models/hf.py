@@ -1,22 +1,21 @@
 """Hugging Face directories in and out: safetensors, config.json (hf_config.py), and the files that travel with them.
 
 Reading goes straight from the memory-mapped file into each device's shard: no tensor is ever whole on the host
-unless a device holds it whole. Writing streams one tensor at a time. Names, shapes and dtypes are those of the
-published files.
+unless a device holds it whole; from a bucket come the rows that a shard has, without a copy on a disk. Writing
+streams one tensor at a time. Names, shapes and dtypes are those of the published files.
 """
 
 from __future__ import annotations
 
 import functools
 import json
-import pathlib
-import shutil
 from collections.abc import Iterator
 
 import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from fipo_jax import paths
 from fipo_jax.models import tensor_files
 from fipo_jax.models.hf_config import published_config, read_config, template_config
 from fipo_jax.models.transformer import Model, ModelConfig
@@ -66,7 +65,7 @@ def load(directory, model: Model, mesh) -> dict:
     FileNotFoundError: no weights. ValueError: a file is broken, a tensor is missing, has another shape, or is one that
       this model has no place for.
   """
-  tensors = tensor_files.open_all(pathlib.Path(directory))
+  tensors = tensor_files.open_all(directory)
   shapes, shardings = model.abstract(), model.shardings(mesh)
   _check_all_are_used(directory, tensors, shapes)
   for path, target in _leaves(shapes):  # all shapes first: nothing is allocated for a model that does not fit
@@ -139,7 +138,8 @@ def save(
   """Writes a Hugging Face directory with the names, shapes and dtypes of the published models.
 
   Every process calls it; process 0 writes. One tensor at a time is brought to the host. The directory appears whole or
-  not at all; an earlier model of that name is replaced only once the new one is complete.
+  not at all; an earlier model of that name is replaced only once the new one is complete. In a bucket, which renames
+  nothing, its objects are then copied within it, config.json last: a folder without it is no model.
 
   Args:
     params: as of `Model.init` or `load`. config: theirs.
@@ -149,8 +149,9 @@ def save(
   Raises:
     ValueError: the template is another model, the dtype is unknown, or the directory holds something else.
   """
-  directory = pathlib.Path(directory)
-  template = None if template_dir is None else pathlib.Path(template_dir)
+  directory = paths.of(directory)
+  template = None if template_dir is None else paths.of(template_dir)
+  partial = directory.with_name(f".{directory.name}.partial")
   published = published_config(config) if template is None else template_config(template, config)
   known = next((published[field] for field in STORAGE_FIELDS if published.get(field)), "float32")
   dtype = known if dtype is None else dtype
@@ -158,7 +159,8 @@ def save(
     raise ValueError(f"dtype={dtype!r} is unknown; choose from {sorted(tensor_files.DTYPE_NAMES)}.")
   field = next((field for field in STORAGE_FIELDS if field in published), "torch_dtype")
   published = {**published, field: dtype}
-  if directory.is_dir() and any(directory.iterdir()) and not (directory / "config.json").is_file():
+  foreign = paths.names(directory) and not paths.is_file(directory / "config.json")
+  if foreign and not (paths.is_remote(partial) and paths.is_file(partial / "config.json")):  # was on its way there
     raise ValueError(f"{directory} exists and is not a model; choose another directory.")
 
   def tensors():  # in the order of their names, as the published files have them
@@ -175,14 +177,13 @@ def save(
     for _, _, fetch in tensors():  # takes part in the gathers, keeps nothing
       fetch()
     return
-  partial = directory.with_name(f".{directory.name}.partial")
-  shutil.rmtree(partial, ignore_errors=True)
-  partial.mkdir(parents=True)
+  paths.delete_folder(partial)
+  paths.make_folder(partial)
   tensor_files.write_all(partial, list(tensors()), dtype, max_shard_bytes)
-  (partial / "config.json").write_text(json.dumps(published, indent=2) + "\n")
   for name in COMPANIONS if template is not None else ():
-    if (template / name).is_file():
-      shutil.copyfile(template / name, partial / name)
+    if paths.is_file(template / name):
+      paths.copy(template / name, partial / name)
+  paths.write(partial / "config.json", json.dumps(published, indent=2) + "\n")
   _replace(partial, directory)
 
 
@@ -206,13 +207,17 @@ def _fetch(path, leaf, layer: int, dtype: str) -> np.ndarray:
   return np.ascontiguousarray(host.astype(target, copy=False))
 
 
-def _replace(partial: pathlib.Path, directory: pathlib.Path) -> None:
+def _replace(partial, directory) -> None:
+  if paths.is_remote(directory):
+    paths.delete_folder(directory, first="config.json")
+    paths.move_folder(partial, directory, last="config.json")
+    return
   old = directory.with_name(f".{directory.name}.old")
-  shutil.rmtree(old, ignore_errors=True)
-  if directory.is_dir():
+  paths.delete_folder(old)
+  if paths.is_folder(directory):
     directory.rename(old)
   partial.rename(directory)
-  shutil.rmtree(old, ignore_errors=True)
+  paths.delete_folder(old)
 
 
 # ---- names and shapes ----

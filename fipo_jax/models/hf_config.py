@@ -8,9 +8,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import pathlib
 from typing import Any
 
+from fipo_jax import paths
 from fipo_jax.models import tensor_files
 from fipo_jax.models.rotary import Yarn
 from fipo_jax.models.transformer import FAMILIES, NUMERICS, ModelConfig
@@ -42,8 +42,8 @@ def read_config(directory) -> ModelConfig:
   Raises:
     FileNotFoundError: no config.json. ValueError: not JSON, a field is missing, or a model this code is not.
   """
-  path = pathlib.Path(directory) / "config.json"
-  if not path.is_file():
+  path = paths.of(directory) / "config.json"
+  if not paths.is_file(path):
     raise FileNotFoundError(f"{path} does not exist; expected a Hugging Face model directory.")
   published = tensor_files.read_json(path)
   try:
@@ -85,7 +85,7 @@ def published_config(config: ModelConfig) -> dict:
   return dict(sorted((own | fields).items()))
 
 
-def template_config(template: pathlib.Path, config: ModelConfig) -> dict:
+def template_config(template, config: ModelConfig) -> dict:
   """The template's config.json with this model's longest sequence; all other sizes must be equal."""
   theirs = read_config(template)
   for field in dataclasses.fields(ModelConfig):

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 import scipy.optimize
 
-from fipo_jax import saved
+from fipo_jax import paths, saved
 from fipo_jax.pods import forecast, iteration
 from fipo_jax.pods import measured as measured_lib
 from fipo_jax.pods.chips import Chip
@@ -121,9 +121,8 @@ def fit(steps: list[Step], phase: str, kinds, folder: str) -> dict[str, float]:
 
 def steps_of(folder: str) -> list[Step]:
   """The iterations of a run, simulated one after the other with the lengths that each had."""
-  path = pathlib.Path(folder)
   records = measured_lib.records_of(folder, "check")
-  cfg = saved.get_config(str(path / "config.json"))
+  cfg = saved.get_config(str(paths.of(folder) / "config.json"))
   if cfg.rollout.engine != "native" or cfg.rollout.slots == "auto":
     raise ValueError(f"check={folder}: rollout.engine='native' and a number of rollout.slots are needed.")
   device = jax.devices()[:1]

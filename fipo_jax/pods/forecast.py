@@ -7,7 +7,6 @@ import dataclasses
 import itertools
 import json
 import math
-import pathlib
 import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,6 +14,8 @@ from typing import Any
 import numpy as np
 
 from fipo_jax import config as config_lib
+from fipo_jax import lines as line_files
+from fipo_jax import paths
 from fipo_jax.pods import costs as costs_lib
 from fipo_jax.pods import public
 from fipo_jax.pods.chips import CHIPS, describe_topology, topology_of
@@ -66,10 +67,10 @@ def read_lengths(text: str) -> tuple[Lengths, str, dict[str, float]]:
     normal = statistics.NormalDist(math.log(median), sigma)
     quantiles = tuple(math.exp(normal.inv_cdf((i + 0.5) / QUANTILES)) for i in range(QUANTILES))
     return Lengths(quantiles), f"log-normal, median {median:,.0f}, 99% below {p99:,.0f}", {}
-  path = pathlib.Path(text)
-  if not path.is_file():
+  path = paths.of(text)
+  if not line_files.exists(path):
     raise ValueError(f"lengths={text}: no such file; give a run's metrics.jsonl, or lognormal:MEDIAN,P99.")
-  records = [json.loads(line) for line in path.read_text().splitlines()]
+  records = [json.loads(line) for line in line_files.read(path)]
   records = [r for r in records if all(name in r for name in LENGTHS)]
   if not records:
     raise ValueError(f"lengths={text}: no step in it says {', '.join(LENGTHS)}.")

@@ -5,11 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import pathlib
 
 import ml_collections
 
-from fipo_jax import saved
+from fipo_jax import lines, paths, saved
 from fipo_jax.pods import answers, forecast
 from fipo_jax.pods.costs import Efficiencies
 from fipo_jax.pods.iteration import Workload
@@ -26,7 +25,7 @@ def efficiencies(
   """
   records = records_of(folder, "measured")
   last = records[-1]
-  cfg: ml_collections.ConfigDict = saved.get_config(str(pathlib.Path(folder) / "config.json"))
+  cfg: ml_collections.ConfigDict = saved.get_config(str(paths.of(folder) / "config.json"))
   workload = Workload(forecast.lengths_of(last), round(last["prompt_length"]), last["keep_rate"] or 1e-3)
   f = forecast.forecast(cfg, topology, slices, workload, by, said, reports)
   scale = f["tokens"] / last["tokens_generated"]
@@ -43,12 +42,12 @@ def records_of(folder: str, flag: str) -> list[dict]:
 
   Raises ValueError, which names the flag: there are none.
   """
-  path = pathlib.Path(folder) / "metrics.jsonl"
-  if not path.is_file() or not path.with_name("config.json").is_file():
+  path = paths.of(folder) / "metrics.jsonl"
+  if not lines.exists(path) or not paths.is_file(path.with_name("config.json")):
     raise ValueError(f"{flag}={folder}: no run there; expected a folder with config.json and metrics.jsonl.")
   names = ("seconds/rollout", "seconds/old_logp", "seconds/update", "tokens_generated", "prompt_length", "keep_rate",
            "response_length", *forecast.LENGTHS)  # fmt: skip
-  records = [json.loads(line) for line in path.read_text().splitlines()]
+  records = [json.loads(line) for line in lines.read(path)]
   records = [r for r in records if all(math.isfinite(r.get(name, math.nan)) for name in names)]
   if not records:
     raise ValueError(f"{flag}={folder}: no step in metrics.jsonl says {', '.join(names)}.")

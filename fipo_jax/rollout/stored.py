@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import io
 import json
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from fipo_jax import host_arrays
+from fipo_jax import host_arrays, paths
 from fipo_jax.types import Prompt, Rollout
 
 RESCUED, EARLIER = "rescued.npz", "rescued.json"  # the second by versions that wrote JSON alone
@@ -103,24 +103,23 @@ def rescue(workdir, after: list[int], host: dict[str, Any]) -> None:
 
   after: what tells that checkpoint from others. host: JSON and arrays; replaces those entries of its own.
   """
-  folder = pathlib.Path(workdir)
+  folder = paths.of(workdir)
   rest, arrays = host_arrays.split(host)
   said = np.frombuffer(json.dumps({"after": after, "host": rest}).encode(), np.uint8)
-  temporary = (folder / RESCUED).with_suffix(".tmp")
-  with open(temporary, "wb") as file:
-    np.savez(file, json=said, **arrays)
-  temporary.replace(folder / RESCUED)
-  (folder / EARLIER).unlink(missing_ok=True)
+  file = io.BytesIO()
+  np.savez(file, json=said, **arrays)
+  paths.write(folder / RESCUED, file.getvalue())
+  paths.delete(folder / EARLIER)
 
 
 def rescued(workdir, after: list[int]) -> dict[str, Any]:
   """What was kept after this checkpoint; {} if nothing was."""
-  path, earlier = pathlib.Path(workdir) / RESCUED, pathlib.Path(workdir) / EARLIER
-  if path.is_file():
-    with np.load(path) as file:
+  path, earlier = paths.of(workdir) / RESCUED, paths.of(workdir) / EARLIER
+  if paths.is_file(path):
+    with np.load(io.BytesIO(paths.read(path))) as file:
       record = json.loads(file["json"].tobytes())
       if record["after"] != after:
         return {}
       return host_arrays.join(record["host"], {name: file[name] for name in file.files if name != "json"})
-  record = json.loads(earlier.read_text()) if earlier.is_file() else {"after": None}
+  record = json.loads(paths.read(earlier)) if paths.is_file(earlier) else {"after": None}
   return record["host"] if record["after"] == after else {}

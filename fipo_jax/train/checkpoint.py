@@ -1,9 +1,10 @@
 """Checkpoints: one atomic, asynchronous Orbax step holds state, data position and counters.
 
-A step directory is renamed into place when everything in it is durable, and out of the way before any of it is
-deleted, so a kill at any moment leaves every step that is there whole. `state` is the sharded TrainState; `host` is
-JSON: iterator state, counters, results so far; `waiting` holds its arrays, where it has any. Every process takes part;
-what is not cut over them, process 0 writes alone.
+On a disk a step directory is renamed into place when everything in it is durable, and out of the way before any of it
+is deleted; in a bucket it is whole as long as it holds its commit file, which is written last and deleted first. So a
+kill at any moment leaves every step that is there whole. `state` is the sharded TrainState; `host` is JSON: iterator
+state, counters, results so far; `waiting` holds its arrays, where it has any. Every process takes part; what is not cut
+over them, process 0 writes alone.
 The folder may be local or gs://; with several processes all must see the same one.
 """
 
@@ -24,13 +25,14 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import PreservationPolicy
 
-from fipo_jax import console, host_arrays, processes
+from fipo_jax import console, host_arrays, paths, processes
 from fipo_jax.train.state import TrainState
 
 UNMEASURED = -1.0  # accuracy of a step at which no evaluation was made
 DELETED = "deleted"  # steps are moved here before they are deleted
 LARGE = 2**26  # bytes of an array that is saved in pieces of a layer each; smaller ones in pieces of a device each
 ASIDE = "aside"  # and here when the user starts from an older one
+COMMIT = "commit_success.txt"  # Orbax's word that a step is whole
 
 
 class _WithoutTraces(logging.Filter):
@@ -54,13 +56,12 @@ sys.unraisablehook = _of_closed_loops
 
 def folder_of(workdir, folder: str = "") -> epath.Path:
   """Where the checkpoints of a run are: `folder`, local or gs://, or `workdir/checkpoints`."""
-  path = epath.Path(folder) if folder else epath.Path(workdir) / "checkpoints"
-  return path if "://" in str(path) else epath.Path(path.absolute())
+  return paths.absolute(folder if folder else paths.of(workdir) / "checkpoints")
 
 
 def steps_in(folder: epath.Path) -> list[int]:
   """All whole steps in a folder, oldest first; nothing of it is opened, and other processes are not asked."""
-  if not folder.exists():
+  if not paths.names(folder):  # which a bucket may refuse to say, while Orbax would take that for none
     return []
   return sorted(found.step for found in ocp.path.step.standard_name_format().find_all(folder))
 
@@ -87,7 +88,7 @@ def choose(folder: epath.Path, step: int | str | None = None) -> int:
 def _measured(step: epath.Path) -> float:
   """What the best are chosen by, as `Checkpointer.save` was given it."""
   try:
-    return json.loads((step / "metrics" / "metrics").read_text())["accuracy"]
+    return json.loads(paths.read_text(step / "metrics" / "metrics"))["accuracy"]
   except (OSError, ValueError, KeyError):
     return UNMEASURED
 
@@ -115,16 +116,15 @@ def check_shared(folder: epath.Path) -> None:
     return
   token = processes.from_first("a name for the shared folder", f".shared-{uuid.uuid4().hex[:8]}")
   if processes.is_first():
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / token).write_text("removed in a moment\n")
+    paths.write(folder / token, "removed in a moment\n")
   processes.barrier("the shared folder")
   newest = max(steps_in(folder), default=0)
-  seen = "the same folder" if (folder / token).exists() else "another folder"
+  seen = "the same folder" if paths.exists(folder / token) else "another folder"
   try:
     processes.agree("the checkpoints", {"newest step": newest, str(folder): seen})
   finally:
     if processes.is_first():
-      (folder / token).unlink(missing_ok=True)
+      paths.delete(folder / token)
 
 
 def _pieces(state: TrainState) -> TrainState:
@@ -150,6 +150,25 @@ class _Keep(PreservationPolicy):
     return [c.step in kept for c in checkpoints]
 
 
+class _CommitFirst:
+  """Orbax's deleter for buckets, where objects go one by one: the first to go is what says that the step is whole."""
+
+  def __init__(self, folder: epath.Path, inner):
+    self._folder, self._inner = folder, inner
+
+  def delete(self, step: int) -> None:
+    if processes.is_first():
+      paths.delete(self._folder / str(step) / COMMIT)
+    self._inner.delete(step)
+
+  def delete_steps(self, steps) -> None:
+    for step in steps:
+      self.delete(step)
+
+  def close(self) -> None:
+    self._inner.close()
+
+
 class Checkpointer:
   """Saves and restores a run.
 
@@ -173,6 +192,8 @@ class Checkpointer:
       ),
       item_names=("state", "host", "waiting"),
     )  # fmt: skip
+    if paths.is_remote(self.folder):
+      self._manager._checkpoint_deleter = _CommitFirst(self.folder, self._manager._checkpoint_deleter)
 
   def latest(self) -> int | None:
     """The newest whole step, or None."""
@@ -193,10 +214,9 @@ class Checkpointer:
     if step not in steps:
       raise ValueError(f"--step={step}: no such checkpoint in {self.folder}; there are {', '.join(map(str, steps))}.")
     for newer in [s for s in steps if s > step] if processes.is_first() else []:
-      aside = self.folder / ASIDE
-      aside.mkdir(parents=True, exist_ok=True)
-      target = aside / f"{newer}-{uuid.uuid4().hex[:8]}"
-      (self.folder / str(newer)).rename(target)
+      paths.make_folder(self.folder / ASIDE)
+      target = self.folder / ASIDE / f"{newer}-{uuid.uuid4().hex[:8]}"
+      paths.move_folder(self.folder / str(newer), target, last=COMMIT)
       console.say(f"checkpoint {newer} is set aside: {target}")
     processes.barrier("the choice of a checkpoint")
     self._manager.reload()
@@ -229,7 +249,7 @@ class Checkpointer:
   def restore(self, step: int, abstract_state: TrainState) -> tuple[TrainState, dict[str, Any]]:
     """Reads a step into the shardings of abstract_state, which may belong to another mesh, and to more or fewer
     processes, than those that saved."""
-    waiting = (self.folder / str(step) / "waiting").exists()
+    waiting = paths.exists(self.folder / str(step) / "waiting")
     args = ocp.args.Composite(
       state=ocp.args.StandardRestore(abstract_state), host=ocp.args.JsonRestore(),
       **({"waiting": ocp.args.StandardRestore()} if waiting else {}),
@@ -257,14 +277,23 @@ class Checkpointer:
     """What Orbax and TensorStore raise of a folder that cannot be written, as one line."""
     try:
       yield
-    except (OSError, ValueError) as error:
-      reason = " ".join(str(error).split())
+    except Exception as error:  # Orbax, TensorStore and the clients of buckets have errors of their own
+      remote = paths.is_remote(self.folder)
+      if not remote and not isinstance(error, OSError | ValueError):
+        raise
+      reason = " ".join(str(error).split())[:200]
       full = getattr(error, "errno", 0) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in reason
-      newest = max(steps_in(self.folder), default=0)
+      goes_on = "the same command goes on"
+      with contextlib.suppress(OSError):
+        newest = max(steps_in(self.folder), default=0)
+        goes_on += f" from step {newest}" if newest else " at the beginning"
+      if remote:
+        meant = paths.explained(self.folder, error)
+        where = f"checkpoints cannot be written to {self.folder}"
+        raise paths.BucketError(where, meant.reason, f"{meant.remedy}: {goes_on}", meant.again) from error
       raise OSError(
-        f"checkpoints cannot be written to {self.folder}: "
-        f"{'no space left on the device' if full else reason[:200]}; make room, or name a checkpoint.folder with more: "
-        f"the same command goes on {f'from step {newest}' if newest else 'at the beginning'}."
+        f"checkpoints cannot be written to {self.folder}: {'no space left on the device' if full else reason}; make "
+        f"room, or name a checkpoint.folder with more: {goes_on}."
       ) from error
 
   def close(self) -> None:
@@ -274,10 +303,14 @@ class Checkpointer:
 
   def _clear(self, *, torn: bool = False) -> None:
     """Deletes what was moved out of the way and, at the start, what saves that were cut off have left."""
-    if not processes.is_first() or not self.folder.exists():
+    if not processes.is_first():
       return
-    left = list((self.folder / DELETED).iterdir()) if (self.folder / DELETED).exists() else []
-    if torn:
-      left += [path for path in self.folder.iterdir() if ocp.path.step.TMP_DIR_SUFFIX in path.name]
+    left = [self.folder / DELETED / name for name in paths.names(self.folder / DELETED)]
+    if torn and (there := paths.names(self.folder)):
+      left += [self.folder / name for name in there if ocp.path.step.TMP_DIR_SUFFIX in name]
+      if paths.is_remote(self.folder):
+        steps = [self.folder / name for name in there if name.isdecimal()]
+        steps += [self.folder / ASIDE / name for name in paths.names(self.folder / ASIDE)]
+        left += [path for path in steps if not paths.is_file(path / COMMIT)]
     for path in left:
-      path.rmtree()
+      paths.delete_folder(path)

@@ -15,6 +15,8 @@ import numpy as np
 import tensorstore
 from etils import epath
 
+from fipo_jax import paths
+
 
 class StoredArray:
   """One array: `x[layer]` along its first axis, or `np.asarray(x)`, read when it is asked for.
@@ -75,7 +77,7 @@ def open_all(folder: epath.Path, shapes: dict, *, room_bytes: float, order: Call
     order: number of layers -> the order in which they will be asked for; of arrays in "layers", others are read whole.
   Raises: OSError or ValueError, naming the array, for one that is missing or has another shape.
   """
-  metadata = json.loads((folder / "_METADATA").read_text())
+  metadata = json.loads(paths.read_text(folder / "_METADATA"))
   flat = list(leaves(shapes))
   stacked = max(1, sum(path[0] == "layers" and len(x.shape) > 2 for path, x in flat))
 

@@ -13,7 +13,7 @@ import pathlib
 import re
 
 from fipo_jax import config as config_lib
-from fipo_jax import processes, sharding
+from fipo_jax import lines, paths, processes, sharding
 from fipo_jax.pods import programs
 from fipo_jax.pods.chips import CHIPS, Chip, Described, describe_topology, topology_of
 
@@ -172,10 +172,10 @@ def grace(options: Options) -> tuple[int, str]:
     return options.grace_s, "--grace_s"
   if not options.measured:
     return GRACE_S, "the default; --measured=RUN takes it from a run on such a slice"
-  path = pathlib.Path(options.measured) / "metrics.jsonl"
-  if not path.is_file():
+  path = paths.of(options.measured) / "metrics.jsonl"
+  if not lines.exists(path):
     raise ValueError(f"--measured={options.measured}: no run there; expected a folder with metrics.jsonl.")
-  needs = [r["grace_s"] for line in path.read_text().splitlines() if (r := json.loads(line)).get("grace_s")]
+  needs = [r["grace_s"] for line in lines.read(path) if (r := json.loads(line)).get("grace_s")]
   if not needs:
     raise ValueError(f"--measured={options.measured}: no step says grace_s, which the first saved one does.")
   return math.ceil(2 * max(needs)), f"2 x the longest of {len(needs)} iterations of {options.measured}"
