@@ -17,6 +17,7 @@ Where to look:
     data/, rewards/  prompts in, scores out
     sharding.py      meshes and the one table of logical axes
     processes.py     many hosts that are one run
+    evaluation/      named sets, figures with intervals, comparisons
     sweeps/          many runs that are compared
     pods/            TPUs that are not there: programs compiled for them, what an iteration would cost
 

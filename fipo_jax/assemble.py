@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from fipo_jax import (
   alarms,
   console,
+  dashboards,
   describe,
   metrics,
   paths,
@@ -41,6 +42,8 @@ from fipo_jax.algorithms import (
 )
 from fipo_jax.data import pipeline
 from fipo_jax.data.tokenizer import Tokenizer, characters
+from fipo_jax.evaluation import sets as sets_lib
+from fipo_jax.evaluation.sets import EvalSet
 from fipo_jax.models import PRESETS, hf, make_model
 from fipo_jax.models.transformer import NUMERICS, Model
 from fipo_jax.rewards import VERIFIERS, golds
@@ -55,7 +58,7 @@ from fipo_jax.train.optimizer import OPTIMIZERS, make_optimizer, schedule
 from fipo_jax.types import Prompt
 
 # Streams of randomness: folded into key(seed) after the step, so that no two uses share numbers.
-STREAM_ROLLOUT, STREAM_EVAL, STREAM_INIT, STREAM_CONTROL = 0, 1, 2, 3
+STREAM_ROLLOUT, STREAM_EVAL, STREAM_INIT, STREAM_CONTROL = 0, sets_lib.STREAM, 2, 3
 
 
 @dataclasses.dataclass
@@ -64,11 +67,15 @@ class Run:
 
   advantages: rewards [P, G] -> [P, G]. credit: None, or the mini-batches of a step -> the same with GAE advantages.
   control: None, or (batch, logp_MRT, key) -> (batch, metrics) of an ablation.
+  sets: what it is evaluated on, the first one's metrics without a name before them.
   reference: parameters of the reference policy in the compute dtype, None when the loss has no KL to it.
   surplus: informative groups that wait for a batch, with the step that sampled them.
   pending: groups with responses that are not finished yet, with the step that began them.
+  begun: what an earlier process had sampled of the coming step when it was stopped, or its engine failed: groups, with
+  the number of the draw; and of the present step, for the case that it comes to that.
   rollbacks: how often the run was taken back to a checkpoint.
   changes: what differs from the config that made the steps so far. verified: whether this process has seen a verdict.
+  spent: its time so far, on process 0.
   """
 
   cfg: ml_collections.ConfigDict
@@ -83,7 +90,7 @@ class Run:
   reference: Any
   engine: Engine
   stream: pipeline.PromptStream
-  heldout: list[Prompt]
+  sets: list[EvalSet]
   scorer: Scorer
   checkpointer: Checkpointer
   step: int
@@ -93,8 +100,10 @@ class Run:
   pending: stored.Waiting
   watch: alarms.Watch
   rollbacks: int
+  begun: stored.Waiting = dataclasses.field(default_factory=list)
   changes: list[str] = dataclasses.field(default_factory=list)
   verified: bool = False
+  spent: workdir.Spent | None = None
 
   def key(self, step: int, stream: int) -> jax.Array:
     """The random key of one use: fold_in(fold_in(key(seed), step), stream); others after each rollback."""
@@ -110,20 +119,25 @@ class Run:
     return sharding.to_mesh(self.mesh, batch, None, "rows", "tokens")
 
   def sampling(self, *, evaluation: bool) -> Sampling:
-    """How responses are drawn: in training, or on the held-out prompts.
+    """How responses are drawn: in training, or on the held-out prompts."""
+    return sampling_of(self.cfg, self.tokenizer, evaluation=evaluation)
 
-    A stop string that is one special token becomes a stop id: it can be kept out before min_tokens.
-    """
-    c = self.cfg.eval if evaluation else self.cfg.rollout
-    own = dict(repetition_penalty=c.repetition_penalty) if evaluation else dict(min_tokens=c.min_tokens)
-    ids = {text: self.tokenizer.special_id(text) for text in self.cfg.rollout.stop_strings}
-    special = [i for i in ids.values() if i is not None]
-    return Sampling(
-      temperature=c.temperature, top_k=c.top_k, top_p=c.top_p, min_p=c.min_p,
-      max_tokens=self.cfg.rollout.max_response_tokens,
-      stop_ids=tuple(dict.fromkeys([*self.tokenizer.stop_ids, *special])),
-      stop_strings=tuple(text for text, i in ids.items() if i is None), **own,
-    )  # fmt: skip
+
+def sampling_of(cfg, tokenizer: Tokenizer, *, evaluation: bool) -> Sampling:
+  """How responses are drawn by a config: that of a run, or of an evaluation set.
+
+  A stop string that is one special token becomes a stop id: it can be kept out before min_tokens.
+  """
+  c = cfg.eval if evaluation else cfg.rollout
+  own = dict(repetition_penalty=c.repetition_penalty) if evaluation else dict(min_tokens=c.min_tokens)
+  ids = {text: tokenizer.special_id(text) for text in cfg.rollout.stop_strings}
+  special = [i for i in ids.values() if i is not None]
+  return Sampling(
+    temperature=c.temperature, top_k=c.top_k, top_p=c.top_p, min_p=c.min_p,
+    max_tokens=cfg.rollout.max_response_tokens,
+    stop_ids=tuple(dict.fromkeys([*tokenizer.stop_ids, *special])),
+    stop_strings=tuple(text for text, i in ids.items() if i is None), **own,
+  )  # fmt: skip
 
 
 def build(cfg: ml_collections.ConfigDict, *, allow: Collection[str] = (), step: int | str | None = None) -> Run:
@@ -144,8 +158,7 @@ def build(cfg: ml_collections.ConfigDict, *, allow: Collection[str] = (), step: 
     console.say(note)
   cfg = rollback.replay(cfg)
   checkpoint_lib.check_shared(checkpoint_lib.folder_of(cfg.workdir, cfg.checkpoint.folder))
-  if cfg.compile_cache:
-    keep_programs(cfg.compile_cache)
+  prepare_compiling(cfg)
   with console.phase("looking for devices"):
     mesh = sharding.make_mesh(cfg.mesh)
   config_lib.check_mesh(cfg, mesh.shape, sharding.for_rollout(mesh, cfg.rollout.tensor).shape)
@@ -156,14 +169,14 @@ def build(cfg: ml_collections.ConfigDict, *, allow: Collection[str] = (), step: 
     if about_rows := describe.rows(cfg, model):
       console.say(about_rows)
   with console.phase("reading prompts"):
-    stream, heldout, notes = prompts.open_data(cfg, tokenizer)
-  for line in (*notes, *describe.prompts(cfg, stream, heldout)):
+    stream, sets, notes, _ = prompts.open_data(cfg, tokenizer)
+  for line in (*notes, *describe.prompts(cfg, stream, sets)):
     console.say(line)
   if cfg.algorithm.name != "sft" and cfg.batch.prompts > stream.len_epoch:
     raise ValueError(
       f"batch.prompts={cfg.batch.prompts} is more than the {stream.len_epoch} prompts there are; use at most that many."
     )
-  check_inputs_alike(cfg, model, stream, heldout)
+  check_inputs_alike(cfg, model, stream, sets)
   given, samples = {*hyperparameters(cfg), "std_ddof"}, cfg.rollout.samples_per_prompt
   check_given(cfg.algorithm.name, given, estimator=cfg.algorithm.advantage, samples=samples)
   for each in (rollback.overridden(cfg), cfg):  # what an alarm would change to is checked now
@@ -178,7 +191,7 @@ def build(cfg: ml_collections.ConfigDict, *, allow: Collection[str] = (), step: 
   console.say(describe.schedule(cfg, stream))
   console.say(f"resumes from step {step}" if step else "a new run")
   with console.phase("trying the verifier"):
-    scorer, about_golds = open_scorer(cfg, stream, heldout, check=not step)
+    scorer, about_golds = open_scorer(cfg, stream, sets, check=not step)
   try:
     for note in about_golds:
       console.say(note)
@@ -191,7 +204,7 @@ def build(cfg: ml_collections.ConfigDict, *, allow: Collection[str] = (), step: 
     host |= stored.rescued(cfg.workdir, [step, rollbacks])
     if "data" in host:
       resume_data(stream, host["data"], allow)
-    surplus, pending = (stored.decode(host.pop(name, {})) for name in ("surplus", "pending"))
+    surplus, pending, begun = (stored.decode(host.pop(name, {})) for name in ("surplus", "pending", "begun"))
     engine = open_engine(cfg, model, mesh, tokenizer)
     limits = alarms.Limits(**{f.name: cfg.alarms[f.name] for f in dataclasses.fields(alarms.Limits)})
     watch = alarms.Watch(limits, cfg.model.dtype)
@@ -202,13 +215,21 @@ def build(cfg: ml_collections.ConfigDict, *, allow: Collection[str] = (), step: 
       cfg, mesh, model, tokenizer, state, steps,
       advantages=make_advantages(cfg.algorithm.name, cfg.algorithm.advantage, std_ddof=None if ddof < 0 else ddof),
       credit=open_credit(cfg), control=open_control(cfg), reference=open_reference(cfg, model, mesh), engine=engine,
-      stream=stream, heldout=heldout, scorer=scorer, checkpointer=checkpointer, step=step, host=host,
+      stream=stream, sets=sets, scorer=scorer, checkpointer=checkpointer, step=step, host=host,
       timers=metrics.Timers(), surplus=surplus, pending=stored.with_prompts(pending, stream.find), watch=watch,
-      rollbacks=rollbacks, changes=claimed.changes,
+      rollbacks=rollbacks, begun=stored.with_prompts(begun, stream.find), changes=claimed.changes,
     )  # fmt: skip
   except BaseException:
     scorer.close()
     raise
+
+
+def prepare_compiling(cfg) -> None:
+  """Where compiled programs are kept, and whether one that differs in the names of its stages alone is the same."""
+  if cfg.compile_cache:
+    keep_programs(cfg.compile_cache)
+  # A trace would have the names of the version that filled the cache.
+  jax.config.update("jax_compilation_cache_include_metadata_in_key", bool(cfg.log.profile_steps))
 
 
 def keep_programs(folder: str) -> None:
@@ -228,7 +249,9 @@ def resume_data(stream, state: dict[str, Any], allow: Collection[str]) -> None:
 
 
 def check_tables(cfg, given: Collection[str] | None = None) -> None:
-  """Names that must be rows of a table of variants, and sources; given: see `prompts.check`, None = later."""
+  """Names that must be rows of a table of variants, and sources; boards that can be had. given: see `prompts.check`,
+  None = later."""
+  dashboards.check(cfg.log)
   config_lib.one_of("algorithm.name", cfg.algorithm.name, tuple(OBJECTIVES))
   config_lib.one_of("algorithm.advantage", cfg.algorithm.advantage, ("", *ESTIMATORS))
   config_lib.one_of("rollout.engine", cfg.rollout.engine, tuple(ENGINES))
@@ -255,13 +278,14 @@ def check_alike(cfg) -> None:
   processes.agree("the run", flat)
 
 
-def check_inputs_alike(cfg, model: Model, stream, heldout: list[Prompt]) -> None:
+def check_inputs_alike(cfg, model: Model, stream, sets: list[EvalSet]) -> None:
   """Each process has read its own copy of the inputs: raises ValueError on all when copies differ."""
   if processes.count() == 1:
     return
   digest = lambda data: hashlib.sha256(data).hexdigest()[:12]
   processes.agree("the files that they have read", {
-    "prompts": stream.state()["records"], "held-out prompts": digest("\0".join(p.text for p in heldout).encode()),
+    "prompts": stream.state()["records"] if stream else "",
+    "held-out prompts": digest("\0".join(p.text for s in sets for p in s.prompts).encode()),
     "model.path": digest(repr(model.config).encode()),
     "reward.file": digest(paths.read(cfg.reward.file)) if cfg.reward.file else "",
   })  # fmt: skip
@@ -271,6 +295,18 @@ def open_checkpointer(cfg) -> Checkpointer:
   """The checkpoints of a run."""
   c = cfg.checkpoint
   return Checkpointer(cfg.workdir, keep=c.keep, best=c.keep_best, folder=c.folder)
+
+
+def with_model(cfg: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """The config of a run that has trained; where its model.path is gone, tokenizer and sizes are those of its export."""
+  is_model = lambda folder: paths.is_file(paths.of(folder) / "config.json")
+  own = paths.of(cfg.workdir) / "export"
+  if not cfg.model.path or is_model(cfg.model.path) or not is_model(own):
+    return cfg
+  console.say(f"model.path={cfg.model.path!r}: not there; tokenizer and sizes are read from {own}")
+  cfg = cfg.copy_and_resolve_references()
+  cfg.model.path = str(own)
+  return cfg
 
 
 def open_model(cfg) -> tuple[Tokenizer, Model]:
@@ -304,10 +340,10 @@ def verifier_of(cfg, prompt: Prompt) -> str:
   return "file" if r.file and r.verifier != "weighted" else r.verifier or prompt.verifier
 
 
-def open_scorer(cfg, stream, heldout: list[Prompt], *, check: bool) -> tuple[Scorer, list[str]]:
+def open_scorer(cfg, stream, sets: list[EvalSet], *, check: bool) -> tuple[Scorer, list[str]]:
   """The verification processes, and what there is to say about them and the golds.
 
-  check: verify the golds, too; a user's function is called once in any case.
+  stream: None where nothing is trained. check: verify the golds, too; a user's function is called once in any case.
   Raises: ValueError for a broken verifier file, an unknown verifier in a record, golds that can never be met.
   """
   r = cfg.reward
@@ -318,8 +354,36 @@ def open_scorer(cfg, stream, heldout: list[Prompt], *, check: bool) -> tuple[Sco
   )  # fmt: skip
   if cfg.algorithm.name == "sft":
     return scorer, []
-  named = {**stream.verifiers, **{p.verifier: p.id for p in reversed(heldout)}}
+  named_by = lambda prompts: {p.verifier: p.id for p in reversed(prompts)}
   notes = []
+  if stream:
+    field = "mixture" if cfg.data.mixture else "path" if cfg.data.path else "name"
+    where = f"data.{field}={cfg.data[field] if field != 'mixture' else [*cfg.data.mixture]!r}"
+    unnamed = [p for s in sets if not s.name for p in s.prompts]
+    notes += _judges(cfg, {**stream.verifiers, **named_by(unnamed)}, where)
+  for s in sets:
+    if s.name or not stream:
+      notes += _judges(s.cfg, named_by(s.prompts), f"eval.sets.{s.name}" if s.name else "eval")
+  scorer.start()  # a broken verifier file is found now, not after the first rollout
+  if processes.is_first():
+    try:
+      judged = [(p, verifier_of(s.cfg, p)) for s in sets for p in s.prompts]
+      if stream:
+        others = stream.spread(max(golds.SAMPLE - len(judged), 0) if check else 1)
+        judged += [(p, verifier_of(cfg, p)) for p in others]
+      notes += golds.check(scorer, judged[: golds.SAMPLE])
+    except BaseException:
+      scorer.close()
+      raise
+  return scorer, notes
+
+
+def _judges(cfg, named: dict[str, int], where: str) -> list[str]:
+  """What there is to say of who judges prompts whose records name these verifiers (name -> id of a record).
+
+  Raises: ValueError where nobody does.
+  """
+  r, notes = cfg.reward, []
   if r.verifier or r.file:
     by_file = r.file and r.verifier != "weighted"
     others = {r.verifier, *named} if by_file else {*named} - {r.verifier}
@@ -328,8 +392,6 @@ def open_scorer(cfg, stream, heldout: list[Prompt], *, check: bool) -> tuple[Sco
       notes.append(f"{judge} judges all prompts; not used: {', '.join(unused)}")
   else:
     for name, record in named.items():
-      field = "mixture" if cfg.data.mixture else "path" if cfg.data.path else "name"
-      where = f"data.{field}={cfg.data[field] if field != 'mixture' else [*cfg.data.mixture]!r}"
       if not name:
         raise ValueError(f"{where} record {record} (from 0) names no verifier, and reward.verifier='': set one.")
       if name not in VERIFIERS:
@@ -337,15 +399,7 @@ def open_scorer(cfg, stream, heldout: list[Prompt], *, check: bool) -> tuple[Sco
           f"{where} record {record} (from 0): field 'verifier' is {name!r}, expected one of "
           f"{', '.join(map(repr, VERIFIERS))}; or set reward.verifier or reward.file."
         )
-  scorer.start()  # a broken verifier file is found now, not after the first rollout
-  if processes.is_first():
-    try:
-      prompts = [*heldout, *stream.spread(max(golds.SAMPLE - len(heldout), 0) if check else 1)][: golds.SAMPLE]
-      notes += golds.check(scorer, [(p, verifier_of(cfg, p)) for p in prompts])
-    except BaseException:
-      scorer.close()
-      raise
-  return scorer, notes
+  return notes
 
 
 def open_engine(cfg, model: Model, mesh, tokenizer) -> Engine:

@@ -70,8 +70,12 @@ def sample_groups(run: Run, step: int, progress) -> tuple[list[Group], dict[str,
   lost. After dynamic_sampling.max_draws it trains on what there is, or ends the run; with no group at all it
   always ends.
 
+  Where it is cut short, run.begun has what was sampled, by draw. A process that is given it goes the same way from the
+  beginning of the step, draws the same prompts, and samples only what is missing.
+
   Raises:
     DataExhausted: too few groups; says how many, and what would help.
+    Stopping: the run was told to stop. EngineError: the engine cannot go on.
   Source: DAPO (arXiv 2503.14476) section 3.2, which throws the surplus away and draws a fixed multiple.
   """
   c, want = run.cfg.dynamic_sampling, run.cfg.batch.prompts
@@ -82,6 +86,7 @@ def sample_groups(run: Run, step: int, progress) -> tuple[list[Group], dict[str,
   reused, run.surplus = waiting[:want], waiting[want:]
   kept = list(reused)
   pending, run.pending = run.pending, []
+  begun, run.begun = run.begun, []
   drawn = {g[0].prompt.id for _, g in waiting + pending}  # a prompt is one group of a batch
   seen: list[Group] = []
   draws = continued = 0
@@ -96,29 +101,32 @@ def sample_groups(run: Run, step: int, progress) -> tuple[list[Group], dict[str,
       break
     draws += 1
     enough = want - len(kept) if run.cfg.rollout.unfinished != "finish" else math.inf
-    begun = {g[0].prompt.id: s for s, g in pending if any(len(r.tokens) for r in g)}
+    since = {g[0].prompt.id: s for s, g in pending if any(len(r.tokens) for r in g)}
     continued += len(pending)
-    try:
-      groups = sample(run, step, draw, prompts, [g for _, g in pending], enough, progress)
-    except EngineError as error:  # what was sampled waits for servers that answer
-      run.surplus = kept + run.surplus
-      run.pending += [(begun.get(g[0].prompt.id, step), g) for g in error.groups]
-      raise
+    have = [g for n, g in begun if n == draw]
+    groups, why = sample(run, step, draw, prompts, [g for _, g in pending], have, enough, progress)
+    run.begun += [(draw, g) for g in groups]
+    if why:
+      run.begun += [(n, g) for n, g in begun if n > draw]
+      raise why
+    if run.cfg.rollout.unfinished == "restart":
+      groups = [g if all(r.finished for r in g) else [_begun_again(r) for r in g] for g in groups]
     done, left = [], []
     for g in groups:
       (done if all(r.finished for r in g) else left).append(g)
-    pending, run.pending = [], run.pending + [(begun.get(g[0].prompt.id, step), g) for g in left]
+    pending, run.pending = [], run.pending + [(since.get(g[0].prompt.id, step), g) for g in left]
     for g in done:
       for r in g:
-        r.age = step - begun.get(g[0].prompt.id, step)
+        r.age = step - since.get(g[0].prompt.id, step)
     seen += done
-    fresh = [(begun.get(g[0].prompt.id, step), g) for g in done if not c.enabled or informative(g)]
+    fresh = [(since.get(g[0].prompt.id, step), g) for g in done if not c.enabled or informative(g)]
     kept += sorted(fresh, key=lambda pair: pair[0])
     if seen:
       keep_rate = (len(kept) - len(reused)) / len(seen)
     if left:
       break  # enough of them
   run.pending += pending  # there were enough without them
+  run.begun = []
   found = len(kept) - len(reused)
   if seen:
     measured = found / len(seen)
@@ -154,15 +162,22 @@ def sample_groups(run: Run, step: int, progress) -> tuple[list[Group], dict[str,
   return [g for _, g in kept], count(run, values, kept)
 
 
-def sample(run: Run, step: int, draw: int, prompts, pending: list[Group], enough: float, progress) -> list[Group]:
+def sample(
+  run: Run, step: int, draw: int, prompts, pending: list[Group], have: list[Group], enough: float, progress
+) -> tuple[list[Group], Exception | None]:  # fmt: skip
   """One draw: groups, scored where they are complete. Scoring runs beside the sampling of the others.
 
+  have: what an earlier process had sampled of this draw.
   enough: sampling ends early once so many groups are informative. Whether that is so is decided by the groups that were
   complete at the last look but one, so it does not depend on how fast the scoring is. Where it is infinite nobody needs
   a verdict before the end, and sampling waits for none.
+  Returns the groups, and why they are not what was asked for, not scored then: Stopping, EngineError or None.
   Raises: ValueError when the first verifications of a run have failed one and all.
   """
-  found = 0
+  found, stopped, stop_asked = 0, False, processes.StopPoll()
+  key = jax.random.fold_in(run.key(step, STREAM_ROLLOUT), draw)
+  if have:
+    pending, prompts = _with_begun(have, pending, prompts, run.cfg.rollout.samples_per_prompt, key), []
   under_way: list[tuple[concurrent.futures.Future, list[Group]]] = []  # in the same order on all processes
 
   def judge(future, groups):
@@ -175,26 +190,45 @@ def sample(run: Run, step: int, draw: int, prompts, pending: list[Group], enough
   with concurrent.futures.ThreadPoolExecutor(1) as pool:  # texts of long responses take time, too
 
     def watch(groups: list[Group]) -> bool:
-      while under_way and enough < math.inf:
-        judge(*under_way.pop(0))
-      under_way.append((pool.submit(begin_score, run, groups), groups))
-      scored.update(map(id, groups))
-      return found >= enough
+      nonlocal stopped
+      if groups:
+        while under_way and enough < math.inf:
+          judge(*under_way.pop(0))
+        under_way.append((pool.submit(begin_score, run, groups), groups))
+        scored.update(g[0].prompt.id for g in groups)
+      stopped = stop_asked()
+      return stopped or found >= enough
 
-    key = jax.random.fold_in(run.key(step, STREAM_ROLLOUT), draw)
     with run.timers("rollout"):
-      groups = run.engine.generate(
-        prompts, run.cfg.rollout.samples_per_prompt, key=key, sampling=run.sampling(evaluation=False),
-        progress=progress.task("rollout"), watch=watch, pending=pending,
-      )  # fmt: skip
-    rest = [g for g in groups if all(r.finished for r in g) and id(g) not in scored]
+      if complete := [g for g in pending if all(r.finished for r in g)]:
+        watch(complete)
+      try:
+        groups = run.engine.generate(
+          prompts, run.cfg.rollout.samples_per_prompt, key=key, sampling=run.sampling(evaluation=False),
+          progress=progress.task("rollout"), watch=watch, pending=pending,
+        )  # fmt: skip
+      except EngineError as error:
+        return error.groups or have, error
+    if stopped and not all(r.finished for g in groups for r in g):
+      return groups, processes.Stopping()
+    rest = [g for g in groups if all(r.finished for r in g) and g[0].prompt.id not in scored]
     under_way.append((pool.submit(begin_score, run, rest), rest))
     for item in under_way:
       judge(*item)
   refuse_silence(run, [g for g in groups if all(r.finished for r in g)])
-  if run.cfg.rollout.unfinished == "restart":
-    groups = [g if all(r.finished for r in g) else [_begun_again(r) for r in g] for g in groups]
-  return groups
+  return groups, None
+
+
+def _with_begun(have: list[Group], pending: list[Group], prompts: list[Prompt], samples: int, key) -> list[Group]:
+  """Groups of a draw in its order, to be continued: as they are in `have`, where they are."""
+  begun = {g[0].prompt.id: g for g in have}
+  raw = tuple(int(x) for x in np.asarray(jax.random.key_data(key)))
+  nothing = np.zeros(0, np.float32)
+  fresh = [
+    [Rollout(p, g, nothing.astype(np.int32), nothing, "unfinished", raw_logp=nothing, key=raw) for g in range(samples)]
+    for p in prompts
+  ]
+  return [begun.get(g[0].prompt.id, g) for g in [*pending, *fresh]]
 
 
 def _begun_again(r: Rollout) -> Rollout:
@@ -220,21 +254,22 @@ def draw_prompts(run: Run, number: int, drawn: set[int]) -> list[Prompt]:
   return prompts
 
 
-def score(run: Run, groups: list[Group]) -> None:
+def score(run: Run, groups: list[Group], cfg=None) -> None:
   """Fills text, accuracy, score, reward and flags of every rollout: the verifier's score plus the overlong penalty.
 
+  cfg: of an evaluation set, if not that of the run.
   Raises: ValueError when the first verifications of a run have failed one and all.
   """
-  begin_score(run, groups)()
+  begin_score(run, groups, cfg)()
   refuse_silence(run, groups)
 
 
-def begin_score(run: Run, groups: list[Group]) -> Callable[[], None]:
+def begin_score(run: Run, groups: list[Group], cfg=None) -> Callable[[], None]:
   """Hands the responses to the verifiers; the function that comes back waits for the verdicts and fills them in.
 
   Only the responses that this process verifies are decoded here.
   """
-  c = run.cfg
+  c = run.cfg if cfg is None else cfg
   rollouts = [r for group in groups for r in group]
 
   def job(i: int) -> Job:

@@ -201,11 +201,17 @@ def default() -> ml_collections.ConfigDict:
   c.eval.top_k = 0
   c.eval.min_p = 0.0
   c.eval.repetition_penalty = 1.0  # 1 = off
+  # Several sets by name, each with what differs from data and eval: name -> {"path": "x.parquet", "prompts": 0 for all,
+  # "samples_per_prompt": 32, "verifier": ..., "temperature": ..., "max_response_tokens": ...}; fields in
+  # evaluation/sets.py. The first one's metrics have no name before them, for alarms and report. {} = one set, as above.
+  c.eval.sets = ml_collections.ConfigDict(type_safe=False)
 
   c.checkpoint = ml_collections.ConfigDict()
   c.checkpoint.every = 5  # iterations; the last one is always saved
+  c.checkpoint.every_s = 0.0  # seconds after which an iteration is saved though it is none of those; 0 = never
   c.checkpoint.keep = 2  # the newest
-  c.checkpoint.keep_best = 0  # besides them: those with the best held-out accuracy, of iterations that are evaluated
+  c.checkpoint.keep_best = 0  # besides them: the best by best_by, of iterations that are evaluated
+  c.checkpoint.best_by = "accuracy"  # or pass@N, cons@N, reward; of the first set, or "NAME/accuracy" of a set by name
   c.checkpoint.folder = ""  # local or gs://, seen by every process; "" = workdir/checkpoints
   c.checkpoint.export = True  # write a Hugging Face directory at the end
 
@@ -220,7 +226,15 @@ def default() -> ml_collections.ConfigDict:
   c.log = ml_collections.ConfigDict()
   c.log.samples = 4  # responses a step written to samples.jsonl, token by token
   c.log.samples_mb = 256  # 10⁶ bytes of samples.jsonl at most; beyond it the oldest half goes
+  c.log.stall_s = 600.0  # seconds in which nothing moves until all stacks are written and the run ends; 0 = never
+  c.log.stall_factor = 5.0  # of the longest that a phase stood still, in its median time, where that is more
+  c.log.stall_first_s = 3600.0  # seconds for a phase that has never ended: it may load or compile a large model
   c.log.report = True  # plots and an HTML page at the end
+  c.log.tensorboard = True  # TensorBoard's event files in workdir/tensorboard
+  c.log.wandb = ""  # project of Weights & Biases that gets the metrics, too; "" = none
+  # Iterations of which an xprof trace is written to workdir/profile, such as (5, 6); () = none. Programs are compiled
+  # anew for it, as those in the compile cache may have the names of an older version.
+  c.log.profile_steps = ()
   return c.lock()
 
 
@@ -287,8 +301,14 @@ def _check_ranges(c) -> None:
     "reward.overlong_buffer_tokens", "reward.overlong_factor", "optimizer.warmup_updates",
     "optimizer.weight_decay", "eval.every", "log.samples", "dynamic_sampling.max_age", "algorithm.gspo_clip_low",
     "algorithm.gspo_clip_high", "algorithm.reference_kl_coef", "algorithm.entropy_coef", "algorithm.sampler_ratio_cap",
-    "algorithm.value_coef", "algorithm.value_clip",
+    "algorithm.value_coef", "algorithm.value_clip", "checkpoint.every_s",
+    "log.stall_s", "log.stall_factor", "log.stall_first_s",
   )  # fmt: skip
+  for step in c.log.profile_steps:
+    if not (isinstance(step, int) and 0 < step <= c.steps):
+      raise ValueError(
+        f"log.profile_steps={c.log.profile_steps}: {step!r} is no iteration of 1 to steps={c.steps}; () = no trace."
+      )
   for field in ("rollout.top_p", "eval.top_p"):
     if not 0 < at(c, field) <= 1:
       raise ValueError(f"{field}={at(c, field)!r}: must lie in (0, 1].")

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-from fipo_jax import processes
+from fipo_jax import paths, processes, stalls
 
 GOES_ON_S = (5.0, 60.0)  # of a phase until it is said that it goes on, the last one again and again, ten times as long
 
@@ -26,6 +26,9 @@ def _print(text: str) -> None:
   print(text, flush=True)
 
 
+paths.say = say
+
+
 @contextlib.contextmanager
 def lines_to(sink: Callable[[str], None], *, quiet: bool) -> Iterator[None]:
   """Meanwhile lines go to `sink`; quiet: phases need not say that they go on."""
@@ -41,6 +44,12 @@ def lines_to(sink: Callable[[str], None], *, quiet: bool) -> Iterator[None]:
 @contextlib.contextmanager
 def phase(name: str) -> Iterator[None]:
   """Says of what lasts longer than a few seconds that it goes on; of phases within one another the innermost does."""
+  with stalls.phase(name), _said(name):
+    yield
+
+
+@contextlib.contextmanager
+def _said(name: str) -> Iterator[None]:
   if not processes.is_first():
     yield
     return

@@ -11,9 +11,9 @@ import jax
 from fipo_jax import processes, sharding
 from fipo_jax.data.pipeline import PromptStream
 from fipo_jax.data.tokenizer import Tokenizer
+from fipo_jax.evaluation.sets import EvalSet
 from fipo_jax.models import attention_splash, tiles
 from fipo_jax.models.transformer import TILED, Model
-from fipo_jax.types import Prompt
 
 SHOWN = 600  # characters of the first prompt
 
@@ -47,13 +47,14 @@ def model(cfg, model: Model, tokenizer: Tokenizer) -> str:
   )
 
 
-def prompts(cfg, stream: PromptStream, heldout: list[Prompt]) -> list[str]:
+def prompts(cfg, stream: PromptStream, sets: list[EvalSet]) -> list[str]:
   """How many prompts there are, who judges responses to them, and the first of them as the model sees it."""
   (first,) = stream.spread(1)
   judges = ", ".join(sorted(filter(None, stream.verifiers))) or "what the config says"
   judge = cfg.reward.file or cfg.reward.verifier or judges
   text = first.text if len(first.text) <= SHOWN else f"{first.text[:SHOWN]}... ({len(first.text)} characters)"
-  held = f"{len(heldout)} held out" if heldout else "none held out (eval.every=0)"
+  held = ", ".join(f"{len(s.prompts)} {f'in {s.name}' if s.name else 'held out'}" for s in sets)
+  held = held or "none held out (eval.every=0)"
   judged = "" if cfg.algorithm.name == "sft" else f"; judged by {judge}"
   return [
     f"prompts: {stream.len_epoch:,} to train on, {held}{judged}",
@@ -90,8 +91,22 @@ def rows(cfg, model: Model) -> str:
   return f"rows of {T:,} tokens: {'; '.join(notes)}" if notes else ""
 
 
+def grace(seconds: float | None) -> str:
+  """How long a scheduler must wait after SIGTERM, for the start of a run; seconds: as measured before, if it was."""
+  what = "told to stop (SIGTERM), it finishes an update or the sampler's present look, saves, and ends with code 75"
+  return f"{what}: {seconds:.0f} s when last measured" if seconds else f"{what}; see grace_s in the metrics"
+
+
 def evaluation(result: dict[str, float]) -> str:
-  """Accuracy with its 95% interval over prompts (normal: ± 1.96 standard errors), length, and what went wrong."""
+  """Of each set: accuracy with its 95% interval over prompts (normal: ± 1.96 standard errors), length, and troubles."""
+  names = [metric.removesuffix("/accuracy") for metric in result if metric.endswith("/accuracy")]
+  if not names:
+    return _evaluation(result)
+  own = lambda name: {m.removeprefix(f"{name}/"): v for m, v in result.items() if m.startswith(f"{name}/")}
+  return "; ".join(f"{name}: {_evaluation(own(name))}" for name in names)
+
+
+def _evaluation(result: dict[str, float]) -> str:
   error = result.get("accuracy_se", math.nan)
   low, high = max(result["accuracy"] - 1.96 * error, 0.0), min(result["accuracy"] + 1.96 * error, 1.0)
   interval = "" if math.isnan(error) else f" [{low:.3f}, {high:.3f}]"

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from fipo_jax import processes
 from fipo_jax.types import Prompt, Rollout
 
 NO_ANSWER = "[INVALID]"  # what verifiers of the reference say when they find no answer; it votes like any other
@@ -28,6 +29,7 @@ def evaluate(
   key,
   sampling,
   progress=None,
+  watch: Callable[[list[list[Rollout]]], bool] | None = None,
   inspect: Callable[[list[list[Rollout]]], None] | None = None,
 ) -> dict[str, float]:
   """Samples, scores and summarises; see `summary` for what comes back.
@@ -36,8 +38,10 @@ def evaluate(
     engine: a row of ENGINES, its parameters up to date.
     score: fills text, pred, accuracy, score and reward of each rollout in place.
     progress: passed to the engine; called with (samples done, samples in total).
+    watch: passed to the engine, which it may end early.
     inspect: called with the scored groups, in prompt order, for whoever writes samples to a file.
   Raises:
+    processes.Stopping: it was ended early.
     ValueError: no prompts, or samples_per_prompt below 1.
   """
   if not prompts:
@@ -45,8 +49,10 @@ def evaluate(
   if samples_per_prompt < 1:
     raise ValueError(f"samples_per_prompt={samples_per_prompt} must be at least 1.")
   groups = engine.generate(
-    prompts, samples_per_prompt, key=key, sampling=sampling, progress=progress
+    prompts, samples_per_prompt, key=key, sampling=sampling, progress=progress, watch=watch
   )
+  if not all(r.finished for group in groups for r in group):
+    raise processes.Stopping
   score(groups)
   if inspect is not None:
     inspect(groups)
@@ -216,6 +222,11 @@ def _most_frequent(votes: list[str]) -> list[str]:
   """The answers that share the highest count, in order of first appearance."""
   counts = collections.Counter(votes)
   return [vote for vote, count in counts.items() if count == max(counts.values())]
+
+
+def votes(group: Sequence[Rollout]) -> list[str]:
+  """What each response votes for; a missing answer votes like any other."""
+  return [_vote(r.pred) for r in group]
 
 
 def _vote(pred: str | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -12,10 +13,22 @@ from typing import Any
 
 import jax
 
-from fipo_jax import console, describe, metrics, paths, processes, report, workdir
+from fipo_jax import (
+  console,
+  dashboards,
+  describe,
+  goodput,
+  metrics,
+  paths,
+  processes,
+  report,
+  stalls,
+  tracing,
+  workdir,
+)
 from fipo_jax import evaluate as evaluate_lib
 from fipo_jax.alarms import Alarm
-from fipo_jax.assemble import STREAM_CONTROL, STREAM_EVAL, Run, build
+from fipo_jax.assemble import STREAM_CONTROL, Run, build, sampling_of
 from fipo_jax.collect import DataExhausted, collect, score
 from fipo_jax.models import hf
 from fipo_jax.rollback import Rollback, roll_back
@@ -55,51 +68,99 @@ def train_through_alarms(cfg, **how) -> dict[str, Any]:
       how["step"] = None
       to = roll_back(cfg, asked.alarm)
       console.say(f"alarm {asked.alarm.name} at step {asked.alarm.step}: going back to step {to}")
+    finally:
+      workdir.end(cfg)
 
 
 def train_until_alarm(cfg, **how) -> dict[str, Any]:
   """The same, unless an alarm raises `Rollback`."""
+  with stalls.watch(cfg.workdir, stall_s=cfg.log.stall_s, factor=cfg.log.stall_factor, first_s=cfg.log.stall_first_s):
+    return train_watched(cfg, **how)
+
+
+def train_watched(cfg, **how) -> dict[str, Any]:
+  """The same, while `stalls` watches whether it moves."""
   run = build(cfg, **how)
   cfg = run.cfg
+  boards = dashboards.open_boards(cfg, step=run.step, rollbacks=run.rollbacks, back=how.get("step") is not None)
   processes.begin()
   run.host.pop("ended", None)  # of an earlier process; this one tries again
-  started = time.monotonic() - run.host["seconds"]
-  log = metrics.Log(cfg.workdir, resume_step=run.step or -1, samples_bytes=round(cfg.log.samples_mb * 1e6))
-  with jax.set_mesh(run.mesh), run.scorer, metrics.Progress(cfg.workdir, cfg.steps, run.step) as progress:
-    if run.step == 0 and cfg.eval.every:
-      run.host["before"] = evaluate(run, progress)
-      log.write(0, {f"eval/{k}": v for k, v in run.host["before"].items()})
-      progress.note(f"before training: {describe.evaluation(run.host['before'])}")
-    run.timers.pop()  # not part of the first step
-    for step in range(run.step + 1, cfg.steps + 1):
-      if processes.stop_asked():
-        stop(run)
-      try:
-        groups, values = collect(run, step, progress)
-      except DataExhausted as reason:
-        end_early(run, progress, str(reason))
-        break
-      except EngineError:
-        keep_sampled(run)
-        raise
-      values |= learn(run, groups, step, log, progress)
-      if cfg.eval.every and (step % cfg.eval.every == 0 or step == cfg.steps):
-        run.host["after"] = evaluate(run, progress)
-        values |= {f"eval/{k}": v for k, v in run.host["after"].items()}
-      values |= speeds(run, values, run.timers.pop())
-      alarms = run.watch.check(step, values)
-      changed = {"changed": run.changes} if run.changes and step == run.step + 1 else {}
-      log.write(step, values | {"alarms": [a.name for a in alarms]} | changed)
-      run.changes = []
-      progress.step(step, values)
-      if "eval/accuracy" in values:
-        progress.note(f"after step {step}: {describe.evaluation(run.host['after'])}")
-      run.step, run.host["seconds"] = step, time.monotonic() - started
-      heed(run, alarms, progress)
-      if step % cfg.checkpoint.every == 0 or step == cfg.steps:
-        save(run)
-      check_alive(run)
+  console.say(describe.grace(run.host.get("grace_s")))
+  logged, samples_bytes = workdir.logged(cfg), round(cfg.log.samples_mb * 1e6)
+  log = metrics.Log(cfg.workdir, resume_step=run.step or -1, samples_bytes=samples_bytes, boards=boards)
+  run.spent, so_far = workdir.begin_training(cfg, run.step, logged)
+  if so_far:
+    console.say(so_far)
+  with (
+    jax.set_mesh(run.mesh), run.scorer, contextlib.closing(log),
+    metrics.Progress(cfg.workdir, cfg.steps, run.step) as progress,
+  ):  # fmt: skip
+    try:
+      if run.step == 0 and cfg.eval.every:
+        if "before" not in run.host:
+          run.host["before"] = evaluate(run, progress)
+        log.write(0, {f"eval/{k}": v for k, v in run.host["before"].items()})
+        progress.note(f"before training: {describe.evaluation(run.host['before'])}")
+      run.host["seconds"] += run.timers.pop()["seconds/step"]  # not part of the first step
+      if owed := run.host.get("owed"):
+        conclude(run, owed, log, progress)
+      for step in tracing.iterations(range(run.step + 1, cfg.steps + 1), cfg.log.profile_steps, cfg.workdir):
+        if processes.stop_asked():
+          raise processes.Stopping
+        stalls.moved(step)
+        before = drawn(run)
+        try:
+          groups, values = collect(run, step, progress)
+        except DataExhausted as reason:
+          end_early(run, progress, str(reason))
+          break
+        except (EngineError, processes.Stopping):
+          keep_begun(run, before)
+          raise
+        run.host["owed"] = values | learn(run, groups, step, log, progress)
+        run.step = step
+        conclude(run, run.host["owed"], log, progress)
+    except processes.Stopping:
+      stop(run)
     return finish(run)
+
+
+def conclude(run: Run, values: dict[str, Any], log, progress) -> None:
+  """What comes after the updates of a step: evaluation, alarms, its line, a checkpoint.
+
+  values: of the step, saved as run.host["owed"] until its line is written: a run that is stopped meanwhile writes it
+  when it goes on.
+  """
+  cfg, step = run.cfg, run.step
+  try:
+    if evaluates(cfg, step):
+      run.host["after"] = evaluate(run, progress)
+      values |= {f"eval/{k}": v for k, v in run.host["after"].items()}
+  finally:
+    for name, seconds in run.timers.pop().items():
+      values[name] = values.get(name, 0.0) + seconds
+  run.host.pop("owed")
+  run.host["seconds"] += values["seconds/step"]
+  values |= speeds(run, values) | grace(run, values)
+  if run.spent:
+    values["goodput"] = run.spent.share(values["seconds/step"])
+  alarms = run.watch.check(step, values)
+  changed = {"changed": run.changes} if run.changes else {}
+  log.write(step, values | {"alarms": [a.name for a in alarms]} | changed)
+  run.changes = []
+  progress.step(step, values)
+  if "eval/accuracy" in values:
+    progress.note(f"after step {step}: {describe.evaluation(run.host['after'])}")
+  heed(run, alarms, progress)
+  if step % cfg.checkpoint.every == 0 or step == cfg.steps or save_is_due(run):
+    log.flush()
+    save(run)
+  check_alive(run)
+
+
+def evaluates(cfg, step: int) -> bool:
+  """Whether a step ends with an evaluation."""
+  return bool(cfg.eval.every) and (step % cfg.eval.every == 0 or step == cfg.steps)
 
 
 def learn(run: Run, groups: list[list[Rollout]], step: int, log, progress) -> dict[str, Any]:
@@ -218,49 +279,85 @@ def write_samples(run: Run, step: int, groups, packed: batching.Packed, batch, l
 
 
 def evaluate(run: Run, progress) -> dict[str, float]:
-  """Accuracy, length, truncation on the held-out prompts, with the engine's present weights."""
-  e = run.cfg.eval
+  """Accuracy, length, truncation on the evaluation sets, with the engine's present weights.
+
+  Metrics of a set with a name as NAME/metric; those of the first set without one, too.
+  """
   run.engine.update(run.policy_params())
+  stop_asked = processes.StopPoll()
+  result: dict[str, float] = {}
   with run.timers("evaluate"):
-    result = evaluate_lib.evaluate(
-      run.engine, lambda groups: score(run, groups), run.heldout, samples_per_prompt=e.samples_per_prompt,
-      key=run.key(0, STREAM_EVAL), sampling=run.sampling(evaluation=True),
-      progress=progress.task("evaluate"),
-    )  # fmt: skip
+    for s in run.sets:
+      own = evaluate_lib.evaluate(
+        run.engine, lambda groups, s=s: score(run, groups, s.cfg), list(s.prompts),
+        samples_per_prompt=s.cfg.eval.samples_per_prompt, key=s.key(),
+        sampling=sampling_of(s.cfg, run.tokenizer, evaluation=True),
+        progress=progress.task(f"evaluate {s.name}".strip()), watch=lambda _: stop_asked(),
+      )  # fmt: skip
+      result = result or dict(own)
+      result |= {s.label(metric): value for metric, value in own.items()}
   run.engine.release()
   return result
 
 
-def save(run: Run) -> None:
+Drawn = tuple[dict[str, Any], stored.Waiting, stored.Waiting]
+
+
+def drawn(run: Run) -> Drawn:
+  """Where sampling stands: prompts drawn, groups that wait for a batch, or for their last tokens."""
+  return run.stream.state(), list(run.surplus), list(run.pending)
+
+
+def save(run: Run, at: Drawn | None = None) -> None:
   """Checkpoints state, data position, waiting groups and counters as one step; one already saved is left alone.
 
-  Only between iterations: whatever ends the process within one, that iteration is done again from its beginning.
+  As it is between iterations: whatever ends the process within one, that iteration is done again from its beginning.
+
+  at: where sampling stood then, if that is not now.
   """
-  if run.step and run.checkpointer.latest() != run.step:
-    evaluated = run.cfg.eval.every and (run.step % run.cfg.eval.every == 0 or run.step == run.cfg.steps)
-    accuracy = run.host["after"]["accuracy"] if evaluated else None
-    with run.timers("checkpoint"):
-      run.checkpointer.save(run.step, run.state, {**run.host, **sampled(run), "watch": run.watch.state()}, accuracy)
+  if not run.step or run.checkpointer.latest() == run.step:
+    return
+  data, surplus, pending = at or drawn(run)
+  waiting = {"data": data, "surplus": stored.encode(surplus), "pending": stored.encode(pending)}
+  measured = evaluates(run.cfg, run.step) and "owed" not in run.host
+  accuracy = run.host["after"].get(run.cfg.checkpoint.best_by) if measured else None
+  with run.timers("checkpoint"):
+    run.checkpointer.save(run.step, run.state, {**run.host, **waiting, "watch": run.watch.state()}, accuracy)
 
 
-def sampled(run: Run) -> dict[str, Any]:
-  """Where sampling stands, JSON and arrays: prompts drawn, groups that wait for a batch or for their last tokens."""
-  return {"data": run.stream.state(), "surplus": stored.encode(run.surplus), "pending": stored.encode(run.pending)}
+def close(run: Run) -> None:
+  """Waits until what was saved is durable; nothing more can be."""
+  with console.phase("waiting for the checkpoint"):
+    run.checkpointer.close()
 
 
-def keep_sampled(run: Run) -> None:
-  """The engine failed within a step: what it had sampled is saved with the state before that step."""
-  save(run)
-  run.checkpointer.close()
-  if processes.is_first():
-    stored.rescue(run.cfg.workdir, [run.step, run.rollbacks], sampled(run))
+def save_is_due(run: Run) -> bool:
+  """Whether checkpoint.every_s have passed since the last save, by the clock of process 0."""
+  every_s = run.cfg.checkpoint.every_s
+  return bool(every_s) and processes.from_first("the clock", time.monotonic() - run.checkpointer.since >= every_s)
+
+
+def keep_begun(run: Run, before: Drawn) -> None:
+  """A step could not be finished: what it had sampled is saved beside the state before it, and is not sampled again."""
+  save(run, before)
+  close(run)
+  if processes.is_first() and run.begun:
+    before = {"before": run.host["before"]} if "before" in run.host else {}  # no checkpoint has it yet, at step 0
+    stored.rescue(run.cfg.workdir, [run.step, run.rollbacks], {"begun": stored.encode(run.begun), **before})
 
 
 def stop(run: Run) -> None:
   """Saves what there is and raises `Stopped`."""
   save(run)
-  run.checkpointer.close()
-  raise processes.Stopped(f"stopped as asked, saved after step {run.step} of {run.cfg.steps}; the same command goes on")
+  close(run)
+  done = f"saved after step {run.step} of {run.cfg.steps}" if run.step else "before the first step was done"
+  begun = sum(len(r.tokens) for _, group in run.begun for r in group)
+  more = f", with {begun} tokens of the next one" if begun else ""
+  if "owed" in run.host:
+    more = "; its evaluation is made when it goes on"
+    if run.cfg.checkpoint.keep_best:
+      more += ", too late for checkpoint.keep_best to choose it"
+  raise processes.Stopped(f"stopped as asked, {done}{more}; the same command goes on")
 
 
 def end_early(run: Run, progress, reason: str) -> None:
@@ -273,25 +370,38 @@ def end_early(run: Run, progress, reason: str) -> None:
   progress.note(f"the run ends at step {run.step}, saved: {reason}")
 
 
-def speeds(run: Run, values: dict[str, Any], seconds: dict[str, float]) -> dict[str, float]:
-  """Seconds by phase, of the whole step (wall time; the phases sum to it), and tokens per second by phase.
+def speeds(run: Run, values: dict[str, Any]) -> dict[str, float]:
+  """Tokens per second by phase, from the step's seconds by phase (wall time; they sum to seconds/step), and memory.
 
   tokens_per_second/rollout counts sampled tokens, /old_logp and /update those of the packed sequences, prompts
   included, and /step sampled tokens over the whole step. update_tflops: model FLOPs of the update (6 · parameters ·
   tokens, attention left out) per device, 10¹² per second.
   """
-  found = dict(seconds)
+  found = {}
   packed_tokens = values["row_fill"] * values["rows_used"] * run.cfg.batch.row_tokens
   rates = {"rollout": values.get("tokens_generated", 0), "old_logp": packed_tokens, "update": packed_tokens}
   for phase, tokens in rates.items():
-    if tokens and seconds.get(f"seconds/{phase}"):
-      found[f"tokens_per_second/{phase}"] = tokens / seconds[f"seconds/{phase}"]
+    if tokens and values.get(f"seconds/{phase}"):
+      found[f"tokens_per_second/{phase}"] = tokens / values[f"seconds/{phase}"]
   if values.get("tokens_generated"):
-    found["tokens_per_second/step"] = values["tokens_generated"] / found["seconds/step"]
+    found["tokens_per_second/step"] = values["tokens_generated"] / values["seconds/step"]
   parameters = sum(x.size for x in jax.tree.leaves(run.state.params))
   flops = 6 * parameters * packed_tokens / len(run.mesh.devices.flat)
-  found["update_tflops"] = flops / seconds["seconds/update"] / 1e12
+  found["update_tflops"] = flops / values["seconds/update"] / 1e12
   return found | metrics.memory()
+
+
+def grace(run: Run, values: dict[str, Any]) -> dict[str, float]:
+  """grace_s: seconds from being told to stop until all is saved, as this step and the last save went.
+
+  An update is finished, sampling and evaluation end at the next look; whichever takes longer, and a save. None before
+  the first save. It survives in checkpoints, for the next start to say it.
+  """
+  if not run.checkpointer.seconds:
+    return {}
+  updates = values.get("seconds/old_logp", 0.0) + values["seconds/update"]
+  run.host["grace_s"] = max(updates, values.get("rollout/longest_look_s", 0.0)) + run.checkpointer.seconds
+  return {"grace_s": run.host["grace_s"]}
 
 
 def heed(run: Run, alarms: list[Alarm], progress) -> None:
@@ -333,12 +443,13 @@ def check_alive(run: Run) -> None:
 def finish(run: Run) -> dict[str, Any]:
   """Waits for the last checkpoint, exports, writes result.json and the report: process 0 alone, but for the export."""
   cfg, folder = run.cfg, paths.of(run.cfg.workdir)
-  run.checkpointer.close()
+  close(run)
   made = {name: folder / f"{name}{'' if paths.is_remote(folder) else '.jsonl'}" for name in ("metrics", "samples")}
   made["checkpoints"] = folder / "checkpoints"
   if cfg.checkpoint.export:
     made["export"] = folder / "export"
-    hf.save(made["export"], run.policy_params(), run.model.policy().config, template_dir=cfg.model.path or None)
+    with console.phase("exporting"):
+      hf.save(made["export"], run.policy_params(), run.model.policy().config, template_dir=cfg.model.path or None)
     if not cfg.model.path and processes.is_first():
       run.tokenizer.save(made["export"])
   before, after = run.host.get("before", {}), run.host.get("after", {})
@@ -351,6 +462,8 @@ def finish(run: Run) -> dict[str, Any]:
     "first_error": run.scorer.first_error or None,
   }  # fmt: skip
   if processes.is_first():
+    result["goodput"] = workdir.account(cfg)
+    console.say(goodput.said(result["goodput"]))
     paths.write(folder / "result.json", json.dumps(result, indent=1) + "\n")
     if cfg.log.report and (run.step or before):  # else there is nothing to draw
       made["report"] = report.write_report(folder)

@@ -27,7 +27,8 @@ import rich.console
 import rich.progress
 import rich.table
 
-from fipo_jax import console, lines, paths
+from fipo_jax import console, lines, paths, stalls
+from fipo_jax.dashboards import Boards
 from fipo_jax.types import Max, Mean, Min
 
 
@@ -144,10 +145,14 @@ def _plain(value, name: str, nonfinite: list[str]):
 
 
 class Log:
-  """The run's two files: `write` adds a line of metrics, `sample` a line of samples, written by the next `write`."""
+  """The run's two files: `write` adds a line of metrics, `sample` a line of samples, written by the next `write`.
 
-  def __init__(self, workdir, *, resume_step: int, samples_bytes: int = 0):
+  boards: get the metrics, too.
+  """
+
+  def __init__(self, workdir, *, resume_step: int, samples_bytes: int = 0, boards: Boards | None = None):
     workdir = paths.of(workdir)
+    self.boards = boards or Boards()
     self.metrics = JsonLines(workdir / "metrics.jsonl", resume_step)
     self.samples = JsonLines(workdir / "samples.jsonl", resume_step, samples_bytes)
 
@@ -155,11 +160,17 @@ class Log:
     """time: seconds since 1970, when the line was written."""
     self.samples.flush()
     self.metrics.write({"step": step, "time": round(time.time(), 3), **metrics})
+    self.boards.write(step, metrics)
 
   def sample(self, step: int, record: Mapping) -> None:
     self.samples.write({"step": step, **record}, flush=False)
 
+  def flush(self) -> None:
+    """Whatever was written is out of this process."""
+    self.boards.flush()
+
   def close(self) -> None:
+    self.boards.close()
     self.metrics.close()
     self.samples.close()
 
@@ -203,7 +214,7 @@ class Timers:
     start = self._clock()
     self._inner.append(0.0)
     try:
-      with console.phase(phase):
+      with console.phase(phase), jax.profiler.TraceAnnotation(phase):
         yield
     finally:
       whole = self._clock() - start
@@ -286,7 +297,13 @@ class Progress:
 
   def task(self, name: str) -> Callable[[int, int], None]:
     """A sub-task's bar, as a function of (done, total); gone once done reaches total."""
-    return lambda done, total: self._show(name, done, total)
+
+
+    def show(done: int, total: int) -> None:
+      stalls.moved()
+      self._show(name, done, total)
+
+    return show
 
   def _show(self, name: str, done: int, total: int) -> None:
     if self._live is None:

@@ -11,16 +11,19 @@ one process every function here answers at once, and nothing of JAX is touched.
 from __future__ import annotations
 
 import collections
+import concurrent.futures
 import ctypes
 import faulthandler
+import glob
 import json
 import os
+import re
 import signal
 import socket
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 START_S = 300.0  # for all processes to come
@@ -40,6 +43,8 @@ EXIT_LOST = 76  # another process was lost or has stalled; start all again
 EXIT_INTERRUPTED = 130  # a second Ctrl-C: ended at once
 
 _job: _Job | None = None  # None: one process
+place: Callable[[], str] = lambda: ""  # where this process is, as `stalls` has it: said with each sign of life
+before_end: Callable[[str], None] | None = None  # what is done with the reason when this process ends by news of it
 _told_to_stop = threading.Event()
 _begun = threading.Event()
 
@@ -50,6 +55,10 @@ class Missing(OSError):
 
 class Stopped(Exception):
   """The run was told to stop; it is saved, and the same command goes on with it."""
+
+
+class Stopping(Exception):
+  """The run was told to stop, and sampling has ended for that; what was sampled is to be saved."""
 
 
 def start(coordinator: str = "", num_processes: int = 0, process_id: int = -1, *, wait_s: float = START_S) -> None:
@@ -75,12 +84,14 @@ def start(coordinator: str = "", num_processes: int = 0, process_id: int = -1, *
       )
     given = dict(coordinator_address=coordinator, num_processes=num_processes, process_id=process_id)
   elif _in_environment() > 1:
+    _check_tasks()
     given = {}
   else:
     return
   import jax
   from jax._src import distributed  # its key-value store has no public name
 
+  jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM from `heed_signals`
   incomplete = (
     f"the processes of this run{f' ({num_processes}, at {coordinator})' if given else ''} did not all come together "
     f"within {wait_s:g} s: start the same command on every host, each with its own process id."
@@ -144,7 +155,7 @@ def agree(what: str, facts: Mapping[str, Any], timeout_s: float = WAIT_S) -> Non
     for k, one in enumerate(everyone):
       holders[json.dumps(one.get(name, "(absent)"))].append(k)
     if len(holders) > 1:
-      differ.append(f"{name}: " + ", ".join(f"{value} on {_names(ks)}" for value, ks in holders.items()))
+      differ.append(f"{name}: " + ", ".join(f"{value} on {names(ks)}" for value, ks in holders.items()))
   if differ:
     more = f" (and {len(differ) - 3} more)" if len(differ) > 3 else ""
     raise ValueError(
@@ -153,7 +164,30 @@ def agree(what: str, facts: Mapping[str, Any], timeout_s: float = WAIT_S) -> Non
     )
 
 
+def said() -> dict[int, str]:
+  """By process, what it said last as a sign of life: a number, which counts, and its `place`; {} of one process."""
+  return dict(_job._said) if _job else {}
+
+
+def names(ks) -> str:
+  """Processes by number and host, for messages."""
+  ks = list(ks)
+  total, hosts = (_job.count, _job.hosts) if _job else (1, ["?"])
+  named = ", ".join(f"{k} ({hosts[k]})" for k in ks[:4]) + (f" and {len(ks) - 4} more" if len(ks) > 4 else "")
+  return f"process{'es' if len(ks) > 1 else ''} {named} of {total}"
+
+
 # ---- the end ----
+
+
+def end(reason: str, code: int) -> None:
+  """Ends all processes with this code, for the same reason; from any thread."""
+  if _job:
+    _job._end(reason, code=code)
+  print(f"error: {reason}", file=sys.stderr, flush=True)
+  if before_end:
+    before_end(reason)
+  os._exit(code)
 
 
 def leave(message: str, code: int = EXIT_ERROR) -> None:
@@ -162,7 +196,7 @@ def leave(message: str, code: int = EXIT_ERROR) -> None:
   They end too, with the same code.
   """
   if _job:
-    _job.leave(f"{_names([_job.me])} ended: {message}", code)
+    _job.leave(f"{names([_job.me])} ended: {message}", code)
 
 
 def await_reason() -> None:
@@ -175,6 +209,7 @@ def finish() -> None:
   """The good end: waits for all, then leaves JAX's service."""
   global _job
   if _job:
+    _polls.submit(bool).result()  # what was asked last is answered everywhere
     barrier("the end of the run")
     _job.over.set()
     _job = None
@@ -199,10 +234,13 @@ def begun() -> bool:
 def heed_signals() -> None:
   """From now on SIGTERM, as preemption and schedulers send it, and Ctrl-C only make `stop_asked` true.
 
-  Before training has begun there is nothing to finish, and one process ends at once, with code 75. A second signal ends
-  it at once and saves nothing: SIGTERM with the stacks of all threads and code 75, Ctrl-C with 130. A thread sees to
-  that, for the main one may be within a program of the devices for minutes. For the main thread.
+  To be called first of all: a process that is the first of its container gets no signal that it does not handle.
+  Before training has begun there is nothing to save, and all processes end at once, with code 75. A second signal ends
+  them at once and saves nothing: SIGTERM with the stacks of all threads and code 75, Ctrl-C with 130. A thread sees to
+  that, for the main one may be within a program of the devices for minutes. SIGUSR1 prints the stacks of all threads.
+  For the main thread.
   """
+  faulthandler.register(signal.SIGUSR1, all_threads=True)
   reader, writer = socket.socketpair()
   writer.setblocking(False)
   heed_signals.keep = writer  # the system knows only its number
@@ -223,10 +261,11 @@ def _heed(reader: socket.socket) -> None:
         faulthandler.dump_traceback(all_threads=True)
       _end_at_once(f"{name} again: ended at once, not saved", EXIT_INTERRUPTED if interrupted else EXIT_STOPPED)
     _told_to_stop.set()
-    if not begun() and count() == 1:
+    if not begun():
       _end_at_once(f"{name}: stopped before training began; nothing was changed", EXIT_STOPPED)
     print(
-      f"{name}: the present iteration is finished and saved, then the run stops; once more ends it at once",
+      f"{name}: sampling stops at its next look, an update is finished; then the run is saved and ends. Once more ends "
+      "it at once",
       file=sys.stderr, flush=True,
     )  # fmt: skip
 
@@ -240,10 +279,33 @@ def _end_at_once(said: str, code: int) -> None:
 def stop_asked() -> bool:
   """Whether any process was told to stop; all ask at the same points of the run, and get the same answer.
 
-  (JAX's own `reached_preemption_sync_point` agrees on a step after the present one; an iteration takes minutes, so the
-  answer is asked for here at its end.)
+  (JAX's own `reached_preemption_sync_point` agrees on a step after the present one, and an iteration takes minutes.)
   """
-  return "true" in exchange("stop", "true" if _told_to_stop.is_set() else "false", WORK_S)
+  return _any_told("stop")
+
+
+class StopPoll:
+  """`stop_asked` for where it is asked often: each call answers what the processes have exchanged since the one before.
+
+  So nobody waits for the others in the middle of sampling; all get the same answer, one look later.
+  """
+
+  def __init__(self):
+    self._asked: concurrent.futures.Future[bool] | None = None
+
+  def __call__(self) -> bool:
+    if not _job:
+      return _told_to_stop.is_set()
+    answer = self._asked.result() if self._asked else False
+    self._asked = _polls.submit(_any_told, "stop while sampling")
+    return answer
+
+
+_polls = concurrent.futures.ThreadPoolExecutor(1)  # one thread: all processes exchange in the same order
+
+
+def _any_told(what: str) -> bool:
+  return "true" in exchange(what, "true" if _told_to_stop.is_set() else "false", WORK_S)
 
 
 # ---- inside ----
@@ -275,9 +337,9 @@ class _Job:
       found = self._read(folder(number))
       missing = [k for k in range(self.count) if k not in found]
       if not missing:
-        raise Missing(f"{_names([self.me])} came too late to {what!r}: {_first_line(e)}") from e
+        raise Missing(f"{names([self.me])} came too late to {what!r}: {_first_line(e)}") from e
       raise Missing(
-        f"{_names(missing)} did not arrive at {what!r} within {timeout_s:g} s; look at the output there, then start "
+        f"{names(missing)} did not arrive at {what!r} within {timeout_s:g} s; look at the output there, then start "
         "the same command on all hosts."
       ) from e
     finally:
@@ -296,15 +358,15 @@ class _Job:
       return
     missing = [k for k in range(self.count) if k not in found]
     if missing and self.me == min(found, default=-1):
-      print(f"waiting at {what!r} for {_names(missing)}", flush=True)
+      print(f"waiting at {what!r} for {names(missing)}", flush=True)
 
   def _read(self, folder: str) -> dict[int, str]:
     return {int(key.rsplit("/", 1)[1]): text for key, text in self.client.key_value_dir_get(folder)}
 
   def watch(self) -> None:
     """Starts giving signs of life and looking for those of the others, each in a thread."""
-    gone = f"{_names([0])}, which holds the processes together, is gone, or " if self.me else ""
-    _last_words(f"{gone}{_names([self.me])} was aborted for the reason above; {RESUMES}")
+    gone = f"{names([0])}, which holds the processes together, is gone, or " if self.me else ""
+    _last_words(f"{gone}{names([self.me])} was aborted for the reason above; {RESUMES}")
     threading.Thread(target=self._beat, daemon=True).start()
     threading.Thread(target=self._look, daemon=True).start()
 
@@ -313,7 +375,7 @@ class _Job:
     while not self.over.wait(BEAT_S if number else 0):
       number += 1
       try:
-        self._say(f"ended: {self._code} {self._reason}" if self._reason else str(number))
+        self._say(f"ended: {self._code} {self._reason}" if self._reason else f"{number} {place()}")
         self._said = self._read("fipo/alive")
       except RuntimeError:  # no answer is no sign of life, of anyone
         continue
@@ -335,12 +397,14 @@ class _Job:
       before = now
       lost = [k for k in range(self.count) if silent[k] * BEAT_S >= SILENT_S]
       if self.me in lost:  # what this process says does not arrive either
-        self._end(f"{_names([0])} has not answered {_names([self.me])} for {SILENT_S:g} s; {RESUMES}")
+        self._end(f"{names([0])} has not answered {names([self.me])} for {SILENT_S:g} s; {RESUMES}")
       if lost:
-        self._end(f"nothing was heard of {_names(lost)} for {SILENT_S:g} s; {RESUMES}", lost)
+        self._end(f"nothing was heard of {names(lost)} for {SILENT_S:g} s; {RESUMES}", lost)
 
   def _end(self, reason: str, lost=(), code: int = EXIT_LOST) -> None:
     print(f"error: {reason}", file=sys.stderr, flush=True)
+    if before_end:
+      before_end(reason)
     self.leave(reason, code, lost)
     os._exit(self._code)
 
@@ -357,14 +421,6 @@ class _Job:
         time.sleep(BEAT_S)
     except RuntimeError:
       pass  # there is nobody to tell
-
-
-def _names(ks) -> str:
-  """Processes by number and host."""
-  ks = list(ks)
-  total, hosts = (_job.count, _job.hosts) if _job else (1, ["?"])
-  named = ", ".join(f"{k} ({hosts[k]})" for k in ks[:4]) + (f" and {len(ks) - 4} more" if len(ks) > 4 else "")
-  return f"process{'es' if len(ks) > 1 else ''} {named} of {total}"
 
 
 def _first_line(error: BaseException) -> str:
@@ -384,6 +440,25 @@ def _in_environment() -> int:
       f"the environment does not say how many processes this run has ({_first_line(e)}); give --num_processes=1, or "
       "--coordinator, --num_processes and --process_id."
     ) from e
+
+
+def _check_tasks() -> None:
+  """ValueError where SLURM starts fewer tasks on a node than it has GPUs: JAX gives each task one of them.
+
+  Source: jax/_src/clusters/cluster.py, local_device_ids = [SLURM_LOCALID] unless JAX_LOCAL_DEVICE_IDS is set.
+  """
+  env = os.environ
+  if "SLURM_LOCALID" not in env or env.get("JAX_LOCAL_DEVICE_IDS") or env.get("JAX_PLATFORMS", "").startswith("cpu"):
+    return
+  groups = re.findall(r"(\d+)(?:\(x(\d+)\))?", env.get("SLURM_STEP_TASKS_PER_NODE", ""))  # as in 8(x2),4
+  tasks = [int(n) for n, times in groups for _ in range(int(times or 1))]
+  node = int(env.get("SLURM_NODEID", 0))
+  gpus = int(env.get("SLURM_GPUS_ON_NODE") or len(glob.glob("/dev/nvidia[0-9]*")))
+  if node < len(tasks) and tasks[node] < gpus:
+    raise ValueError(
+      f"SLURM starts {tasks[node]} of this run's tasks on a node with {gpus} GPUs, and each would use one: give srun "
+      f"--ntasks-per-node={gpus}, or set JAX_LOCAL_DEVICE_IDS={','.join(map(str, range(gpus)))} for one task a node."
+    )
 
 
 def _last_words(text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -12,7 +13,9 @@ from fipo_jax import config as config_lib
 from fipo_jax.data import SOURCES, files, pipeline
 from fipo_jax.data.records import Mixture, Part
 from fipo_jax.data.tokenizer import Tokenizer
-from fipo_jax.types import Prompt
+from fipo_jax.evaluation import overlap as overlap_lib
+from fipo_jax.evaluation import sets as sets_lib
+from fipo_jax.evaluation.sets import EvalSet
 
 
 def check(cfg: ml_collections.ConfigDict, given: Collection[str] = ()) -> None:
@@ -28,8 +31,10 @@ def check(cfg: ml_collections.ConfigDict, given: Collection[str] = ()) -> None:
       if not part.data.path:
         raise ValueError(f"{where}path='': data.source={part.data.source!r} needs a file.")
       _check_path(f"{where}path", part.data.path, _insisted(part.data.source))
-  if cfg.eval.path and cfg.eval.every:
-    _check_path("eval.path", cfg.eval.path, _insisted(cfg.data.source, cfg.eval.path))
+  if cfg.eval.every:
+    check_sets(cfg)
+    sets_lib.check_limits(cfg)
+    sets_lib.best_by(cfg)
   for field in unread(cfg):
     if field in given or "data.source" not in given:
       raise ValueError(f"{field}={_values(cfg)(field)!r}: {_not_read(cfg)}; leave it out.")
@@ -89,56 +94,121 @@ def parts_of(cfg: ml_collections.ConfigDict) -> dict[str, tuple[ml_collections.C
 SHARED = ("instruction", "instruct_messages", "system", "chat_template", "max_prompt_tokens", "on_long_prompt")
 
 
-def open_data(cfg, tokenizer: Tokenizer) -> tuple[pipeline.PromptStream, list[Prompt], list[str]]:
-  """The endless training stream, the held-out prompts, which share no text, and notes on both.
+def check_sets(cfg: ml_collections.ConfigDict) -> None:
+  """Raises ValueError or OSError for evaluation sets that cannot be."""
+  if cfg.eval.sets and cfg.eval.path:
+    raise ValueError(f"eval.path={cfg.eval.path!r}: not read beside eval.sets, whose sets have paths of their own.")
+  for s in sets_lib.of(cfg):
+    where = f"eval.sets.{s.name}" if s.name else "eval"
+    config_lib.one_of(f"{where}.source" if s.name else "data.source", s.cfg.data.source, tuple(SOURCES))
+    if s.cfg.eval.path:
+      _check_path(f"{where}.path", s.cfg.eval.path, _insisted(s.cfg.data.source, s.cfg.eval.path))
+    elif s.own and SOURCES[s.cfg.data.source].is_file:
+      raise ValueError(f"{where}.path='': {where}.source={s.cfg.data.source!r} needs a file.")
+    if s.own and not s.cfg.eval.prompts and not (s.cfg.eval.path or s.cfg.data.source == "tfds"):
+      raise ValueError(f"{where}.prompts=0: data.source={s.cfg.data.source!r} makes as many as it is told to.")
+
+
+def open_sets(cfg, tokenizer: Tokenizer) -> tuple[list[EvalSet], list[str]]:
+  """The evaluation sets that have sources of their own, with their prompts, and notes; nothing else is read.
+
+  Raises: as `open_data`.
+  """
+  notes: list[str] = []
+  sets = [_with_prompts(s, _own_records(s, notes), tokenizer, notes) for s in sets_lib.of(cfg) if s.own]
+  return sets, notes
+
+
+def open_data(cfg, tokenizer: Tokenizer) -> tuple[pipeline.PromptStream, list[EvalSet], list[str], overlap_lib.Overlap]:
+  """The endless training stream, the evaluation sets, which share no text with it, notes on both, what they share.
 
   Raises: ValueError or OSError for data that cannot be used, naming file and line where there are any.
   """
-  d = cfg.data
-  rendering = dict(
-    max_prompt_tokens=d.max_prompt_tokens, on_long_prompt=d.on_long_prompt, chat_template=d.chat_template,
-    instruction=d.instruction, default_verifier=cfg.reward.verifier, system=d.system,
-    instruct_messages=d.instruct_messages,
-  )  # fmt: skip
-  training, held = {}, {}
+  training = {}
   notes = [*tokenizer.notes, *(f"{field}={_values(cfg)(field)!r}: {_not_read(cfg)}" for field in unread(cfg))]
+  sets = sets_lib.of(cfg) if cfg.eval.every else []
+  held: dict[str, dict[str, Any]] = {s.name: {} for s in sets if not s.own}  # those apart from what is trained on
+  shares = {s.name: parts_of(s.cfg) for s in sets if not s.own}
   for name, (part, weight) in parts_of(cfg).items():
     source = SOURCES[part.data.source]
     records = source.records(_values(part))
     said = f"data.path={part.data.path!r}" if source.is_file else f"data.name={part.data.name!r}"
     notes += [f"{said}: {note}" for note in records.notes]
-    n = part.eval.prompts
-    if cfg.eval.every and not cfg.eval.path and n:
-      if source.is_file:
-        if len(records) <= n:
-          raise ValueError(
-            f"eval.prompts={n}: data.path={part.data.path!r} has only {len(records)} records, and they are "
-            "split into held-out and training ones; use fewer, or eval.path."
-          )
-        held[name], records = (Part(records, range(*ends)) for ends in ((0, n), (n, len(records))))
-      else:
-        held[name] = source.records(_values(part), heldout=True)
+    wanted = {s: parts[name][0] for s, parts in shares.items() if parts[name][0].eval.prompts}
+    n = max((own.eval.prompts for own in wanted.values()), default=0)
+    if source.is_file and n:
+      if len(records) <= n:
+        raise ValueError(
+          f"eval.prompts={n}: data.path={part.data.path!r} has only {len(records)} records, and they are "
+          "split into held-out and training ones; use fewer, or eval.path."
+        )
+      for s, own in wanted.items():
+        held[s][name] = Part(records, range(own.eval.prompts))
+      records = Part(records, range(n, len(records)))
+    elif n:
+      for s, own in wanted.items():
+        held[s][name] = source.records(_values(own), heldout=True)
     training[name] = (records, weight)
-  if cfg.eval.every and cfg.eval.path:
-    read = SOURCES[_insisted(d.source, cfg.eval.path) or "file"].records
-    held = {"": read(_values(cfg, {"data.path": cfg.eval.path}))}
-    notes += [f"eval.path={cfg.eval.path!r}: {note}" for note in held[""].notes]
-  heldout = []
-  if held:
-    joined = next(iter(held.values())) if len(held) == 1 else Mixture({k: (r, 1.0) for k, r in held.items()})
-    heldout = pipeline.prompts(joined, tokenizer, count=cfg.eval.prompts, **rendering)
+  found = []
+  overlap = overlap_lib.Overlap()
+  for s in sets:
+    records = _own_records(s, notes) if s.own else _joined(held[s.name])
+    found.append(_with_prompts(s, records, tokenizer, notes, overlap))
   # Generated problems repeat: one that is evaluated must not be trained on.
-  texts = {prompt.text for prompt in heldout}
+  texts = {prompt.text for s in found for prompt in s.prompts}
   whole = next(iter(training.values()))[0] if len(training) == 1 else Mixture(training)
-  stream = pipeline.PromptStream(whole, tokenizer, seed=cfg.seed, exclude=texts, **rendering)
+  stream = pipeline.PromptStream(
+    whole, tokenizer, seed=cfg.seed, exclude=texts, inspect=overlap.see if found else None, **_rendering(cfg)
+  )
   if stream.dropped_long:
     notes.append(
-      f"{stream.dropped_long} prompts are longer than data.max_prompt_tokens={d.max_prompt_tokens} and left out; "
-      f"{stream.len_epoch} remain"
+      f"{stream.dropped_long} prompts are longer than data.max_prompt_tokens={cfg.data.max_prompt_tokens} and left "
+      f"out; {stream.len_epoch} remain"
     )
   if stream.excluded:
     notes.append(f"{stream.excluded} prompts read like held-out ones and are left out; {stream.len_epoch} remain")
-  return stream, heldout, notes
+  return stream, found, notes + overlap.notes(), overlap
+
+
+def _rendering(cfg) -> dict[str, Any]:
+  """How records become prompts: keywords of `pipeline`."""
+  d = cfg.data
+  return dict(
+    max_prompt_tokens=d.max_prompt_tokens, on_long_prompt=d.on_long_prompt, chat_template=d.chat_template,
+    instruction=d.instruction, default_verifier=cfg.reward.verifier, system=d.system,
+    instruct_messages=d.instruct_messages,
+  )  # fmt: skip
+
+
+def _own_records(s: EvalSet, notes: list[str]):
+  """The records of a set that has a source of its own."""
+  if not s.cfg.eval.path:
+    return SOURCES[s.cfg.data.source].records(_values(s.cfg), heldout=True)
+  read = SOURCES[_insisted(s.cfg.data.source, s.cfg.eval.path) or "file"].records
+  records = read(_values(s.cfg, {"data.path": s.cfg.eval.path}))
+  notes += [f"{f'eval.sets.{s.name}.path' if s.name else 'eval.path'}={s.cfg.eval.path!r}: {n}" for n in records.notes]
+  return records
+
+
+def _joined(parts: dict[str, Any]):
+  return next(iter(parts.values())) if len(parts) == 1 else Mixture({k: (r, 1.0) for k, r in parts.items()})
+
+
+def _with_prompts(s: EvalSet, records, tokenizer: Tokenizer, notes: list[str], overlap=None) -> EvalSet:
+  """The set with its prompts; its questions go to `overlap`."""
+  count, questions = s.cfg.eval.prompts or None, []
+  prompts = pipeline.prompts(
+    records, tokenizer, count=count, inspect=lambda record: questions.append(overlap_lib.asked(record)),
+    **_rendering(s.cfg),
+  )  # fmt: skip
+  if overlap is not None:
+    overlap.add(s.name, questions)
+  if count is None and (left_out := len(records) - len(prompts)):
+    notes.append(
+      f"eval.sets.{s.name}: {left_out} of {len(records)} prompts are longer than data.max_prompt_tokens="
+      f"{s.cfg.data.max_prompt_tokens} and left out"
+    )
+  return dataclasses.replace(s, prompts=tuple(prompts))
 
 
 def _values(cfg, instead: dict[str, Any] | None = None) -> Callable[[str], Any]:

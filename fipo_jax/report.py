@@ -206,10 +206,13 @@ def render(name, result: dict, rows, picture: bytes, samples, bad: int) -> str:
   """The page."""
   parts = [f"<h1>{html.escape(name)}</h1>", f"<p>{_counted(rows, samples, bad)}</p>"]
   if result:
+    shown = {key: value for key, value in result.items() if key != "goodput"}
     cells = "".join(
-      f"<tr><th>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in _flat(result)
+      f"<tr><th>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in _flat(shown)
     )
     parts.append(f"<h2>Result</h2><table>{cells}</table>")
+  if isinstance(result.get("goodput"), dict):
+    parts.append(_time_html(result["goodput"]))
   data = base64.b64encode(picture).decode()
   parts.append(f'<h2>Curves</h2><img alt="curves" src="data:image/png;base64,{data}">')
   if samples:
@@ -219,6 +222,26 @@ def render(name, result: dict, rows, picture: bytes, samples, bad: int) -> str:
     f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{STYLE}</style>"
     + "\n".join(parts)
   )
+
+
+# Where the time of a run went: key of result.json's goodput, and what it is called.
+TIMES = (
+  ("productive_s", "iterations that were kept"), ("lost_s", "iterations that were made again"),
+  ("starting_s", "starting, until training began"), ("waiting_s", "without a process"),
+  ("other_s", "evaluation before training, iterations cut off, the end"),
+)  # fmt: skip
+
+
+def _time_html(found: dict) -> str:
+  """Shares of the wall time since the first start, as a table with bars."""
+  wall = found.get("wall_s") or 1.0
+  cells = ""
+  for key, said in TIMES:
+    share = found.get(key, 0.0) / wall
+    bar = f'<div class=bar style="width:{120 * min(share, 1.0):.0f}px"></div>'
+    cells += f"<tr><th>{said}</th><td>{found.get(key, 0.0):,.0f} s</td><td>{share:.1%}</td><td>{bar}</td></tr>"
+  said = f"{wall:,.0f} s since the first of {found.get('starts', 1)} start(s)"
+  return f"<h2>Time</h2><p>{said}; {found.get('lost_steps', 0)} iterations were made again.</p><table>{cells}</table>"
 
 
 def _counted(rows, samples, bad: int) -> str:
@@ -316,6 +339,7 @@ td { font-family: ui-monospace, monospace; }
 img { width: 100%; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: .4em 0; } .prompt { color: #666; }
 details { border-top: 1px solid #ddd; padding: .3em 0; } label { margin-right: 1.2em; }
+.bar { background: #2c6ecb; height: .8em; }
 .samples span, .legend span { background: var(--w); border-radius: 2px; }
 #by-f:checked ~ .samples span, #by-f:checked ~ .legend span { background: var(--f); }
 """

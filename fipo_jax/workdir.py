@@ -2,7 +2,8 @@
 
     workdir/.lock         held by process 0 of the run; the kernel frees it, whatever ends the process (gs://: `lease`)
     workdir/config.json   the config of the run
-    workdir/starts.json   one record per start: when, where, with which code, from which step, what was changed
+    workdir/starts.json   one record per start: when, where, with which code, from which step, what was changed; when
+                          its training began, what it dropped, when it ended
 
 A run is resumed with another config only where that alters no result (where things lie, how fast it goes), or where the
 user names what is to change; both are recorded.
@@ -23,11 +24,12 @@ import os
 import pathlib
 import socket
 import subprocess
+import time
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from fipo_jax import changes as changes_lib
-from fipo_jax import lease, lines, metrics, paths, processes
+from fipo_jax import goodput, lease, lines, metrics, paths, processes
 from fipo_jax.models import tensor_files
 from fipo_jax.train import checkpoint
 
@@ -157,8 +159,10 @@ def _examine(cfg, allow: Collection[str], step: int | str | None) -> tuple[Claim
       notes.append(f"workdir={cfg.workdir}: metrics but no checkpoint; the run begins again, and they are replaced")
     changes = [f"{field}: {a!r} -> {b!r}" for field, (a, b) in (compared.free | changed).items()]
     notes += [f"changed: {line}" for line in changes]
+  if starts and "ended" not in starts[-1]:
+    starts = [*starts[:-1], starts[-1] | {"seen": _last_sign(cfg, starts[-1])}]
   made_by = provenance()
-  starts = [*starts, {**made_by, "step": step, "changes": changes, "facts": facts}]
+  starts = [*starts, {**made_by, "began": _began(), "step": step, "changes": changes, "facts": facts}]
   return Claim([line for s in starts if s["step"] == step for line in s["changes"]], notes, made_by), starts
 
 
@@ -233,3 +237,95 @@ def provenance() -> dict[str, Any]:
     "time": datetime.datetime.now().astimezone().isoformat(" ", "seconds"), "host": socket.gethostname(),
     "pid": os.getpid(), "commit": commit, "jax": importlib.metadata.version("jax"),
   }  # fmt: skip
+
+
+# ---- the time of a run, see `goodput` ----
+
+HEARTBEAT = "heartbeat.json"  # of `stalls`; its "time" is a sign of life
+_first_claim = True  # of this process, which began before it
+
+
+def _began() -> float:
+  """When this start began: the first one of a process with the process, as far as the system says when that was."""
+  global _first_claim
+  first, _first_claim = _first_claim, False
+  if first:
+    with contextlib.suppress(OSError, ValueError, IndexError):  # not Linux
+      ticks = int(pathlib.Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+      up = float(pathlib.Path("/proc/uptime").read_text().split()[0])
+      return round(time.time() - up + ticks / os.sysconf("SC_CLK_TCK"), 3)
+  return round(time.time(), 3)
+
+
+def _last_sign(cfg, start: dict[str, Any]) -> float:
+  """When a start that has not said its end was last alive, in seconds since 1970: its last line or its last beat."""
+  said = [row.get("time", 0.0) for row in logged(cfg)[-1:]]
+  with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+    beat = json.loads(paths.read(paths.of(cfg.workdir) / HEARTBEAT))
+    said.append(datetime.datetime.fromisoformat(beat["time"]).timestamp())
+  return round(max(goodput.began(start), start.get("training", 0.0), *said, 0.0), 3)
+
+
+@dataclasses.dataclass
+class Spent:
+  """Of a run that goes on: when its first start was, and the seconds of its iterations so far."""
+
+  first: float
+  kept_s: float
+
+  def share(self, step_s: float) -> float:
+    """Adds an iteration: the share of the time since the first start that went into iterations which were kept."""
+    self.kept_s += step_s
+    return self.kept_s / max(time.time() - self.first, 1e-9)
+
+
+def begin_training(cfg, step: int, logged: list[dict[str, Any]]) -> tuple[Spent | None, str]:
+  """Notes that training begins, from `step`, and what was dropped for that.
+
+  After the metrics were cut: a kill in between leaves what was lost uncounted, never counted twice.
+  Args: logged: `logged` from before that.
+  Returns: what to go on counting from, and a line on the starts before; None and "" on other processes than the first.
+  """
+  if not processes.is_first():
+    return None, ""
+  folder, rows = paths.of(cfg.workdir), logged
+  starts = _starts(folder)
+  starts[-1] |= {"training": round(time.time(), 3), **goodput.lost(rows, step)}
+  _write(folder / STARTS, starts)
+  kept_s = goodput.seconds_of(row for row in rows if row["step"] <= step)
+  said = goodput.said(goodput.account(starts, kept_s, time.time())) if len(starts) > 1 else ""
+  return Spent(goodput.began(starts[0]), kept_s), said
+
+
+def end(cfg) -> None:
+  """Notes that this start ends, for whatever reason; of a workdir that this process did not get, nothing."""
+  if not processes.is_first():
+    return
+  folder = paths.of(cfg.workdir)
+  with contextlib.suppress(OSError):  # a full disk, or a bucket that refuses, has been said
+    starts = _starts(folder)
+    mine = starts and (starts[-1].get("pid"), starts[-1].get("host")) == (os.getpid(), socket.gethostname())
+    if mine and "ended" not in starts[-1]:
+      starts[-1]["ended"] = round(time.time(), 3)
+      _write(folder / STARTS, starts)
+
+
+def account(cfg) -> dict[str, float]:
+  """`goodput.account` of a run that is finished, on process 0; of one that was so before, as it was then."""
+  starts, rows, now = _starts(paths.of(cfg.workdir)), logged(cfg), time.time()
+  newest = max((row.get("time", 0.0) for row in rows), default=0.0)
+  while len(starts) > 1 and goodput.began(starts[-1]) > newest and "ended" in starts[-2]:
+    now = starts[-2]["ended"]
+    starts.pop()
+  return goodput.account(starts, goodput.seconds_of(rows), now)
+
+
+def logged(cfg) -> list[dict[str, Any]]:
+  """The lines of metrics that can be read; on process 0."""
+  rows = []
+  for line in lines.read(paths.of(cfg.workdir) / "metrics.jsonl"):
+    with contextlib.suppress(ValueError):
+      record = json.loads(line.decode(errors="replace"))
+      if isinstance(record, dict) and isinstance(record.get("step"), int):
+        rows.append(record)
+  return rows

@@ -4,7 +4,8 @@ On a workdir that already holds this run, it resumes; --run=DIR goes on with the
 ends in one line; nothing already written is lost. Many hosts: the same command on each; see "Many hosts" in the README.
 
 Exit codes: 0 done; 1 an error on the way; 2 a mistake found at the start, nothing was done; 75 told to stop (SIGTERM,
-Ctrl-C) and saved: start again to go on; 76 another process was lost: start all again; 130 a second Ctrl-C.
+Ctrl-C) and saved: start again to go on; 76 another process was lost, or the run stood still: start all again; 130 a
+second Ctrl-C.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from __future__ import annotations
 import errno
 import os
 import pathlib
-import signal
 import sys
 import traceback
 
@@ -20,10 +20,15 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from launch import interpreter  # noqa: F401, I001 - first: it may end the program
 
+from fipo_jax import processes
+
+if __name__ == "__main__":
+  processes.heed_signals()  # before what takes seconds: as the first process of a container it would not get them
+
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from fipo_jax import command_line, console, processes
+from fipo_jax import command_line, console
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "An experiment file; --config.FIELD=VALUE overrides a field.")
 _RUN = flags.DEFINE_string("run", None, "A run's folder, to go on with it; instead of --config.")
@@ -97,7 +102,6 @@ def run(cfg) -> dict:
   if _PROCESS_ID.value <= 0 and all(os.environ.get(name, "0") == "0" for name in NUMBERED):
     print(f"fipo_jax: {command_line.experiment()}, workdir {cfg.workdir}", flush=True)
   processes.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-  processes.heed_signals()  # after JAX, which takes SIGTERM too
   # After flag parsing, so that `--help` and flag mistakes answer at once.
   from fipo_jax import assemble, config, loop, workdir
 
@@ -133,6 +137,5 @@ def make_base(cfg) -> None:
 
 
 if __name__ == "__main__":
-  signal.signal(signal.SIGINT, signal.SIG_DFL)  # until `processes.heed_signals`, Ctrl-C just ends it
   logging.set_verbosity(logging.WARNING)
   app.run(main, flags_parser=parse)

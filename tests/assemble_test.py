@@ -88,6 +88,36 @@ def test_a_second_start_compiles_none(tmp_path):
   assert set(first) == {"cache_misses"} and set(second) == {"cache_hits"} and len(first) == len(second)
 
 
+NAMED = """
+import sys
+import jax
+from fipo_jax import assemble, config
+found = []
+jax.monitoring.register_event_listener(lambda event, **_: found.append(event.rpartition("/")[2]))
+c = config.default()
+c.compile_cache = sys.argv[1]
+for name, steps in (("old_name", ()), ("new_name", ()), ("new_name", (5, 6))):
+  c.log.profile_steps = steps
+  assemble.prepare_compiling(c)
+  jax.clear_caches()
+
+  def double(x):
+    with jax.named_scope(name):
+      return 2 * x
+
+  found.clear()
+  compiled = jax.jit(double).lower(1.0).compile()
+  print(*(event for event in found if event in ("cache_hits", "cache_misses")), name in compiled.as_text())
+"""
+
+
+def test_a_trace_has_the_names_of_this_version(tmp_path):
+  """A program that the cache has under other names is the same one, but for a trace."""
+  env = {name: value for name, value in os.environ.items() if not name.startswith("JAX_PERSISTENT_CACHE")}
+  said = subprocess.check_output([sys.executable, "-c", NAMED, str(tmp_path)], env=env, text=True)
+  assert said.splitlines() == ["cache_misses True", "cache_hits False", "cache_misses True"]
+
+
 def test_yarn_makes_room_for_longer_sequences(tmp_path):
   """By the recipe of the model cards, max_position_embeddings stays what it was before YaRN."""
   published = json.loads((GOLDEN / "qwen2_yarn/factor4/config.json").read_text())

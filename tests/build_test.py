@@ -11,7 +11,10 @@ import source_imports
 
 ROOT = source_imports.ROOT
 # Import -> package, where they differ by more than - for _.
-DISTRIBUTIONS = {"absl": "absl-py", "google": "google-cloud-storage", "orbax": "orbax-checkpoint"}
+DISTRIBUTIONS = {
+  "absl": "absl-py", "google": "google-cloud-storage", "orbax": "orbax-checkpoint", "tensorboardX": "tensorboardx",
+  "yaml": "pyyaml",
+}  # fmt: skip
 HEADER = '''"""One target per source file; `make` does not need this file.
 
 Written from the imports by `python tests/build_test.py --write`; a test keeps the two equal.

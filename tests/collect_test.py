@@ -53,7 +53,7 @@ def make(mixed, *, want=4, size=1000, **fields):
   cfg.batch.prompts, cfg.rollout.samples_per_prompt = want, 2
   cfg.update_from_flattened_dict({f"dynamic_sampling.{k}": v for k, v in fields.items()})
   return types.SimpleNamespace(
-    cfg=cfg, engine=Engine(mixed), stream=Stream(size), surplus=[], pending=[], step=0, host={"counters": {}},
+    cfg=cfg, engine=Engine(mixed), stream=Stream(size), surplus=[], pending=[], begun=[], step=0, host={"counters": {}},
     sampling=lambda **_: Sampling(), timers=lambda _: contextlib.nullcontext(),
     key=lambda *_: jax.random.key(0), verified=False, scorer=types.SimpleNamespace(first_error=""),
   )  # fmt: skip
@@ -229,8 +229,8 @@ def test_groups_that_wait_get_back_what_scoring_reads():
   assert step == 7 and all(r.prompt.extras == {"terms": (1, {2})} for r in group)
 
 
-def test_groups_of_a_failing_engine_wait():
-  """The second draw fails: what the first one found waits as surplus, what the second had begun as pending."""
+def test_a_failed_step_goes_the_same_way_again():
+  """The second draw fails, then the first of the next process: of each what there was is known, and not asked again."""
   run = make(lambda i: i % 2 == 0)
   generate = run.engine.generate
 
@@ -238,13 +238,35 @@ def test_groups_of_a_failing_engine_wait():
     groups = generate(prompts, samples, **options)
     if len(run.engine.asked) == 1:
       return groups
-    raise EngineError("gone", [[dataclasses.replace(r, stop_reason="unfinished") for r in g] for g in groups])
+    raise EngineError("gone", [groups[0], *([dataclasses.replace(r, stop_reason="unfinished") for r in g]
+                                            for g in groups[1:])])  # fmt: skip
 
   run.engine.generate = fails
   with pytest.raises(EngineError, match="gone"):
     sample(run, 1)
-  waiting = lambda groups: [(s, g[0].prompt.id) for s, g in groups]
-  assert waiting(run.surplus) == [(1, 0), (1, 2)] and waiting(run.pending) == [(1, 4), (1, 5), (1, 6), (1, 7)]
+  waiting = lambda groups: [(n, g[0].prompt.id, all(r.finished for r in g)) for n, g in groups]
+  had = [(0, 0, True), (0, 1, True), (0, 2, True), (0, 3, True), (1, 4, True), (1, 5, False), (1, 6, False),
+         (1, 7, False)]  # fmt: skip
+  assert waiting(run.begun) == had
+  again = make(lambda i: i % 2 == 0)
+  again.begun = run.begun
+  asked, generate = [], again.engine.generate
+
+  def goes_on(prompts, samples, *, pending, **options):
+    asked.append([g[0].prompt.id for g in pending if not all(r.finished for r in g)])
+    if len(asked) == 1:
+      raise EngineError("gone again", [])
+    new = {g[0].prompt.id: g for g in generate([g[0].prompt for g in pending], samples, **options)}
+    return [g if all(r.finished for r in g) else new[g[0].prompt.id] for g in pending]
+
+  again.engine.generate = goes_on
+  with pytest.raises(EngineError, match="gone again"):
+    sample(again, 1)
+  assert waiting(again.begun) == had
+  again.stream = Stream(1000)
+  straight = make(lambda i: i % 2 == 0)
+  assert sample(again, 1) == sample(straight, 1)
+  assert asked[1:] == [[], [5, 6, 7]] and not again.begun
 
 
 def test_many_processes_score_their_share(monkeypatch):

@@ -50,6 +50,7 @@ def test_default_with_a_model_is_valid():
     ("alarms.action", "panic", r"alarms.action='panic'"),
     ("alarms.acting", ("fire",), r"alarms.acting='fire'"),
     ("alarms.warmup_steps", 1, r"alarms.warmup_steps=1"),
+    ("log.profile_steps", (99, 101), r"log.profile_steps=\(99, 101\): 101 is no iteration of 1 to steps=100"),
   ],
 )
 def test_refused(field, value, says):

@@ -1,8 +1,10 @@
 """The jitted programs of sampling, run by the engine, against golden continuations and the trainer's own log-probs."""
 
+import collections
 import dataclasses
 import functools
 import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -237,7 +239,17 @@ def test_pages_that_a_slot_may_begin_in_a_block():
 
 
 def collectives(shape, penalty, devices=None):
-  """Of `run` with blocks of 16 steps, by the loops that they are in: 1 turns, 2 blocks (or starts), 3 steps."""
+  """Of `program`, (loops that they are in: 1 turns, 2 blocks or starts, 3 steps; kind; how many)."""
+  found = collections.Counter()
+  for c in hlo.read(program(tuple(shape.items()), penalty, devices)).collectives:
+    found[c.depth, c.kind] += c.times
+  return [(*which, times) for which, times in found.items()]
+
+
+@functools.cache
+def program(shape, penalty, devices=None):
+  """`run` with blocks of 16 steps, compiled."""
+  shape, devices = dict(shape), devices and list(devices)
   mesh, layout, S = make_mesh(shape, devices), CACHES["xla"], 4
   D = mesh.shape["data"] * mesh.shape["fsdp"]
   rows = lambda n, *more, dtype=jnp.int32: jax.ShapeDtypeStruct((D * n, *more), dtype, sharding=named(mesh, "rows"))
@@ -258,11 +270,17 @@ def collectives(shape, penalty, devices=None):
   params = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), params, whole)
   sampling = Sampling(max_tokens=64, stop_ids=STOP_IDS, top_k=5, top_p=0.9, repetition_penalty=penalty)
   with jax.set_mesh(mesh):
-    compiled = decode.run.lower(
+    return decode.run.lower(
       MODEL, layout, sampling, params, put(pools, layout.axes(pools)), decode.Slots(work, rows(16), rows(16)), queue,
       rows(1), (rows(4), rows(4)), flag, number, flag, number, page=PAGE, width=2, steps=64, decide=16,
-    ).compile()  # fmt: skip
-  return [(c.depth, c.kind, c.times) for c in hlo.read(compiled.as_text()).collectives]
+    ).compile().as_text()  # fmt: skip
+
+
+def test_operations_carry_the_names_of_their_stages():
+  text = program(tuple(dict(data=2, fsdp=4, context=1, tensor=1).items()), 1.5)
+  names = set(re.findall(r'op_name="([^"]*)"', text))
+  for stage in ("admit", "look", "decode", "decode/embed", "decode/attention", "decode/mlp", "decode/sample"):
+    assert any(re.search(f"jit.run./rollout/.*{stage}/", name) for name in names), stage
 
 
 def test_between_decisions_shards_send_each_other_nothing():
@@ -277,5 +295,5 @@ def test_between_decisions_shards_send_each_other_nothing():
 def test_on_a_tpu_shards_send_each_other_nothing_between_decisions():
   """Compiled for a v6e-8, without one."""
   pytest.importorskip("libtpu", reason="needs the TPU compiler: pip install libtpu")
-  found = collectives(dict(data=1, fsdp=8, context=1, tensor=1), 1.0, chips.open_topology("v6e-8"))
+  found = collectives(dict(data=1, fsdp=8, context=1, tensor=1), 1.0, tuple(chips.open_topology("v6e-8")))
   assert [c for c in found if c[0]] == [(2, "all-gather", 2)]

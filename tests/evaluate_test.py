@@ -98,7 +98,7 @@ class _Engine:
   def __init__(self, table):
     self.table = table
 
-  def generate(self, prompts, samples_per_prompt, *, key, sampling, progress=None):
+  def generate(self, prompts, samples_per_prompt, *, key, sampling, progress=None, watch=None):
     groups = []
     for prompt in prompts:
       rows = self.table[prompt.id][:samples_per_prompt]

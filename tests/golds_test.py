@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from fipo_jax import assemble, config
+from fipo_jax.evaluation.sets import EvalSet
 from fipo_jax.rewards import golds
 from fipo_jax.rewards.score import Scorer
 from fipo_jax.types import Prompt
@@ -101,7 +102,8 @@ def open_scorer(*rows, heldout=(), check=True, **fields):
   cfg = config.default()
   cfg.data.path, cfg.reward.workers = "prompts.jsonl", 1
   cfg.update_from_flattened_dict({f"reward.{name}": value for name, value in fields.items()})
-  scorer, notes = assemble.open_scorer(cfg, Stream(*rows), list(heldout), check=check)
+  sets = [EvalSet("", cfg, False, tuple(heldout))]
+  scorer, notes = assemble.open_scorer(cfg, Stream(*rows), sets, check=check)
   scorer.close()
   return notes
 

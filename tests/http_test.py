@@ -19,6 +19,7 @@ import pytest
 
 from fipo_jax.models import PRESETS, hf, make_model
 from fipo_jax.rollout import Sampling
+from fipo_jax.rollout import http as http_lib
 from fipo_jax.rollout import servers as servers_lib
 from fipo_jax.rollout.dialects import DIALECTS
 from fipo_jax.rollout.http import EngineError, HttpEngine
@@ -490,13 +491,14 @@ def test_watch_does_not_wait_for_requests_under_way(make, server, whole):
   assert_same(engine.generate([], 1, key=KEY, sampling=GREEDY, pending=got), whole[1:3])
 
 
-def test_watch_hears_of_groups_that_were_complete_already(make, server, whole):
-  told = []
-  got = make().generate(
-    PROMPTS, 1, key=KEY, sampling=GREEDY, pending=[whole[0]], watch=lambda groups: told.extend(groups) or True
-  )
-  assert told == [whole[0]] and [r.stop_reason for [r] in got] == ["stop"] + ["unfinished"] * 4
-  assert seen(server) == []
+def test_watch_is_asked_while_servers_are_silent(make, server, monkeypatch):
+  """So a run that is told to stop does not wait for the longest response."""
+  monkeypatch.setattr(http_lib, "LOOK_S", 0.05)
+  engine = make()
+  fault(server, "slow", 30)
+  looks = iter([False, False, True])
+  got = engine.generate(PROMPTS, 1, key=KEY, sampling=GREEDY, watch=lambda groups: not groups and next(looks))
+  assert {r.stop_reason for [r] in got} == {"unfinished"} and next(looks, None) is None
 
 
 def test_no_prompts_is_no_work(make, server):

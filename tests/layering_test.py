@@ -9,7 +9,7 @@ import source_imports
 LOW = ("fipo_jax/types", "fipo_jax/masked", "fipo_jax/text", "fipo_jax/host_arrays")
 FILES = ("fipo_jax/paths", "fipo_jax/lines")  # where whatever a user names is read and written
 MIDDLE = (*LOW, *FILES, "fipo_jax/config", "fipo_jax/sharding", "fipo_jax/metrics", "fipo_jax/processes",
-          "fipo_jax/console", "fipo_jax/changes")  # fmt: skip
+          "fipo_jax/console", "fipo_jax/changes", "fipo_jax/stalls")  # fmt: skip
 STAGES = tuple(
   f"fipo_jax/{s}/" for s in ("data", "rewards", "algorithms", "models", "rollout", "train")
 )
@@ -19,8 +19,9 @@ MAY_IMPORT = {
   "fipo_jax/masked": (),
   "fipo_jax/text": (),
   "fipo_jax/host_arrays": (),
-  "fipo_jax/console": ("fipo_jax/processes",),
-  "fipo_jax/paths": ("fipo_jax/console",),
+  "fipo_jax/paths": (),
+  "fipo_jax/stalls": ("fipo_jax/processes", "fipo_jax/paths"),
+  "fipo_jax/console": ("fipo_jax/processes", "fipo_jax/stalls", "fipo_jax/paths"),
   "fipo_jax/lines": ("fipo_jax/paths",),
   "fipo_jax/lease": ("fipo_jax/paths", "fipo_jax/console", "fipo_jax/processes"),
   "fipo_jax/changes": ("fipo_jax/config",),
@@ -30,7 +31,10 @@ MAY_IMPORT = {
   "fipo_jax/processes": (),
   "fipo_jax/config": (*LOW, "fipo_jax/alarms", "fipo_jax/paths"),
   "fipo_jax/sharding": LOW,
-  "fipo_jax/metrics": (*LOW, *FILES, "fipo_jax/console"),
+  "fipo_jax/metrics": (*LOW, *FILES, "fipo_jax/console", "fipo_jax/dashboards", "fipo_jax/stalls"),
+  "fipo_jax/dashboards": ("fipo_jax/processes", "fipo_jax/console"),
+  "fipo_jax/tracing": ("fipo_jax/processes", "fipo_jax/console", "fipo_jax/paths"),
+  "fipo_jax/goodput": (),
   "fipo_jax/alarms": LOW,
   "fipo_jax/data/": MIDDLE,
   "fipo_jax/rewards/": MIDDLE,
@@ -40,22 +44,31 @@ MAY_IMPORT = {
   "fipo_jax/train/": (*MIDDLE, "fipo_jax/models/", "fipo_jax/algorithms/"),
   "fipo_jax/evaluate": (*MIDDLE, "fipo_jax/data/", "fipo_jax/rewards/", "fipo_jax/rollout/"),
   "fipo_jax/rollback": (*FILES, "fipo_jax/processes", "fipo_jax/alarms", "fipo_jax/train/"),
-  "fipo_jax/prompts": (*MIDDLE, "fipo_jax/data/"),
-  "fipo_jax/workdir": (*MIDDLE, "fipo_jax/lease", "fipo_jax/models/", "fipo_jax/train/"),
-  "fipo_jax/describe": (*MIDDLE, "fipo_jax/data/", "fipo_jax/models/"),
+  "fipo_jax/evaluation/": MIDDLE,
+  "fipo_jax/evaluation/measure": (*MIDDLE, "fipo_jax/evaluate", "fipo_jax/evaluation/statistics"),
+  "fipo_jax/evaluation/program": (
+    *MIDDLE, *STAGES, "fipo_jax/assemble", "fipo_jax/collect", "fipo_jax/describe", "fipo_jax/evaluation/",
+    "fipo_jax/prompts", "fipo_jax/saved", "fipo_jax/workdir",
+  ),
+  "fipo_jax/prompts": (*MIDDLE, "fipo_jax/data/", "fipo_jax/evaluation/sets", "fipo_jax/evaluation/overlap"),
+  "fipo_jax/workdir": (*MIDDLE, "fipo_jax/goodput", "fipo_jax/lease", "fipo_jax/models/", "fipo_jax/train/"),
+  "fipo_jax/describe": (*MIDDLE, "fipo_jax/data/", "fipo_jax/models/", "fipo_jax/evaluation/sets"),
   "fipo_jax/assemble": (
-    *MIDDLE, *STAGES, "fipo_jax/alarms", "fipo_jax/describe", "fipo_jax/prompts", "fipo_jax/rollback",
-    "fipo_jax/workdir",
+    *MIDDLE, *STAGES, "fipo_jax/alarms", "fipo_jax/dashboards", "fipo_jax/describe", "fipo_jax/evaluation/sets",
+    "fipo_jax/prompts",
+    "fipo_jax/rollback", "fipo_jax/workdir",
   ),
   "fipo_jax/collect": (*MIDDLE, *STAGES, "fipo_jax/assemble", "fipo_jax/evaluate"),
   "fipo_jax/loop": (
-    *MIDDLE, *STAGES, "fipo_jax/alarms", "fipo_jax/assemble", "fipo_jax/collect", "fipo_jax/describe",
-    "fipo_jax/evaluate", "fipo_jax/report", "fipo_jax/rollback", "fipo_jax/workdir",
+    *MIDDLE, *STAGES, "fipo_jax/alarms", "fipo_jax/assemble", "fipo_jax/collect", "fipo_jax/dashboards",
+    "fipo_jax/describe", "fipo_jax/evaluate", "fipo_jax/goodput", "fipo_jax/report", "fipo_jax/rollback",
+    "fipo_jax/tracing", "fipo_jax/workdir",
   ),
+  "fipo_jax/export": (*MIDDLE, "fipo_jax/assemble", "fipo_jax/models/", "fipo_jax/train/"),
   "fipo_jax/sweeps/": ("fipo_jax/config", "fipo_jax/changes", "fipo_jax/workdir", "fipo_jax/assemble"),
   "fipo_jax/pods/": (
     *MIDDLE, "fipo_jax/models/", "fipo_jax/rewards/", "fipo_jax/rollout/", "fipo_jax/train/", "fipo_jax/assemble",
-    "fipo_jax/collect", "fipo_jax/saved",
+    "fipo_jax/collect", "fipo_jax/saved", "fipo_jax/evaluation/sets",
   ),
   "launch/": ("fipo_jax/", "launch/interpreter"),
   "experiments/": ("fipo_jax/config", "fipo_jax/algorithms/presets"),

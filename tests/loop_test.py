@@ -19,6 +19,7 @@ from fipo_jax.alarms import Limits, Watch
 from fipo_jax.data.tokenizer import Tokenizer, characters
 from fipo_jax.models import PRESETS, hf, make_model
 from fipo_jax.train.checkpoint import Checkpointer, folder_of, steps_in
+from fipo_jax.train.state import TrainState
 from fipo_jax.types import Mean
 from tests.tolerances import close, limit
 
@@ -92,6 +93,7 @@ def lines(workdir, name="metrics.jsonl"):
 def without_time(records):
   measured = (
     "time", "changed", "seconds", "tokens_per_second", "update_tflops", "host_memory", "device_memory", "rollout/",
+    "grace_s", "goodput",
   )  # fmt: skip
   return [{k: v for k, v in r.items() if not k.startswith(measured)} for r in records]
 
@@ -308,22 +310,33 @@ def stopped(tmp_path, step, evaluated):
   c = config.default()
   c.steps, c.eval.every = 9, 3
   saver = Checkpointer(tmp_path, keep=9, best=1)
-  saver.save(1, {"x": np.zeros(2)}, {}, 0.25)
+  state = lambda x: TrainState(np.int32(step), np.int32(0), {"layers": {"x": x}}, {})
+  saver.save(1, state(np.zeros(2)), {}, 0.25)
   run = types.SimpleNamespace(
     cfg=c, step=step, host={"seconds": 1.5, "after": {"accuracy": 0.5}, "keep_rate": 0.25}, checkpointer=saver,
-    state={"x": np.full(2, float(step))}, stream=types.SimpleNamespace(state=lambda: {"drawn": 7}), surplus=[],
-    pending=[], watch=Watch(Limits()), timers=metrics.Timers(),
+    state=state(np.full(2, float(step))), stream=types.SimpleNamespace(state=lambda: {"drawn": 7}), surplus=[],
+    pending=[], begun=[], watch=Watch(Limits()), timers=metrics.Timers(),
   )  # fmt: skip
   with pytest.raises(processes.Stopped, match=f"saved after step {step} of 9; the same command goes on"):
     loop.stop(run)
   loader = Checkpointer(tmp_path, keep=1, best=1)
   assert loader.latest() == step
-  state, host = loader.restore(step, {"x": jax.ShapeDtypeStruct((2,), np.float64)})
-  np.testing.assert_array_equal(state["x"], run.state["x"])
+  shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), run.state)
+  restored, host = loader.restore(step, shapes)
+  jax.tree.map(np.testing.assert_array_equal, restored, run.state)
   assert host == run.host | {"data": {"drawn": 7}, "surplus": {}, "pending": {}, "watch": run.watch.state()}
-  loader.save(8, {"x": np.zeros(2)}, {})  # leaves the newest, and the best
+  loader.save(8, state(np.zeros(2)), {})  # leaves the newest, and the best
   loader.close()
   assert steps_in(folder_of(tmp_path)) == [step if evaluated else 1, 8]
+
+
+def test_saved_by_time(model, tmp_path):
+  """checkpoint.every_s, and how long a scheduler must wait, known once something was saved."""
+  loop.train(small(model, tmp_path / "run", **{"steps": 2, "checkpoint.every_s": 1e-6, "checkpoint.keep": 9}))
+  assert steps_in(folder_of(tmp_path / "run")) == [1, 2]
+  first, second = lines(tmp_path / "run")
+  assert "grace_s" not in first or first["grace_s"] > first["seconds/update"]
+  assert second["grace_s"] > second["seconds/update"] + second["seconds/old_logp"]
 
 
 def test_a_run_that_is_stopped_has_saved(tmp_path):

@@ -33,11 +33,13 @@ from typing import NamedTuple
 
 import mutants_algorithms
 import mutants_doors
+import mutants_evaluation
 import mutants_gs
 import mutants_models
 import mutants_pods
 import mutants_rewards
 import mutants_runs
+import mutants_sight
 import mutants_training
 import pytest
 
@@ -291,8 +293,8 @@ def main(arguments=None) -> int:
 MUTANTS = tuple(
   Mutant(*row)
   for table in (
-    mutants_algorithms, mutants_doors, mutants_gs, mutants_training, mutants_models, mutants_pods, mutants_rewards,
-    mutants_runs,
+    mutants_algorithms, mutants_doors, mutants_evaluation, mutants_gs, mutants_training, mutants_models, mutants_pods,
+    mutants_rewards, mutants_runs, mutants_sight,
   )
   for row in table.ROWS
 )

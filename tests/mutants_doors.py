@@ -123,7 +123,7 @@ ROWS = (
   ),
   (
     "doors_age_from_the_end", "fipo_jax/collect.py",
-    "fresh = [(begun.get(g[0].prompt.id, step), g)", "fresh = [(step, g)",
+    "fresh = [(since.get(g[0].prompt.id, step), g)", "fresh = [(step, g)",
     "collect_test.py::test_ages_count_from_the_first_token", "a response of old weights passes for a fresh one",
   ),
   (

@@ -248,7 +248,7 @@ ROWS = (
   ),
   (
     "special_stop_string_as_text", "fipo_jax/assemble.py",
-    "self.tokenizer.stop_ids, *special]", "self.tokenizer.stop_ids]",
+    "tokenizer.stop_ids, *special]", "tokenizer.stop_ids]",
     "assemble_test.py::test_responses_are_drawn_as_the_section_says", "<|im_end|> ends nothing in a base model",
   ),
   (

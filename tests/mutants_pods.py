@@ -155,4 +155,90 @@ ROWS = (
     "sampler_weight(np.concatenate(sampled), np.concatenate(scored), True",
     "benchmark_test.py::test_a_gap_is_in_nats_of_the_trainer_over_the_sampler", "a correction that is none",
   ),
+  (
+    "pod_starts_a_mistake_again", "fipo_jax/pods/jobs/jobset.py",
+    "return [codes(_fatal(on_error)), codes([STOPPED]), disrupted]", "return [codes([STOPPED]), disrupted]",
+    "pod_test.py::test_the_page_says_what_each_exit_code_does", "a misspelt field is tried fifty times on a pod",
+  ),
+  (
+    "pod_counts_what_was_saved", "fipo_jax/pods/jobs/jobset.py",
+    '"action": "RestartJobSetAndIgnoreMaxRestarts"', '"action": "RestartJobSet"',
+    "pod_test.py::test_the_page_says_what_each_exit_code_does jobset_controller_test.py::test_three_faults",
+    "a job that is often preempted ends for good",
+  ),
+  (
+    "pod_forgets_disruptions", "fipo_jax/pods/jobs/jobset.py",
+    "codes([STOPPED]), disrupted]", "codes([STOPPED])]",
+    "pod_test.py::test_a_pod_that_is_taken_away_does_not_count", "a drained node counts as a failure of the run",
+  ),
+  (
+    "pod_restarts_containers_by_itself", "fipo_jax/pods/jobs/jobset.py",
+    '"restartPolicy": "Never"', '"restartPolicy": "OnFailure"',
+    "pod_test.py::test_a_manifest_is_valid_and_asks_for_every_chip", "a host comes back alone",
+  ),
+  (
+    "pod_begins_before_the_last_is_gone", "fipo_jax/pods/jobs/jobset.py",
+    '"restartStrategy": "BlockingRecreate"', '"restartStrategy": "Recreate"',
+    "pod_test.py::test_files_are_as_they_were", "two attempts work in one folder",
+  ),
+  (
+    "pod_shell_stays_before_python", "fipo_jax/pods/jobs/jobset.py",
+    'f"exec {shlex.join(job.command)}"', 'f"{shlex.join(job.command)}; true"',
+    "pod_test.py::test_code_in_a_bucket_is_fetched_and_becomes_the_program", "no signal and no exit code arrives",
+  ),
+  (
+    "pod_asks_for_half_of_the_hosts", "fipo_jax/pods/jobs/job.py",
+    "math.prod(shape) // CHIPS[kind].vm_chips", "math.prod(shape) // (2 * CHIPS[kind].vm_chips)",
+    "pod_test.py::test_a_manifest_is_valid_and_asks_for_every_chip", "half of the pod waits for the other",
+  ),
+  (
+    "pod_takes_a_workdir_on_its_disk", "fipo_jax/pods/jobs/job.py",
+    'for field in ("workdir", "checkpoint.folder", "compile_cache"):', 'for field in ("compile_cache",):',
+    "pod_test.py::test_what_cannot_work_is_refused", "a restart begins from nothing",
+  ),
+  (
+    "pod_saves_rarely_on_spot", "fipo_jax/pods/jobs/job.py",
+    "if options.spot and cfg.checkpoint.every > 1", "if options.spot and cfg.checkpoint.every > 10",
+    "pod_test.py::test_what_cannot_work_is_refused", "a preemption costs hours",
+  ),
+  (
+    "pod_grace_is_the_shortest", "fipo_jax/pods/jobs/job.py", "math.ceil(2 * max(needs))", "math.ceil(2 * min(needs))",
+    "pod_test.py::test_grace_is_that_of_a_run", "a run is killed before it has saved",
+  ),
+  (
+    "pod_ignores_what_is_not_read", "fipo_jax/pods/jobs/job.py",
+    "and field.name not in target.reads:", "and field.name not in Options.__dataclass_fields__:",
+    "pod_test.py::test_what_cannot_work_is_refused", "a flag that is given does nothing",
+  ),
+  (
+    "pod_compiles_at_every_start", "fipo_jax/pods/jobs/job.py",
+    'command += (f"--config.compile_cache={_beside(cfg.workdir)}",)', "pass",
+    "pod_test.py::test_a_folder_on_a_claim_outlives_pods_and_what_only_the_image_has_is_said",
+    "the cache of compiled programs goes with the pod",
+  ),
+  (
+    "slurm_has_one_gpu_of_a_node", "fipo_jax/pods/jobs/scripts.py",
+    'export JAX_LOCAL_DEVICE_IDS={",".join(map(str, range(o.gpus)))}', "export JAX_LOCAL_DEVICE_IDS=0",
+    "pod_test.py::test_every_gpu_of_a_node_is_named_to_jax", "seven of eight GPUs idle",
+  ),
+  (
+    "slurm_ends_after_a_stop", "fipo_jax/pods/jobs/scripts.py",
+    'scontrol requeue "$SLURM_JOB_ID"\n', "",
+    "pod_test.py::test_the_page_says_what_each_exit_code_does", "a time limit ends the run for good",
+  ),
+  (
+    "vm_starts_what_was_stopped", "fipo_jax/pods/jobs/scripts.py",
+    'while [ -z "$ending" ] && [ ! -e "$stop" ]; do', 'while [ -z "$ending" ]; do',
+    "pod_test.py::test_scripts_end_when_they_are_told_to_and_give_up_after_enough_failures",
+    "a run cannot be stopped but by deleting its slice",
+  ),
+  (
+    "vm_never_gives_up", "fipo_jax/pods/jobs/scripts.py",
+    "if [ $failures -gt {o.restarts} ]; then", "if [ $failures -gt 1000 ]; then",
+    "pod_test.py::test_the_page_says_what_each_exit_code_does", "an error on every start is paid for all night",
+  ),
+  (
+    "pod_of_another_generation", "fipo_jax/pods/chips.py", 'gke="tpu-v6e-slice"', 'gke="tpu-v5p-slice"',
+    "pod_test.py::test_files_are_as_they_were", "no node ever fits",
+  ),
 )  # fmt: skip

@@ -32,7 +32,7 @@ ROWS = (
   ),
   (
     "evaluated_as_trained", "fipo_jax/assemble.py",
-    "c = self.cfg.eval if evaluation else self.cfg.rollout", "c = self.cfg.rollout",
+    "c = cfg.eval if evaluation else cfg.rollout", "c = cfg.rollout",
     "assemble_test.py", "held-out accuracy is that of another temperature and top_p",
   ),
   # ---- the loop ----
@@ -43,26 +43,99 @@ ROWS = (
   ),
   (
     "stopped_without_saving", "fipo_jax/loop.py",
-    "  save(run)\n  run.checkpointer.close()\n  raise processes.Stopped(",
-    "  run.checkpointer.close()\n  raise processes.Stopped(",
+    "  save(run)\n  close(run)\n  done = ", "  close(run)\n  done = ",
     "loop_test.py::test_a_run_that_is_stopped_has_saved", "SIGTERM loses what was done since the last checkpoint",
   ),
   (
     "accuracy_of_an_earlier_step", "fipo_jax/loop.py",
-    "evaluated = run.cfg.eval.every and (run.step % run.cfg.eval.every == 0 or run.step == run.cfg.steps)",
-    'evaluated = "after" in run.host',
+    'measured = evaluates(run.cfg, run.step) and "owed" not in run.host', 'measured = "after" in run.host',
     "loop_test.py::test_a_run_that_is_stopped_has_saved", "steps that were not evaluated are kept as the best",
   ),
   (
     "alarms_forgotten", "fipo_jax/loop.py",
-    '{**run.host, **sampled(run), "watch": run.watch.state()}', "{**run.host, **sampled(run)}",
+    '{**run.host, **waiting, "watch": run.watch.state()}', "{**run.host, **waiting}",
     "loop_test.py::test_a_run_that_is_stopped_has_saved", "a resumed run has no usual values to alarm by",
   ),
   (
     "begun_groups_not_saved", "fipo_jax/loop.py",
-    '"surplus": stored.encode(run.surplus), "pending": stored.encode(run.pending)}',
-    '"surplus": stored.encode(run.surplus)}',
+    '"surplus": stored.encode(surplus), "pending": stored.encode(pending)}', '"surplus": stored.encode(surplus)}',
     "loop_test.py::test_a_run_that_is_stopped_has_saved", "a resumed run loses begun responses",
+  ),
+  (
+    "half_a_batch_after_a_stop", "fipo_jax/collect.py",
+    "if stopped and not all(r.finished for g in groups for r in g):", "if stopped and not groups:",
+    "resume_test.py::test_told_to_stop_at_any_look", "a run told to stop trains on what it has so far",
+  ),
+  (
+    "stop_in_the_middle_of_a_step", "fipo_jax/loop.py",
+    "  save(run, before)\n", "  save(run)\n",
+    "resume_test.py::test_told_to_stop_at_any_look", "prompts of the step are skipped",
+  ),
+  (
+    "owed_evaluation_not_made", "fipo_jax/loop.py",
+    'if owed := run.host.get("owed"):', "if owed := None:",
+    "resume_test.py::test_told_to_stop_at_any_look", "a step without its line and its evaluation",
+  ),
+  (
+    "first_evaluation_made_again", "fipo_jax/loop.py",
+    'if "before" not in run.host:', "if True:",
+    "resume_test.py::test_told_to_stop_at_any_look", "each start before the first save evaluates again",
+  ),
+  (
+    "never_saved_by_time", "fipo_jax/loop.py",
+    "time.monotonic() - run.checkpointer.since >= every_s", "time.monotonic() - run.checkpointer.since < every_s",
+    "loop_test.py::test_saved_by_time", "checkpoint.every_s does nothing",
+  ),
+  (
+    "grace_without_the_save", "fipo_jax/loop.py",
+    '"rollout/longest_look_s", 0.0)) + run.checkpointer.seconds', '"rollout/longest_look_s", 0.0))',
+    "loop_test.py::test_saved_by_time", "a scheduler kills the save",
+  ),
+  (
+    "stop_poll_of_one_process", "fipo_jax/processes.py",
+    "answer = self._asked.result() if self._asked else False", "answer = _told_to_stop.is_set()",
+    "processes_test.py::test_all_hear_at_the_same_look_that_one_was_told_to_stop", "processes part at another look",
+  ),
+  (
+    "jax_takes_sigterm", "fipo_jax/processes.py",
+    '"jax_enable_preemption_service", False)', '"jax_enable_preemption_service", True)',
+    "processes_test.py::test_all_hear_at_the_same_look_that_one_was_told_to_stop", "SIGTERM is not heard",
+  ),
+  (
+    "early_stop_of_one_process_alone", "fipo_jax/processes.py",
+    "    if not begun():\n      _end", "    if not begun() and count() == 1:\n      _end",
+    "processes_test.py::test_told_to_stop_before_training_all_end", "a run that has not begun is not stopped",
+  ),
+  (
+    "idle_gpus_of_slurm", "fipo_jax/processes.py",
+    "if node < len(tasks) and tasks[node] < gpus:", "if node < len(tasks) and tasks[node] > gpus:",
+    "processes_test.py::test_slurm_may_not_leave_gpus_idle", "one GPU of eight works, and nobody says so",
+  ),
+  # ---- stalls ----
+  (
+    "stall_of_the_longest_time", "fipo_jax/stalls.py",
+    "statistics.median(gaps)", "max(gaps)",
+    "stalls_test.py::test_deadlines", "one slow step, and stalls are no longer seen",
+  ),
+  (
+    "stall_while_others_work", "fipo_jax/stalls.py",
+    "      _not_quiet()  # processes wait for one another\n", "",
+    "stalls_test.py::test_whoever_waits_for_one_that_works_has_not_stalled", "slow verdicts of one host end the run",
+  ),
+  (
+    "stall_without_the_stacks_of_others", "fipo_jax/processes.py",
+    "    if before_end:\n      before_end(reason)\n    self.leave", "    self.leave",
+    "stalls_test.py::test_the_one_that_stands_still_is_named", "the stacks of the stuck host are lost",
+  ),
+  (
+    "stall_blames_the_waiting_one", "fipo_jax/stalls.py",
+    "if n < max(moves.values())]", "if n > min(moves.values())]",
+    "stalls_test.py::test_the_one_that_stands_still_is_named", "the wrong host is looked at",
+  ),
+  (
+    "stall_without_a_deadline", "fipo_jax/stalls.py",
+    "    if stall_s and quiet >", "    if quiet >",
+    "stalls_test.py::test_what_moves_or_has_no_deadline_goes_on", "log.stall_s=0 ends the run at once",
   ),
   # ---- config ----
   (

@@ -166,9 +166,24 @@ ROWS = (
     "collect_test.py", "begun responses are thrown away where enough groups wait",
   ),
   (
-    "surplus_lost_when_the_engine_fails", "fipo_jax/collect.py",
-    "run.surplus = kept + run.surplus\n", "run.surplus = run.surplus\n",
-    "collect_test.py::test_groups_of_a_failing_engine_wait", "what was sampled before the failure is lost",
+    "begun_lost_when_the_engine_fails", "fipo_jax/collect.py",
+    "run.begun += [(draw, g) for g in groups]\n", "run.begun = [(draw, g) for g in groups]\n",
+    "collect_test.py::test_a_failed_step_goes_the_same_way_again", "what was sampled before it is lost",
+  ),
+  (
+    "begun_lost_when_it_fails_again", "fipo_jax/collect.py",
+    "return error.groups or have, error", "return error.groups, error",
+    "collect_test.py::test_a_failed_step_goes_the_same_way_again", "what an earlier process sampled is lost",
+  ),
+  (
+    "later_draws_lost_when_it_fails_again", "fipo_jax/collect.py",
+    "for n, g in begun if n > draw]", "for n, g in begun if n < draw]",
+    "collect_test.py::test_a_failed_step_goes_the_same_way_again", "what an earlier process sampled is lost",
+  ),
+  (
+    "begun_groups_out_of_order", "fipo_jax/collect.py",
+    "g) for g in [*pending, *fresh]]", "g) for g in [*fresh, *pending][::-1]]",
+    "collect_test.py::test_a_failed_step_goes_the_same_way_again", "another batch than without the stop",
   ),
   (
     "overlong_penalty_sign", "fipo_jax/collect.py",

@@ -1,6 +1,8 @@
 """Many processes on this machine, over loopback and gloo: one run, agreed on before it starts, and ended together."""
 
+import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -244,9 +246,11 @@ def test_copies_of_a_file_that_differ_are_told(model, tmp_path):  # noqa: F811
 
 
 SCRIPT = """
-import sys
+import os, signal, sys, time
 from fipo_jax import processes
 k, n, port, what = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
+if what.startswith("told"):
+  processes.heed_signals()
 try:
   processes.start(*(() if what == "slurm" else (f"127.0.0.1:{port}", n, k)), wait_s=4)
   assert (processes.index(), processes.count(), processes.is_first()) == (k, n, k == 0)
@@ -259,6 +263,20 @@ try:
     raise SystemExit("they agree")
   except ValueError as e:
     assert "do not agree on the seed: seed: 0 on process 0 (" in str(e) and ", 1 on process" in str(e)
+  if what == "told":
+    processes.begin()
+    asked, answers = processes.StopPoll(), []
+    for i in range(20):
+      if k == 1 and i == 10:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.5)
+      answers.append(asked())
+    assert answers[0] is False and answers[9] is False and answers[-1] is True, answers
+    assert len(set(processes.exchange("answers", str(answers)))) == 1
+  if what == "told early":
+    if k == 1:
+      os.kill(os.getpid(), signal.SIGTERM)
+    processes.barrier("never" if k else "the next step", 100)
   if what == "wait" and k:
     processes.exchange("something else", "")  # it never comes to the barrier
   if what == "wait":
@@ -333,6 +351,25 @@ def test_slurm_says_who_is_who():
   ends(scripts(2, "slurm", env=env), code=0, timeout=300)
 
 
+@pytest.mark.parametrize(
+  ("more", "refused"),
+  [
+    ({"SLURM_STEP_TASKS_PER_NODE": "1(x2)"}, "SLURM starts 1 of this run's tasks on a node with 8 GPUs"),
+    ({"SLURM_STEP_TASKS_PER_NODE": "8,4", "SLURM_NODEID": "1"}, "--ntasks-per-node=8, or set JAX_LOCAL_DEVICE_IDS=0,1"),
+    ({"SLURM_STEP_TASKS_PER_NODE": "8(x2)"}, ""),
+    ({"SLURM_STEP_TASKS_PER_NODE": "1(x2)", "JAX_LOCAL_DEVICE_IDS": "0,1,2,3,4,5,6,7"}, ""),
+    ({"SLURM_STEP_TASKS_PER_NODE": "1(x2)", "JAX_PLATFORMS": "cpu"}, ""),
+  ],
+)
+def test_slurm_may_not_leave_gpus_idle(monkeypatch, more, refused):
+  """Each task gets one GPU from JAX: one task on a node of eight would be paid for eight times."""
+  monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+  for name, value in ({"SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_GPUS_ON_NODE": "8"} | more).items():
+    monkeypatch.setenv(name, value)
+  with pytest.raises(ValueError, match=re.escape(refused)) if refused else contextlib.nullcontext():
+    processes._check_tasks()
+
+
 def test_one_task_of_slurm_is_one_process(monkeypatch):
   for name, value in {"JOB_ID": 7, "STEP_NODELIST": "localhost", "NTASKS": 1, "PROCID": 0, "LOCALID": 0}.items():
     monkeypatch.setenv(f"SLURM_{name}", str(value))
@@ -351,6 +388,19 @@ def test_who_fails_tells_the_others_why():
   (_, err), (out, _) = ends(scripts(2, "fail"), code=1, timeout=300)
   assert out == "error: disk full.\n"
   assert f"error: process 1 ({socket.gethostname()}) of 2 ended: disk full.\n" in err
+
+
+def test_all_hear_at_the_same_look_that_one_was_told_to_stop():
+  """The signal comes after JAX has joined the processes, which would take it for a service of its own."""
+  for _, err in ends(scripts(2, "told"), code=0, timeout=300):
+    assert "Traceback" not in err
+
+
+def test_told_to_stop_before_training_all_end():
+  """With the code of the one that was told: what comes first decides what a scheduler does."""
+  (_, other), (_, told) = ends(scripts(2, "told early"), code=processes.EXIT_STOPPED, timeout=300)
+  assert "SIGTERM: stopped before training began; nothing was changed" in told
+  assert "ended: SIGTERM: stopped before training began" in other
 
 
 def test_a_start_without_the_others():
@@ -379,8 +429,8 @@ print("stopped", flush=True)
 @pytest.mark.parametrize(
   ("arguments", "signals", "code", "said"),
   [
-    (["begun", "asked"], ["TERM"], 0, "SIGTERM: the present iteration is finished and saved, then the run stops"),
-    (["begun", "asked"], ["INT"], 0, "Ctrl-C: the present iteration is finished and saved, then the run stops"),
+    (["begun", "asked"], ["TERM"], 0, "SIGTERM: sampling stops at its next look, an update is finished; then the run"),
+    (["begun", "asked"], ["INT"], 0, "Ctrl-C: sampling stops at its next look, an update is finished; then the run"),
     ([], ["TERM"], 75, "SIGTERM: stopped before training began; nothing was changed"),
     ([], ["INT"], 75, "Ctrl-C: stopped before training began; nothing was changed"),
     (["begun"], ["INT", "INT"], 130, "Ctrl-C again: ended at once, not saved"),

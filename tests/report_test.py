@@ -88,6 +88,16 @@ def test_report_of_a_whole_run(tmp_path):
   }  # fmt: skip
 
 
+def test_where_the_time_went_is_told_in_shares(tmp_path):
+  spent = {"productive_s": 1500.0, "lost_s": 200.0, "starting_s": 50.0, "waiting_s": 240.0, "other_s": 10.0}
+  goodput = spent | {"share": 0.75, "wall_s": 2000.0, "starts": 3, "lost_steps": 4}
+  page = Page(report.write_report(write_run(tmp_path / "run", result={"goodput": goodput})).read_text())
+  words = "\n".join(page.words)
+  assert page.open == [] and "2,000 s since the first of 3 start(s); 4 iterations were made again." in words
+  assert "iterations that were kept\n1,500 s\n75.0%" in words and "without a process\n240 s\n12.0%" in words
+  assert "goodput.share" not in words
+
+
 def test_tokens_carry_their_numbers_and_colours(tmp_path):
   page = Page(
     report.write_report(write_run(tmp_path / "run", rows=FEW, samples=[SAMPLE])).read_text()

@@ -42,6 +42,7 @@ def at_the_end(rewards_RT, mask_RT, segments_RT):
   return jnp.where(mask_RT & ~_continues(mask_RT, segments_RT), rewards_RT, 0)
 
 
+@jax.named_scope("advantages")
 def credit(batches: list[Batch], *, discount: float, gae_lambda: float) -> list[Batch]:
   """Turns the rewards of a step's mini-batches into advantages and value targets.
 

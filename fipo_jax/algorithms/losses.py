@@ -119,6 +119,7 @@ class Influence(NamedTuple):
   weight: jax.Array
 
 
+@jax.named_scope("future_kl")
 def influence(
   delta_RT, ratio_RT, advantages_RT, valid_RT, segments_RT, *,
   half_life_tokens, participation_mask, participation_ratio, weight_clip, raw_cap, safety_mode,

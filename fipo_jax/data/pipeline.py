@@ -11,7 +11,7 @@ import dataclasses
 import json
 import math
 import zlib
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import grain
@@ -51,18 +51,19 @@ class PromptStream:
     instruct_messages: bool = False,
     shuffle: bool = True,
     exclude: Collection[str] = (),
+    inspect: Callable[[Record], None] | None = None,
   ):
     """Args:
       records: random access to records (see `records`).
       seed: of the shuffle.  shuffle: False keeps the records' own order in every epoch.
       max_prompt_tokens: longest prompt, in tokens.  on_long_prompt: "drop" or "error" for longer ones.
       chat_template, instruction, default_verifier, system, instruct_messages: see `render`.
-      exclude: texts of prompts that are left out.
+      exclude: texts of prompts that are left out.  inspect: called once with each record that is kept.
     Raises: ValueError for a record that cannot be rendered, or when no prompt is left.
     """
     make = _Maker(tokenizer, default_verifier, chat_template=chat_template, instruction=instruction, system=system,
                   instruct_messages=instruct_messages)  # fmt: skip
-    found = _scan(records, make, max_prompt_tokens, on_long_prompt, frozenset(exclude))
+    found = _scan(records, make, max_prompt_tokens, on_long_prompt, frozenset(exclude), inspect)
     self.dropped_long, self.excluded, self.verifiers = found.long, found.excluded, found.verifiers
     self.len_epoch = len(found.kept)
     self.drawn = 0
@@ -119,8 +120,9 @@ def prompts(
   system: str = "",
   instruct_messages: bool = False,
   count: int | None = None,
+  inspect: Callable[[Record], None] | None = None,
 ) -> list[Prompt]:
-  """The first `count` prompts (all, when None) in the records' order: an evaluation set.
+  """The first `count` prompts (all, when None) in the records' order: an evaluation set; inspect sees their records.
 
   Raises: ValueError as `PromptStream`, and when fewer than `count` are left within the limit.
   """
@@ -132,7 +134,10 @@ def prompts(
       f"evaluation asks for {count} prompts; the source has {len(found.kept)} within "
       f"max_prompt_tokens={max_prompt_tokens} ({found.long} longer)."
     )
-  return [make(records[int(i)]) for i in found.kept[:count]]
+  chosen = [records[int(i)] for i in found.kept[:count]]
+  for record in chosen if inspect else ():
+    inspect(record)
+  return [make(record) for record in chosen]
 
 
 def render(
@@ -251,6 +256,7 @@ def _scan(
   max_prompt_tokens: int,
   on_long_prompt: str,
   exclude: frozenset[str] = frozenset(),
+  inspect: Callable[[Record], None] | None = None,
 ) -> _Found:
   """Renders and measures every record once, many at a time, for the tokenizer then uses all cores."""
   if on_long_prompt not in ("drop", "error"):
@@ -272,6 +278,8 @@ def _scan(
         raise ValueError(f"prompt {record['id']} is empty once rendered; the model needs at least one token.")
       shortest = min(shortest, length)
       if length <= max_prompt_tokens:
+        if inspect:
+          inspect(record)
         kept.append(index)
         ids.append(record["id"])
         checksum = zlib.crc32(f"{text}\0{record['answer']}\0".encode(), checksum)

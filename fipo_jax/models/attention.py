@@ -17,6 +17,7 @@ QUERY_BLOCK = 1024
 SEEN_BLOCK = 128
 
 
+@jax.named_scope("attention")
 def attend(q_RTHh, k_RUKh, v_RUKh, segments_RT, segments_RU, *, implementation: str = "xla"):
   """Each query looks at the keys of its own segment at its own index or before.
 

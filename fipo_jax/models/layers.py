@@ -76,6 +76,7 @@ def activation(x, *inner: str | None):
   return constrain(x, *lead, *inner)
 
 
+@jax.named_scope("embed")
 def lookup_whole(table_VD, tokens, dtype):
   """Rows of an embedding that no mesh axis but `vocab`'s cuts, in the compute dtype: while decoding."""
   return constrain(table_VD.astype(dtype), "vocab", None).at[tokens].get(mode="clip")
@@ -273,14 +274,17 @@ class Block(nnx.Module):
     context, kept = attend(*self.before(x, cos, sin))
     return self.after(x, context), kept
 
+  @jax.named_scope("attention")
   def before(self, x, cos, sin):
     """The residual stream [..., D] -> q [..., H, h], k and v [..., K, h], of one device's heads inside `local`."""
     return self.attention.project(self.attention_norm(x), cos, sin)
 
   def after(self, x, context):
     """The residual stream x [..., D] with what attention found, context [..., H, h], and what the MLP makes of both."""
-    x = activation(x + self.attention.output(context), None)
-    return activation(x + self.mlp(self.mlp_norm(x)), None)
+    with jax.named_scope("attention"):
+      x = activation(x + self.attention.output(context), None)
+    with jax.named_scope("mlp"):
+      return activation(x + self.mlp(self.mlp_norm(x)), None)
 
 
 def halves(tree: dict) -> tuple[dict, dict]:

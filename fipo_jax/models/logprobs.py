@@ -28,6 +28,7 @@ class _How(NamedTuple):
   entropy_gradient: bool
 
 
+@jax.named_scope("log_probs")
 def token_logprobs(
   hidden_RTD, head_VD, tokens_RT, segments_RT, *, temperature=1.0, logits_mib: float = 384.0,
   tile_tokens: int = 0, sum_dtype: str = "", with_entropy: bool = True, entropy_gradient: bool = False,

@@ -227,7 +227,8 @@ class Model:
     Returns:
       hidden_RTD in the compute dtype.
     """
-    x_RTD = layers.activation(layers.lookup(params["embed_VD"], tokens_RT, self.config.dtype), None)
+    with jax.named_scope("embed"):
+      x_RTD = layers.activation(layers.lookup(params["embed_VD"], tokens_RT, self.config.dtype), None)
     cos, sin = self._rotation(positions_RT)
     block, norm = _parts(self.config)
 
@@ -250,12 +251,14 @@ class Model:
     table = params["embed_VD"] if self.config.tie_embeddings else params["head_VD"]
     return table.astype(self.config.dtype)
 
+  @jax.named_scope("logits")
   def logits(self, params, hidden):
     """Float32 logits [..., V] of hidden states [..., D]; whole, so only for few tokens at a time."""
     precision = jax.lax.Precision.HIGHEST if hidden.dtype == jnp.float32 else None
     product = dict(preferred_element_type=jnp.float32, precision=precision)
     return jnp.einsum("vd,...d->...v", constrain(self.head(params), "vocab", None), hidden, **product)
 
+  @jax.named_scope("values")
   def values(self, params, hidden):
     """Float32 values [...] of hidden states [..., D] by the value head: hidden · w + bias."""
     head = params["value_head"]

@@ -21,6 +21,10 @@ class Chip:
   topology's name, per chip. hbm_gib: usable, as the compiler says when a program is too large. tb_s: of its memory.
   tflop_s: bfloat16. ici_gb_s: what it sends to all neighbours together, one way. ring: the length of an axis from
   which on it closes to a ring. host_gb_s: to the host's memory, one way.
+
+  Where it is rented: gke, machine: GKE's label of the accelerator and the type of its machines, which have vm_chips
+  chips. cloud: how accelerator types begin, as in v5litepod-16. runtime: version of a TPU VM's software, "": there are
+  no such VMs.
   """
 
   libtpu: str
@@ -33,17 +37,28 @@ class Chip:
   ring: int
   devices: int = 1
   host_gb_s: float = 16  # PCIe, its slower figure
+  gke: str = ""
+  machine: str = ""
+  vm_chips: int = 4
+  cloud: str = ""
+  runtime: str = ""
 
 
 # Source of speeds: cloud.google.com/tpu/docs, v5p's bandwidth as in JAX's tables; of links:
-# jax-ml.github.io/scaling-book (v7x: public specification). Memory: libtpu 0.0.50.
+# jax-ml.github.io/scaling-book (v7x: public specification). Memory: libtpu 0.0.50. Labels and machines: xpk's
+# src/xpk/core/system_characteristics.py; runtimes: cloud.google.com/tpu/docs/runtimes.
 CHIPS: dict[str, Chip] = {
-  "v4": Chip("v4", "megacore", 2, 30.75, 1.23, 275, 6 * 45, 4),
-  "v5e": Chip("v5e", "default", 1, 15.75, 0.82, 197, 4 * 45, 16),
-  "v5p": Chip("v5", "megacore", 2, 95.73, 2.46, 459, 6 * 90, 4),
-  "v6e": Chip("v6e", "default", 1, 31.24, 1.64, 918, 4 * 90, 16),
-  "v7x": Chip("tpu7x", "default", 2, 94.74, 7.4 / 2, 2310 / 2, 1200 / 2, 4, devices=2),
-}
+  "v4": Chip("v4", "megacore", 2, 30.75, 1.23, 275, 6 * 45, 4,
+             gke="tpu-v4-podslice", machine="ct4p-hightpu-4t", cloud="v4", runtime="tpu-ubuntu2204-base"),
+  "v5e": Chip("v5e", "default", 1, 15.75, 0.82, 197, 4 * 45, 16,
+              gke="tpu-v5-lite-podslice", machine="ct5lp-hightpu-4t", cloud="v5litepod", runtime="v2-alpha-tpuv5-lite"),
+  "v5p": Chip("v5", "megacore", 2, 95.73, 2.46, 459, 6 * 90, 4,
+              gke="tpu-v5p-slice", machine="ct5p-hightpu-4t", cloud="v5p", runtime="v2-alpha-tpuv5"),
+  "v6e": Chip("v6e", "default", 1, 31.24, 1.64, 918, 4 * 90, 16,
+              gke="tpu-v6e-slice", machine="ct6e-standard-4t", cloud="v6e", runtime="v2-alpha-tpuv6e"),
+  "v7x": Chip("tpu7x", "default", 2, 94.74, 7.4 / 2, 2310 / 2, 1200 / 2, 4, devices=2,
+              gke="tpu7x", machine="tpu7x-standard-4t", cloud="tpu7x"),
+}  # fmt: skip
 # What jax.Device.device_kind says, or begins with -> bfloat16 TFLOP/s. GPUs: dense, of the SXM modules' data sheets.
 PEAK_TFLOP_S: dict[str, float] = {
   "TPU v4": 275, "TPU v5 lite": 197, "TPU v5e": 197, "TPU v5": 459, "TPU v6": 918, "TPU7x": 2310 / 2,

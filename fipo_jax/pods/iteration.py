@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from fipo_jax import collect
-from fipo_jax.assemble import STREAM_EVAL
+from fipo_jax.evaluation import sets as sets_lib
 from fipo_jax.pods import costs as costs_lib
 from fipo_jax.pods.costs import Efficiencies, SamplingCosts, Trained
 from fipo_jax.pods.programs import Plan
@@ -214,10 +214,10 @@ def draw(run, step: int):
 
 def evaluation(run, workload: Workload) -> None:
   """Samples for one evaluation; its responses are as long as those of training."""
-  prompts = _Stream(workload).take(run.cfg.eval.prompts)
-  run.engine.generate(
-    prompts, run.cfg.eval.samples_per_prompt, key=run.key(0, STREAM_EVAL), sampling=run.sampling(evaluation=True)
-  )
+  for s in sets_lib.of(run.cfg):
+    prompts = _Stream(workload).take(s.cfg.eval.prompts or run.cfg.eval.prompts)  # how many a file has is not known
+    samples = s.cfg.eval.samples_per_prompt
+    run.engine.generate(prompts, samples, key=s.key(), sampling=run.sampling(evaluation=True))
 
 
 def packed(cfg, groups, step: int) -> tuple[int, float, int]:

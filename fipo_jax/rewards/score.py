@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from fipo_jax import stalls
 from fipo_jax.rewards import process
 from fipo_jax.rewards.process import STARTUP_S, Settings, Worker
 from fipo_jax.rewards.verifiers import CONFIGURED, VERIFIERS, Verifier, weighted
@@ -324,6 +325,7 @@ class Scorer:
     batch, index, job = worker.batch, worker.index, worker.job
     worker.rest()
     try:
+      stalls.alive()
       batch.results[index] = self._judge(job, outcome, batch.trial)
     except ValueError as error:
       self._abandon(batch, error)

@@ -36,7 +36,8 @@ class Engine(Protocol):
     Args:
       key: random key of all samples that begin in this call.
       progress: called with (samples done, samples in total).
-      watch: called with the groups that have become complete since the last time; True ends the call early.
+      watch: called now and then, at least every second or look, with the groups that have become complete since the
+        last time, of which there may be none; True ends the call early.
       pending: groups of an earlier call that ended early; their unfinished responses are continued under the present
         weights, each with the key that it began with.
     Returns:

@@ -115,6 +115,7 @@ class Log:
 
 
 @functools.partial(jax.jit, static_argnames=("model",))
+@jax.named_scope("rollout")
 def prefill(model: Model, params, tokens_RT, length_R):
   """Keys and values of prompts, padded on the right, as `Model.prefill` gives them; a program that knows no pools."""
   column_T = jnp.arange(tokens_RT.shape[1])
@@ -124,6 +125,7 @@ def prefill(model: Model, params, tokens_RT, length_R):
 
 
 @functools.partial(jax.jit, static_argnames=("layout", "page"), donate_argnames=("pools", "slots"))
+@jax.named_scope("rollout")
 def store(layout: Layout, pools, slots: Slots, kv, rows: Rows, *, page: int):
   """Writes what `prefill` made into pages.
 
@@ -177,6 +179,7 @@ def _reserve(slots: Slots, rows: Rows, *, page: int):
   jax.jit, static_argnames=("model", "layout", "sampling", "page", "width", "steps", "decide"),
   donate_argnames=("pools", "slots"),
 )  # fmt: skip
+@jax.named_scope("rollout")
 def run(
   model: Model, layout: Layout, sampling: Sampling, params, pools, slots: Slots, queue: Work, ready_D, shared, more,
   fewest, grows, keep, *, page: int, width: int, steps: int, decide: int = 1,
@@ -201,6 +204,7 @@ def run(
   per_shard = lambda x: jnp.sum(x.reshape(D, -1), axis=1, dtype=jnp.int32)
   sizes_J = [decide >> j for j in range(decide.bit_length())]
 
+  @jax.named_scope("look")
   def look(slots, taken_D):
     """What decides, of all shards on each: all that shards ever tell each other."""
     work = slots.work
@@ -234,6 +238,7 @@ def run(
   decodes = lambda c: (c["step"] < steps) & (c["look"]["size"] > 0)
   admits = lambda c: c["look"]["admits"]
 
+  @jax.named_scope("admit")
   def admit(c):
     slots_axes = jax.tree.map(lambda x: ROWS, c["slots"])
     queue_axes = jax.tree.map(lambda x: ROWS, queue)
@@ -244,6 +249,7 @@ def run(
     pools, new, taken_D = start(c["pools"], c["slots"], queue, ready_D, c["taken_D"], keep)
     return c | {"pools": pools, "slots": new, "taken_D": taken_D, "look": look(new, taken_D)}
 
+  @jax.named_scope("decode")
   def one_token(c):
     slots_axes = jax.tree.map(lambda x: ROWS, c["slots"])
     allot = local(
@@ -252,6 +258,7 @@ def run(
     slots, pages = allot(c["slots"], *shared)
     plan = local(lambda pages, pools: layout.plan(pages, width, pools), (ROWS, pool_axes), ROWS)(pages, c["pools"])
 
+    @jax.named_scope("attention")
     def attend(pools, layer, q, k, v):
       heads, kv_heads = ("rows", "heads", None), ("rows", "kv_heads", None)
       if isinstance(layer, int):  # named in the program

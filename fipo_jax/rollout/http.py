@@ -11,6 +11,7 @@ import dataclasses
 import math
 import os
 import pathlib
+import queue
 import shutil
 import sys
 import time
@@ -21,6 +22,7 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
+from fipo_jax import stalls
 from fipo_jax.models import hf
 from fipo_jax.models.transformer import Model
 from fipo_jax.rollout.dialects import DIALECTS
@@ -31,6 +33,7 @@ from fipo_jax.rollout.usage import Usage
 from fipo_jax.rollout.wire import LOST, EngineError, TryAgain, Wire, arrived, start
 from fipo_jax.types import Prompt, Rollout
 
+LOOK_S = 1.0  # without a response, after which `watch` is asked whether to go on
 KEPT_EXPORTS = 2  # the weights served now, and those before: a server may still be reading them
 
 
@@ -161,8 +164,8 @@ class HttpEngine:
       key: random key of the whole call; the seed of a request comes from (key, prompt.id, sample), and from the number
         of tokens that a continued response begins with.
       progress: called with (samples done, samples to do in this call) as they finish.
-      watch: called with the groups that became complete, in this thread; when it returns True the requests under way
-        are given up and their samples come back as they were, stop_reason "unfinished".
+      watch: called with the groups that became complete, in this thread, and every LOOK_S with none; when it returns
+        True the requests under way are given up and their samples come back as they were, stop_reason "unfinished".
       pending: groups of an earlier call; their unfinished samples are continued, the others stay.
     Raises:
       EngineError: the servers failed; it carries the groups.
@@ -174,9 +177,6 @@ class HttpEngine:
     groups += [[_unbegun(prompt, number) for number in range(samples_per_prompt)] for prompt in prompts]
     todo = [(g, i) for g, group in enumerate(groups) for i, r in enumerate(group) if r.stop_reason == "unfinished"]
     left = collections.Counter(g for g, _ in todo)  # samples to finish, by group
-    complete = [group for g, group in enumerate(groups) if not left[g]]
-    if complete and watch and watch(complete):
-      return groups
     seeds = dict(zip(todo, _seeds(key, [groups[g][i] for g, i in todo]), strict=True))
     wire = Wire(self.timeout_s, self.retry_s, self.headers, self.say)
     began = time.perf_counter()
@@ -203,14 +203,19 @@ class HttpEngine:
     try:
       outcomes = start(todo, self.concurrency, work)
       while left.total():
-        complete, error = place([outcomes.get(), *arrived(outcomes)])
+        try:
+          came = [outcomes.get(timeout=LOOK_S)]
+        except queue.Empty:
+          came = []
+        stalls.alive()  # requests have deadlines of their own
+        complete, error = place([*came, *arrived(outcomes)])
         if isinstance(error, EngineError):
           raise EngineError(str(error), groups) from error
         if error is not None:
           raise error
-        if progress:
+        if progress and came:
           progress(len(todo) - left.total(), len(todo))
-        if complete and watch and watch(complete):
+        if watch and watch(complete):
           break
       place(arrived(outcomes))
     finally:

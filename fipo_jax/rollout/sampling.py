@@ -85,6 +85,7 @@ class Sampling:
     object.__setattr__(self, "stop_strings", tuple(self.stop_strings))
 
 
+@jax.named_scope("sample")
 def sample(logits_SV, keys_S, sampling: Sampling, *, count_S=None, seen_SV=None):
   """Draws a token per slot; reports how likely it was where it was drawn, and how likely to the model itself.
 

@@ -149,7 +149,7 @@ class Call:
         if watch and complete:
           watch(complete)
         break
-      if watch and complete and watch(complete):
+      if watch and watch(complete):
         break
       if log.short_D.any() or log.hungry:
         self._make_room(log)

@@ -1,6 +1,6 @@
 """Groups as records and arrays, for checkpoints: those that wait for a batch, or for their last tokens, must survive.
 
-    workdir/rescued.npz    groups of a step that the engine could not finish, until the next checkpoint
+    workdir/rescued.npz    what a step that could not be finished had sampled, until the next checkpoint
 """
 
 from __future__ import annotations

@@ -32,7 +32,8 @@ class Usage:
   tokens: sampled, end tokens included. slot_steps: slots times steps that were computed.
   prompts, prefill_tokens: prompts prefilled, and their tokens; a group counts once. interrupted: responses put back for
   want of pages. seconds, prefill_seconds, decode_seconds, compile_s: wall clock, compile time also being inside the
-  others. first_sample_s, last_sample_s: when the first and the last response were back on the host.
+  others. longest_look_s: of the runs of the decode program, between which the host can stop.
+  first_sample_s, last_sample_s: when the first and the last response were back on the host.
   peak_cache_bytes, held_bytes: of all pools at their largest, and of the tokens in them at the fullest moment.
   decode_programs, prefill_programs: that this way of sampling has needed so far, in the life of the engine.
   lengths: response tokens of the samples that ended. tail_ratio: the longest of them over the median.
@@ -50,6 +51,7 @@ class Usage:
   prefill_seconds: float = 0.0
   decode_seconds: float = 0.0
   compile_s: float = 0.0
+  longest_look_s: float = 0.0
   first_sample_s: float = 0.0
   last_sample_s: float = 0.0
   peak_cache_bytes: int = 0
@@ -66,6 +68,7 @@ class Usage:
 
   def saw(self, at: float, seconds: float, steps: int, slots: int, tokens: int, held: int, capacity: int) -> None:
     """Notes one run of the decode program: when it ended, how long it took, and what it held at most, in tokens."""
+    self.longest_look_s = max(self.longest_look_s, seconds)
     self.peak_cache_bytes = max(self.peak_cache_bytes, capacity * self.token_bytes)
     self.held_bytes = max(self.held_bytes, held * self.token_bytes)
     if steps:
@@ -77,6 +80,7 @@ class Usage:
     found = {
       "occupancy": self.occupancy, "prefill_tokens": self.prefill_tokens, "interrupted": self.interrupted,
       "first_sample_s": self.first_sample_s, "last_sample_s": self.last_sample_s, "compile_s": self.compile_s,
+      "longest_look_s": self.longest_look_s,
       "decode_programs": self.decode_programs, "prefill_programs": self.prefill_programs,
       "cache_mb": self.peak_cache_bytes / 2**20, "cache_held_mb": self.held_bytes / 2**20,
     }  # fmt: skip

@@ -13,11 +13,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import json
 import logging
 import sys
+import time
 import uuid
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import PreservationPolicy
@@ -27,6 +30,7 @@ from fipo_jax.train.state import TrainState
 
 UNMEASURED = -1.0  # accuracy of a step at which no evaluation was made
 DELETED = "deleted"  # steps are moved here before they are deleted
+LARGE = 2**26  # bytes of an array that is saved in pieces of a layer each; smaller ones in pieces of a device each
 ASIDE = "aside"  # and here when the user starts from an older one
 COMMIT = "commit_success.txt"  # Orbax's word that a step is whole
 
@@ -62,6 +66,50 @@ def steps_in(folder: epath.Path) -> list[int]:
   return sorted(found.step for found in ocp.path.step.standard_name_format().find_all(folder))
 
 
+def choose(folder: epath.Path, step: int | str | None = None) -> int:
+  """The step that a number, "best" or None (the newest) names, of those in a folder; nothing there is changed.
+
+  Raises: ValueError when there is no such step.
+  """
+  steps = steps_in(folder)
+  found = step
+  if step is None:
+    found = max(steps, default=None)
+  elif step == "best":
+    measured = {s: _measured(folder / str(s)) for s in steps}
+    found = max((s for s in steps if measured[s] != UNMEASURED), key=lambda s: (measured[s], s), default=None)
+  if found not in steps:
+    there = f"there are {', '.join(map(str, steps))}" if steps else "there is none"
+    why = "none of them was evaluated" if step == "best" and steps else there
+    raise ValueError(f"--step={step or 'newest'}: no such checkpoint in {folder}; {why}.")
+  return found
+
+
+def _measured(step: epath.Path) -> float:
+  """What the best are chosen by, as `Checkpointer.save` was given it."""
+  try:
+    return json.loads(paths.read(step / "metrics" / "metrics"))["accuracy"]
+  except (FileNotFoundError, ValueError, KeyError):
+    return UNMEASURED
+
+
+def read_params(folder: epath.Path, step: int, abstract_params) -> Any:
+  """The parameters of a step alone, into the shardings of abstract_params: no optimizer state is read or made.
+
+  A value head that abstract_params has no place for is left where it is.
+  Raises: ValueError, in one line, for a step that cannot be read.
+  """
+  item = {"params": abstract_params}
+  how = ocp.checkpoint_utils.construct_restore_args(item)
+  try:
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+      args = ocp.args.PyTreeRestore(item=item, restore_args=how, partial_restore=True)
+      return reader.restore(folder / str(step) / "state", args=args)["params"]
+  except Exception as error:  # Orbax, TensorStore, JSON and the file system have errors of their own
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    raise ValueError(f"checkpoint {folder / str(step)} cannot be read: {reason}.") from error
+
+
 def check_shared(folder: epath.Path) -> None:
   """Raises ValueError on all processes when some do not see the folder that process 0 sees, or other steps in it."""
   if processes.count() == 1:
@@ -77,6 +125,15 @@ def check_shared(folder: epath.Path) -> None:
   finally:
     if processes.is_first():
       paths.delete(folder / token)
+
+
+def _pieces(state: TrainState) -> TrainState:
+  """How arrays are cut when they are saved: large parameters by layers, so that an export need not hold several."""
+  large = lambda x: len(x.shape) > 2 and x.size * x.dtype.itemsize >= LARGE
+  by_layer = lambda x: ocp.SaveArgs(shard_axes=(0,)) if large(x) else ocp.SaveArgs()
+  plain = jax.tree.map(lambda _: ocp.SaveArgs(), state)
+  layers = jax.tree.map(by_layer, state.params["layers"])
+  return dataclasses.replace(plain, params={**plain.params, "layers": layers})
 
 
 @dataclasses.dataclass
@@ -118,15 +175,19 @@ class Checkpointer:
   Args:
     keep: newest steps kept. best: so many with the best accuracy are kept besides.
     folder: see `folder_of`.
+  since: when the last save began, or this object, by time.monotonic. seconds: until the last save was durable; 0 before
+  the first.
   """
 
   def __init__(self, workdir, *, keep: int, best: int = 0, folder: str = ""):
     self.folder = folder_of(workdir, folder)
+    self.since, self.seconds = time.monotonic(), 0.0
     self._clear(torn=True)
     self._manager = ocp.CheckpointManager(
       self.folder,
       options=ocp.CheckpointManagerOptions(
         preservation_policy=_Keep(keep, best), enable_async_checkpointing=True, todelete_subdir=DELETED,
+        async_options=ocp.options.AsyncOptions(post_finalization_callback=self._is_durable),
         best_fn=lambda metrics: metrics["accuracy"],  # has metrics written; the policy decides
       ),
       item_names=("state", "host", "waiting"),
@@ -174,11 +235,16 @@ class Checkpointer:
     """
     rest, arrays = host_arrays.split(host)
     waiting = {"waiting": ocp.args.StandardSave(arrays)} if arrays else {}
-    args = ocp.args.Composite(state=ocp.args.StandardSave(state), host=ocp.args.JsonSave(rest), **waiting)
+    whole = ocp.args.StandardSave(state, save_args=_pieces(state))
+    args = ocp.args.Composite(state=whole, host=ocp.args.JsonSave(rest), **waiting)
     measured = UNMEASURED if accuracy is None else float(accuracy)
+    self.since = time.monotonic()
     with self._said_once():
       self._manager.save(step, args=args, metrics={"accuracy": measured}, force=True)
     self._clear()
+
+  def _is_durable(self) -> None:
+    self.seconds = time.monotonic() - self.since
 
   def restore(self, step: int, abstract_state: TrainState) -> tuple[TrainState, dict[str, Any]]:
     """Reads a step into the shardings of abstract_state, which may belong to another mesh, and to more or fewer

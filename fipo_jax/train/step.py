@@ -3,6 +3,9 @@
 All work on packed mini-batches [M, R, T]. Micro-batches are a loop inside the program, over the `used` first ones;
 (gradient sums, metric sums, counts) are added up and divided once, by the global count of the mini-batch. So the
 objective does not depend on M, R, packing or the mesh.
+
+Operations carry the names of their stages into traces: old_logp, forward, loss, future_kl, optimizer; those of a
+gradient as transpose(jvp(forward)).
 """
 
 from __future__ import annotations
@@ -64,6 +67,7 @@ def make_steps(
   def narrow(params):
     return jax.lax.with_sharding_constraint(model.cast(params), states.params)
 
+  @jax.named_scope("forward")
   def outputs(params, b: Batch, **entropy):
     """(logp_RT, entropy_RT, values_RT or None) of the tokens of packed rows."""
     hidden_RTD = model.hidden(params, b.tokens, b.positions, b.segments)
@@ -79,7 +83,8 @@ def make_steps(
 
   def total_loss(params, b: Batch):
     logp_RT, entropy_RT, values_RT = outputs(params, b, with_entropy=True, entropy_gradient=entropy_gradient)
-    out = objective(logp_RT, b, entropy_RT, values_RT)
+    with jax.named_scope("loss"):
+      out = objective(logp_RT, b, entropy_RT, values_RT)
     metrics = {**out.metrics, "entropy": diagnostics.token_mean(jax.lax.stop_gradient(entropy_RT), b.mask > 0)}
     return out.loss.total, (out.loss.count, metrics)
 
@@ -95,8 +100,9 @@ def make_steps(
     old = state.opt_state
     if offloaded:
       old = jax.device_put(old, on_device(states.opt_state))
-    changes, opt_state = optimizer.update(grads, old, state.params)
-    params = optax.apply_updates(state.params, changes)
+    with jax.named_scope("optimizer"):
+      changes, opt_state = optimizer.update(grads, old, state.params)
+      params = optax.apply_updates(state.params, changes)
     keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(ok, n, o), new, old)
     new = TrainState(
       updates=state.updates + ok.astype(jnp.int32),
@@ -113,6 +119,7 @@ def make_steps(
     }
     return new, metrics
 
+  @jax.named_scope("old_logp")
   def score(params, batch: Batch, used: jax.Array):
     params = narrow(params)
     names = ("logp", "values") if model.config.value_head else ("logp",)
