@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-from fipo_jax import processes, stalls
+from fipo_jax import paths, processes, stalls
 
 GOES_ON_S = (5.0, 60.0)  # of a phase until it is said that it goes on, the last one again and again, ten times as long
 
@@ -24,6 +24,9 @@ def say(text: str) -> None:
 
 def _print(text: str) -> None:
   print(text, flush=True)
+
+
+paths.say = say
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fipo_jax import assemble, console, paths
+from fipo_jax import assemble, console
 from fipo_jax.models import hf
 from fipo_jax.train import checkpoint, stored_arrays
 
@@ -33,5 +33,5 @@ def export(cfg, out: str, *, step: int | str | None = None, dtype: str | None = 
   with console.phase("exporting"):
     hf.save(out, params, policy.config, template_dir=cfg.model.path or None, dtype=dtype)
     if not cfg.model.path:
-      tokenizer.save(paths.of(out))
+      tokenizer.save(out)
   return found

@@ -43,6 +43,15 @@ def read(path) -> Iterator[bytes]:
       yield from file
 
 
+def add(path, content: bytes) -> None:
+  """Appends lines that are whole, with or without steps; in a bucket, as one more part."""
+  if paths.is_remote(path):
+    paths.write(_part(path, max([0, *(number for number, _ in _parts(path))]) + 1), content)
+    return
+  with open(path, "ab") as file:
+    file.write(content)
+
+
 def copy(path, target) -> None:
   """Copies what there is into one file."""
   if not paths.is_remote(path) and _has(path):

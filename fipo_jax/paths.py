@@ -18,16 +18,16 @@ import os
 import pathlib
 import re
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 from etils import epath
 
-from fipo_jax import console
-
 RETRY_S = 300.0  # seconds that a bucket may fail to answer; gcsfs itself repeats a request for half a minute
 PAUSE_S = 2.0  # before the next try
+SLOW_S = 30.0  # until it is said what is waited for
 PIECE = 16 << 20  # bytes of one request of many for a large range: some at a time fill a network
 ACCOUNT = (
   "give the account that this runs as the roles Storage Object User and Storage Legacy Bucket Reader on the bucket"
@@ -41,6 +41,8 @@ os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
 
 # What says before a write that it must not be: see `lease`.
 before_writing: list[Callable[[], None]] = []
+# Says a line; `console` puts its own here, which lies above this file.
+say: Callable[[str], None] = functools.partial(print, flush=True)
 
 
 class BucketError(OSError):
@@ -114,12 +116,16 @@ def read_range(path, start: int, stop: int) -> bytes:
   return b"".join(_ask(path, lambda fs: fs.cat_ranges([str(path)] * len(starts), starts, stops, on_error="raise")))
 
 
-def write(path, content: bytes | str) -> None:
-  """Writes a file, making its folder: whoever looks, or comes after a kill, finds the old content or the new one."""
+def write(path, content: bytes | str, *, patient: bool = True) -> None:
+  """Writes a file, making its folder: whoever looks, or comes after a kill, finds the old content or the new one.
+
+  patient: False where the next one will do, too: a bucket is asked once.
+  """
   content = content.encode("utf-8") if isinstance(content, str) else content
   if is_remote(path):
     _may_write()
-    _ask(path, lambda fs: fs.pipe_file(str(path), content))
+    client = _client()
+    (repeated if patient else once)(path, lambda: client.pipe_file(str(path), content))
     return
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
@@ -304,7 +310,7 @@ def _said_once(record: logging.LogRecord) -> bool:
   if "retrying after exception" in str(record.msg) and not _repeated:
     _repeated.add("said")
     reason = " ".join(str(record.msg).partition("exception: ")[2].split())[:200]
-    console.say(f"gs://: a request failed ({reason}) and is repeated; from now on that is not said")
+    say(f"gs://: a request failed ({reason}) and is repeated; from now on that is not said")
   return record.levelno >= logging.WARNING and not record.exc_info and "moveTo" not in str(record.msg)
 
 
@@ -330,18 +336,29 @@ def repeated[T](path, act: Callable[[], T], passing: type[Exception] | tuple = (
   begun, said = time.monotonic(), False
   while True:
     try:
-      with console.phase(f"waiting for {path}"):
+      with _said_if_slow(path):
         found = once(path, act, passing)
       if said:
-        console.say(f"{path}: the bucket answers again, after {time.monotonic() - begun:.0f} s")
+        say(f"{path}: the bucket answers again, after {time.monotonic() - begun:.0f} s")
       return found
     except BucketError as error:
       if not error.again or time.monotonic() - begun >= RETRY_S:
         raise
       if not said:
         said = True
-        console.say(f"{path}: {error.reason}; tried again for up to {RETRY_S:g} s")
+        say(f"{path}: {error.reason}; tried again for up to {RETRY_S:g} s")
       time.sleep(PAUSE_S)
+
+
+@contextlib.contextmanager
+def _said_if_slow(path) -> Iterator[None]:
+  timer = threading.Timer(SLOW_S, lambda: say(f"waiting for {path}, {SLOW_S:g} s so far"))
+  timer.daemon = True
+  timer.start()
+  try:
+    yield
+  finally:
+    timer.cancel()
 
 
 def once[T](path, act: Callable[[], T], passing: type[Exception] | tuple = ()) -> T:

@@ -23,9 +23,9 @@ import statistics
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
-from fipo_jax import processes
+from fipo_jax import paths, processes
 
 TICK_S = 1.0  # between two looks at whether anything has moved
 REMEMBERED = 50  # of each phase, how long it went without moving at most
@@ -138,7 +138,7 @@ def _watch(workdir, write, over: threading.Event, stall_s: float, factor: float,
     if stall_s and quiet > (limit := deadline(name, stall_s, factor, first_s)):
       reason = (
         f"stalled: nothing has moved for {quiet:.0f} s in {name!r} of step {step} (log.stall_s: {limit:.0f} s here)"
-        f"{_behind()}; stacks of all threads are in {workdir}/stacks; {processes.RESUMES}"
+        f"{_behind()}; stacks of all threads are in {paths.of(workdir) / 'stacks'}; {processes.RESUMES}"
       )
       processes.end(reason, processes.EXIT_LOST)
 
@@ -168,8 +168,11 @@ def _write_stacks(workdir, write) -> None:
     faulthandler.dump_traceback(file, all_threads=True)
     file.seek(0)
     stacks = file.read()
-  arguments = (f"{workdir}/stacks/{processes.index()}.txt", stacks)
-  writer = threading.Thread(target=write, args=arguments, daemon=True)  # the file system may be what stands still
+
+  def write():
+    paths.write(paths.of(workdir) / "stacks" / f"{processes.index()}.txt", stacks, patient=False)
+
+  writer = threading.Thread(target=write, daemon=True)  # the file system may be what stands still
   writer.start()
   writer.join(WRITE_S)
 
@@ -185,8 +188,8 @@ def _beat(workdir, write, step: int, name: str, quiet: float) -> None:
     "time": datetime.datetime.now().astimezone().isoformat(" ", "seconds"), "host": socket.gethostname(),
     "pid": os.getpid(), "step": step, "phase": name, "moved_s_ago": quiet, "processes": [here, *others],
   }  # fmt: skip
-  path = f"{workdir}/heartbeat.json"
+  path = paths.of(workdir) / "heartbeat.json"
   try:
-    write(path, json.dumps(record) + "\n")
+    paths.write(path, json.dumps(record) + "\n", patient=False)
   except OSError as error:
     print(f"{path} cannot be written: {error}", file=sys.stderr, flush=True)

@@ -73,10 +73,7 @@ class _Session:
 
 def _copy(source, target) -> None:
   for name in paths.names(source):
-    if paths.is_folder(source / name):
-      _copy(source / name, target / name)
-    else:
-      paths.copy(source / name, target / name)
+    (_copy if paths.is_folder(source / name) else paths.copy)(source / name, target / name)
 
 
 def _listed(steps: Sequence[int]) -> str:

@@ -261,7 +261,7 @@ def _last_sign(cfg, start: dict[str, Any]) -> float:
   """When a start that has not said its end was last alive, in seconds since 1970: its last line or its last beat."""
   said = [row.get("time", 0.0) for row in logged(cfg)[-1:]]
   with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-    beat = json.loads(paths.read_text(paths.of(cfg.workdir) / HEARTBEAT))
+    beat = json.loads(paths.read(paths.of(cfg.workdir) / HEARTBEAT))
     said.append(datetime.datetime.fromisoformat(beat["time"]).timestamp())
   return round(max(goodput.began(start), start.get("training", 0.0), *said, 0.0), 3)
 
@@ -302,11 +302,11 @@ def end(cfg) -> None:
   if not processes.is_first():
     return
   folder = paths.of(cfg.workdir)
-  starts = _starts(folder)
-  mine = starts and (starts[-1].get("pid"), starts[-1].get("host")) == (os.getpid(), socket.gethostname())
-  if mine and "ended" not in starts[-1]:
-    starts[-1]["ended"] = round(time.time(), 3)
-    with contextlib.suppress(OSError):  # a full disk has been said
+  with contextlib.suppress(OSError):  # a full disk, or a bucket that refuses, has been said
+    starts = _starts(folder)
+    mine = starts and (starts[-1].get("pid"), starts[-1].get("host")) == (os.getpid(), socket.gethostname())
+    if mine and "ended" not in starts[-1]:
+      starts[-1]["ended"] = round(time.time(), 3)
       _write(folder / STARTS, starts)
 
 
@@ -325,7 +325,7 @@ def logged(cfg) -> list[dict[str, Any]]:
   rows = []
   for line in lines.read(paths.of(cfg.workdir) / "metrics.jsonl"):
     with contextlib.suppress(ValueError):
-      record = json.loads(line)
+      record = json.loads(line.decode(errors="replace"))
       if isinstance(record, dict) and isinstance(record.get("step"), int):
         rows.append(record)
   return rows

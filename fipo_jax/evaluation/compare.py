@@ -21,7 +21,7 @@ FORMAT = 1
 def read(path: str) -> dict[str, Any]:
   """An evaluation's JSON. Raises: OSError or ValueError, naming the file, for what is none."""
   try:
-    found = json.loads(paths.read_text(path))
+    found = json.loads(paths.read_text(paths.of(path)))
   except ValueError as error:
     raise ValueError(f"--compare: {path}: not valid JSON ({error}).") from error
   if not isinstance(found, dict) or "sets" not in found or found.get("format") != FORMAT:

@@ -29,15 +29,17 @@ class Samples:
 
   def __init__(self, path, evaluation: dict[str, Any], most_bytes: int):
     self.path, self._most_bytes, self._said = paths.of(path), most_bytes, False
-    there: list[dict[str, Any]] = []
+    found: list[dict[str, Any]] = []
     if processes.is_first():
-      there = self._read(evaluation)
-    self._lines = processes.from_first("what has been evaluated", there)
+      found = self._read(evaluation)
+    self._lines = processes.from_first("what has been evaluated", found)
 
   def _read(self, evaluation: dict[str, Any]) -> list[dict[str, Any]]:
     paths.make_folder(self.path.parent)
-    there, found = list(lines.read(self.path)), []
-    for number, line in enumerate(there, start=1):
+    text = b"".join(lines.read(self.path)).decode("utf-8")
+    whole, _, torn = text.rpartition("\n")
+    found = []
+    for number, line in enumerate(whole.splitlines(), start=1):
       try:
         found.append(json.loads(line))
       except ValueError as error:
@@ -51,10 +53,12 @@ class Samples:
           f"{self.path} holds responses of another evaluation: {'; '.join(unlike[:3])}; name another --out, or remove "
           "that file."
         )
-    self._file, self._size = lines.grow(self.path, int(bool(found)), 0), sum(map(len, there))
+    # The torn last line of a process that was killed is left out; what was whole is written anew only then.
+    self._size = len(whole) + 1 if found else 0
     if not found:
-      self._file.append(json.dumps({"step": 1, "evaluation": evaluation}).encode() + b"\n")
-      self._file.flush()
+      lines.add(self.path, json.dumps({"evaluation": evaluation}).encode() + b"\n")
+    elif torn:
+      paths.write(self.path, whole + "\n")
     return [_short(line) for line in found[1:]]
 
   def groups(self, set_name: str, prompts: tuple[Prompt, ...]) -> dict[int, list[Rollout]]:
@@ -67,24 +71,25 @@ class Samples:
 
   def append(self, set_name: str, groups: list[list[Rollout]]) -> None:
     """Adds scored groups."""
-    new = []
+    added = []
     for group in groups:
       prompt = group[0].prompt
-      record = {"step": 1, "set": set_name, "id": prompt.id, "prompt": prompt.text, "answer": prompt.answer}
-      new.append(record | {"samples": [_sample(r) for r in group]})
-    self._lines += map(_short, new)
+      record = {"set": set_name, "id": prompt.id, "prompt": prompt.text, "answer": prompt.answer}
+      added.append(record | {"samples": [_sample(r) for r in group]})
+    self._lines += map(_short, added)
     if not processes.is_first():
       return
-    for line in new:
-      said = json.dumps(line, ensure_ascii=False).encode() + b"\n"
-      if self._size + len(said) > self._most_bytes:
+    text = ""
+    for line in added:
+      said = json.dumps(line, ensure_ascii=False) + "\n"
+      if self._size + len(text) + len(said) > self._most_bytes:
         if not self._said:
           self._said = True
           console.say(f"{self.path}: has reached log.samples_mb; responses from here on are kept without their text")
-        said = json.dumps(line | {"samples": [s | {"response": None} for s in line["samples"]]}).encode() + b"\n"
-      self._file.append(said)
-      self._size += len(said)
-    self._file.flush()
+        said = json.dumps(line | {"samples": [s | {"response": None} for s in line["samples"]]}) + "\n"
+      text += said
+    self._size += len(text)
+    lines.add(self.path, text.encode())
 
 
 def _short(line: dict[str, Any]) -> dict[str, Any]:

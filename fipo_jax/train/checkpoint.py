@@ -88,8 +88,8 @@ def choose(folder: epath.Path, step: int | str | None = None) -> int:
 def _measured(step: epath.Path) -> float:
   """What the best are chosen by, as `Checkpointer.save` was given it."""
   try:
-    return json.loads(paths.read_text(step / "metrics" / "metrics"))["accuracy"]
-  except (OSError, ValueError, KeyError):
+    return json.loads(paths.read(step / "metrics" / "metrics"))["accuracy"]
+  except (FileNotFoundError, ValueError, KeyError):
     return UNMEASURED
 
 

@@ -77,7 +77,7 @@ def open_all(folder: epath.Path, shapes: dict, *, room_bytes: float, order: Call
     order: number of layers -> the order in which they will be asked for; of arrays in "layers", others are read whole.
   Raises: OSError or ValueError, naming the array, for one that is missing or has another shape.
   """
-  metadata = json.loads(paths.read_text(folder / "_METADATA"))
+  metadata = json.loads(paths.read(folder / "_METADATA"))
   flat = list(leaves(shapes))
   stacked = max(1, sum(path[0] == "layers" and len(x.shape) > 2 for path, x in flat))
 
