@@ -146,7 +146,7 @@ class _Object:
     self.content += data
 
   def flush(self) -> None:
-    paths.write(self.path, bytes(self.content))
+    paths.write(self.path, bytes(self.content), patient=False)
 
   def close(self) -> None:
     """Comes after a flush."""

@@ -74,10 +74,7 @@ def train_through_alarms(cfg, **how) -> dict[str, Any]:
 
 def train_until_alarm(cfg, **how) -> dict[str, Any]:
   """The same, unless an alarm raises `Rollback`."""
-  log = cfg.log
-  with stalls.watch(
-    cfg.workdir, stall_s=log.stall_s, factor=log.stall_factor, first_s=log.stall_first_s, write=paths.write
-  ):  # fmt: skip
+  with stalls.watch(cfg.workdir, stall_s=cfg.log.stall_s, factor=cfg.log.stall_factor, first_s=cfg.log.stall_first_s):
     return train_watched(cfg, **how)
 
 

@@ -86,21 +86,18 @@ def place() -> str:
 
 
 @contextlib.contextmanager
-def watch(
-  workdir, *, stall_s: float, factor: float, first_s: float, write: Callable[[str, str], None]
-) -> Iterator[None]:  # fmt: skip
+def watch(workdir, *, stall_s: float, factor: float, first_s: float) -> Iterator[None]:
   """Ends the run, with EXIT_LOST, when nothing moves any more.
 
       deadline = max(stall_s, factor · median of how long this phase stood still at most, of the last 50 times)
 
   Args:
     stall_s: seconds; 0 = no deadline. first_s: that of a phase that has never ended, which may have to compile.
-    write: (path, text), whole or not at all.
   """
   over = threading.Event()
   processes.place = place
-  processes.before_end = lambda reason: _write_stacks(workdir, write) if reason.startswith("stalled") else None
-  arguments = (workdir, write, over, stall_s, factor, first_s)
+  processes.before_end = lambda reason: _write_stacks(workdir) if reason.startswith("stalled") else None
+  arguments = (workdir, over, stall_s, factor, first_s)
   moved(step=0)
   thread = threading.Thread(target=_watch, args=arguments, name="stalls", daemon=True)
   thread.start()
@@ -120,7 +117,7 @@ def deadline(name: str, stall_s: float, factor: float, first_s: float) -> float:
   return max(stall_s, factor * statistics.median(gaps) * TICK_S) if gaps else max(stall_s, first_s)
 
 
-def _watch(workdir, write, over: threading.Event, stall_s: float, factor: float, first_s: float) -> None:
+def _watch(workdir, over: threading.Event, stall_s: float, factor: float, first_s: float) -> None:
   """Counts looks and not seconds: a machine that stood still itself has not let the run down."""
   global _quiet
   ticks, others = 0, ""
@@ -134,7 +131,7 @@ def _watch(workdir, write, over: threading.Event, stall_s: float, factor: float,
       _quiet += 1
       quiet, name, step = _quiet * TICK_S, _phases[-1] if _phases else "between phases", _step
     if ticks % max(round(HEARTBEAT_S / TICK_S), 1) == 0:
-      _beat(workdir, write, step, name, quiet)
+      _beat(workdir, step, name, quiet)
     if stall_s and quiet > (limit := deadline(name, stall_s, factor, first_s)):
       reason = (
         f"stalled: nothing has moved for {quiet:.0f} s in {name!r} of step {step} (log.stall_s: {limit:.0f} s here)"
@@ -160,7 +157,7 @@ def _behind() -> str:
   return f"; behind: {processes.names(late)}{at}"
 
 
-def _write_stacks(workdir, write) -> None:
+def _write_stacks(workdir) -> None:
   """Where all threads are, to stderr and to a file of this process."""
   print(f"stacks of all threads of process {processes.index()}:", file=sys.stderr, flush=True)
   faulthandler.dump_traceback(all_threads=True)
@@ -177,7 +174,7 @@ def _write_stacks(workdir, write) -> None:
   writer.join(WRITE_S)
 
 
-def _beat(workdir, write, step: int, name: str, quiet: float) -> None:
+def _beat(workdir, step: int, name: str, quiet: float) -> None:
   """Writes heartbeat.json, on process 0: whoever cannot log in to the pod sees from it whether the run lives."""
   if not processes.is_first():
     return

@@ -9,7 +9,7 @@ import types
 
 import pytest
 
-from fipo_jax import config, goodput, paths, stalls, workdir
+from fipo_jax import config, goodput, stalls, workdir
 
 
 def rows(*steps, seconds=10.0):
@@ -123,7 +123,7 @@ def test_a_heartbeat_is_a_later_sign_of_life(tmp_path, monkeypatch):
   with monkeypatch.context() as m:
     clock = lambda *_: datetime.datetime.fromtimestamp(next(now), datetime.UTC)
     m.setattr(stalls, "datetime", types.SimpleNamespace(datetime=types.SimpleNamespace(now=clock)))
-    stalls._beat(tmp_path, paths.write, 2, "rollout", 0.0)
+    stalls._beat(tmp_path, 2, "rollout", 0.0)
   workdir.claim(c)
   assert starts_of(tmp_path)[0]["seen"] == pytest.approx(began + 80, abs=1)
   (tmp_path / "heartbeat.json").write_text("torn")

@@ -1,11 +1,9 @@
 """The responses of an evaluation, a line per prompt as it is finished: what a stopped evaluation goes on from.
 
-    {"step": 1, "evaluation": the specification and the model}
-    {"step": 1, "set": "aime24", "id": 3, "prompt": ..., "answer": ..., "samples": [{"response": ..., "accuracy": 1.0,
-     ...}, ...]}
+    {"evaluation": the specification and the model}
+    {"set": "aime24", "id": 3, "prompt": ..., "answer": ..., "samples": [{"response": ..., "accuracy": 1.0, ...}, ...]}
 
-Figures are made from these lines alone. Texts are kept up to a bound; later lines are without. The step means nothing:
-`lines` goes by it, and all of an evaluation belongs to one.
+Figures are made from these lines alone. Texts are kept up to a bound; later lines are without.
 """
 
 from __future__ import annotations
@@ -43,8 +41,6 @@ class Samples:
       try:
         found.append(json.loads(line))
       except ValueError as error:
-        if number == len(there):
-          break  # of a process that was killed
         raise ValueError(f"{self.path} line {number}: not JSON; remove the file, or name another --out.") from error
     if found:
       unlike = changes.differences(found[0].get("evaluation", {}), json.loads(json.dumps(evaluation)), ())
