@@ -184,7 +184,7 @@ def slow(player, pod, folder):
 
 def wait_for(player, moment, folder, before, draw):
   """Until the run is where the fault should find it."""
-  run, over = folder / "run", lambda: player.state != "running"
+  run, over, old = folder / "run", lambda: player.state != "running", torn(folder / "run")  # old: by an earlier kill
   wait = lambda seconds: time.monotonic() + draw.uniform(0, seconds)
   if moment == "start":
     player.until(lambda: len(player.running) == len(player.pods) > 0, 60)
@@ -197,16 +197,17 @@ def wait_for(player, moment, folder, before, draw):
     player.until(lambda: steps_logged(run) >= enough or over(), 600, "a step")
     at = wait(1.5)
   else:
-    player.until(lambda: torn(run) or over(), 600, "a save")
+    player.until(lambda: torn(run) - old or over(), 600, "a save")
     at = 0
   player.until(lambda: time.monotonic() > at, 60)
 
 
 def torn(run):
+  """Names of saves under way, or cut off."""
   try:
-    return any("orbax-checkpoint-tmp" in path.name for path in checkpoint.folder_of(run).iterdir())
+    return {path.name for path in checkpoint.folder_of(run).iterdir() if "orbax-checkpoint-tmp" in path.name}
   except OSError:
-    return False
+    return set()
 
 
 @dataclasses.dataclass
