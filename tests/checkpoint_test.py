@@ -1,5 +1,6 @@
 """Checkpoints: exact, atomic, restored onto another mesh."""
 
+import errno
 import os
 import pathlib
 import subprocess
@@ -9,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from fipo_jax import sharding
+from fipo_jax import processes, sharding
 from fipo_jax.models import make_model
 from fipo_jax.train import state
 from fipo_jax.train.checkpoint import Checkpointer, folder_of, steps_in
@@ -177,3 +178,23 @@ def test_what_cannot_be_written_in_the_background_is_one_line(tmp_path):
   said = [line for line in done.stderr.splitlines() if "WARNING" not in line]
   assert len(said) == 1 and said[0].startswith(f"error: checkpoints cannot be written to {tmp_path}/checkpoints: ")
   assert said[0].endswith("the same command goes on from step 1.") and steps_in(folder_of(tmp_path)) == [1]
+
+
+def test_a_lost_process_is_not_blamed_on_a_disk_or_a_checkpoint(tmp_path, monkeypatch):
+  """Where the system has refused nothing, news of a process are waited for first: they end this one, with its code."""
+  waited = []
+  monkeypatch.setattr(processes, "await_reason", lambda: waited.append(1))
+  saver, shapes = Checkpointer(tmp_path, keep=1), abstract()
+  saver.save(1, make(shapes, 0), {"step": 1})
+  saver.wait()
+  full = OSError(errno.ENOSPC, "No space left on device")
+  for error, waits in ((full, 0), (ValueError("No space left on device"), 0), (ValueError("Gloo AllGather failed"), 1)):
+    waited.clear()
+    with pytest.raises(OSError, match="cannot be written"), saver._said_once():
+      raise error
+    assert len(waited) == waits
+  waited.clear()
+  with pytest.raises(ValueError, match="checkpoint .* cannot be read"):
+    saver.restore(1, jax.tree.map(lambda x: jax.ShapeDtypeStruct((*x.shape, 2), x.dtype), shapes))
+  assert waited
+  saver.close()

@@ -3,11 +3,14 @@
 One run is killed, told to stop, frozen, stuck, starved of disk and taken away twenty times in a row, and ends with the
 parameters of a run that was left alone.
 
-    python tests/pod_faults_test.py --write     plays it and writes experiments/results/pod_faults.md, in half an hour
+    python tests/pod_faults_test.py --write [FOLDER]     plays it and writes experiments/results/pod_faults.md
+
+The latter takes half an hour of a machine that is idle; with a FOLDER it goes on where it was ended.
 """
 
 import dataclasses
 import datetime
+import json
 import os
 import pathlib
 import random
@@ -95,8 +98,8 @@ def left_behind(folder):
 
 @dataclasses.dataclass
 class Fault:
-  """what: for the log. moment: when it comes: "start" (of the processes), "begin" (of the run), "step" or
-  "save". counted: whether a restart counts then; None: as it comes.
+  """what: for the log. moment: when it comes: "start" (of the processes), "begin" (of the run), "step",
+  "later" (some steps on) or "save". counted: whether a restart counts then; None: as it comes.
   happen(player, pod, folder): does it to the pod of that number."""
 
   what: str
@@ -181,7 +184,7 @@ def slow(player, pod, folder):
 
 def wait_for(player, moment, folder, before, draw):
   """Until the run is where the fault should find it."""
-  run, over = folder / "run", lambda: player.state != "running"
+  run, over, old = folder / "run", lambda: player.state != "running", torn(folder / "run")  # old: by an earlier kill
   wait = lambda seconds: time.monotonic() + draw.uniform(0, seconds)
   if moment == "start":
     player.until(lambda: len(player.running) == len(player.pods) > 0, 60)
@@ -189,20 +192,22 @@ def wait_for(player, moment, folder, before, draw):
   elif moment == "begin":
     player.until(lambda: "workdir" in player.said(), 600, "the first line")
     at = wait(3)
-  elif moment == "step":
-    player.until(lambda: steps_logged(run) > before or over(), 600, "a step")
+  elif moment in ("step", "later"):
+    enough = before + (3 if moment == "later" else 1)
+    player.until(lambda: steps_logged(run) >= enough or over(), 600, "a step")
     at = wait(1.5)
   else:
-    player.until(lambda: torn(run) or over(), 600, "a save")
+    player.until(lambda: torn(run) - old or over(), 600, "a save")
     at = 0
   player.until(lambda: time.monotonic() > at, 60)
 
 
 def torn(run):
+  """Names of saves under way, or cut off."""
   try:
-    return any("orbax-checkpoint-tmp" in path.name for path in checkpoint.folder_of(run).iterdir())
+    return {path.name for path in checkpoint.folder_of(run).iterdir() if "orbax-checkpoint-tmp" in path.name}
   except OSError:
-    return False
+    return set()
 
 
 @dataclasses.dataclass
@@ -221,10 +226,10 @@ class Row:
   seconds: float
 
 
-def play(player, faults, folder, say=lambda row: None):
-  """Does one fault after the other and lets the run end; the log of it."""
-  draw, rows = random.Random(0), []
-  for number, fault in enumerate(faults, start=1):
+def play(player, faults, folder, say=lambda row: None, first=1):
+  """Does one fault after the other, which are numbered from `first`, and lets the run end; the log of it."""
+  draw, rows = random.Random(first), []
+  for number, fault in enumerate(faults, start=first):
     wait_for(player, fault.moment, folder, steps_logged(folder / "run"), draw)
     assert player.state == "running", (number, fault.what, player.message, player.events)
     restarts, counted, ended, start = player.restarts, player.counted, len(player.ended), player.starts
@@ -259,7 +264,7 @@ TWENTY = (
   Fault("kill -9 of process 1", "step", 1, kill, True),
   Fault("kill -9 of process 0, which holds the others together", "step", 0, kill, True),
   Fault("pod of process 1 evicted", "step", 1, evict, False),
-  Fault("main thread of process 1 stands still, the others go on", "step", 1, stick, True),
+  Fault("main thread of process 1 stands still, the others go on", "later", 1, stick, True),
   Fault("all pods evicted", "step", 0, evict_all, False),
   Fault("kill -9 of process 1", "save", 1, kill, True),
   Fault("kill -9 of process 0", "save", 0, kill, True),
@@ -280,14 +285,15 @@ TWENTY = (
 QUICK = (TWENTY[0], TWENTY[2], TWENTY[6])
 
 
-def undisturbed_and(model, folder, faults, say=lambda row: None, **how):  # noqa: F811
+def undisturbed_and(model, folder, faults, say=lambda row: None, first=1, **how):  # noqa: F811
   """The same run twice, once with faults; the log."""
-  devices = how.get("devices", 1)
+  devices, rows = how.get("devices", 1), []
   for name, some in (("undisturbed", ()), ("disturbed", faults)):
-    (folder / name).mkdir()
+    if name == "undisturbed" and (folder / name / "run/result.json").exists():
+      continue  # of the same page, which was begun before
     player = start(manifest(model, folder / name, **how), folder / name, devices)
     try:
-      rows = play(player, some, folder / name, say)
+      rows = play(player, some, folder / name, say, first)
     finally:
       player.close()
   same_run(folder / "disturbed", folder / "undisturbed")
@@ -331,7 +337,7 @@ def test_a_mistake_ends_the_job_at_once_with_its_line(model, tmp_path):  # noqa:
 
 PAGE = """# Twenty faults on one run
 
-Made by `python tests/pod_faults_test.py --write`: {how}. The manifest is that of `launch/pod.py --topology=v5p-16`;
+Made by `python tests/pod_faults_test.py --write`: {day}. The manifest is that of `launch/pod.py --topology=v5p-16`;
 its two processes ran on this machine over loopback, with one device of the CPU each, `checkpoint.every=1`, a grace of
 {grace} s, `log.stall_s={stall}`. `tests/jobset_controller.py` obeyed the manifest: no part of Kubernetes, no TPU.
 
@@ -346,18 +352,23 @@ them were gone, the next ones not yet begun. Resumed from: the newest checkpoint
 """
 
 
-def write(page: pathlib.Path) -> None:
-  """Plays the twenty, prints each, and writes the page."""
-  folder = pathlib.Path(tempfile.mkdtemp(prefix="pod_faults_"))
-  exported = folder / "model/export"
-  shutil.copytree(loop_test.GOLDEN, exported)
-  loop_test.characters(loop_test.ALPHABET).save(exported)
-  began, steps = time.monotonic(), 60
-  rows = undisturbed_and(exported, folder, TWENTY, lambda row: print(row, flush=True), steps=steps)
+def write(page: pathlib.Path, folder: pathlib.Path) -> None:
+  """Plays the twenty, or what is left of them in the folder, prints each, and writes the page."""
+  exported, log, steps = folder / "model/export", folder / "rows.jsonl", 60
+  if not exported.exists():
+    shutil.copytree(loop_test.GOLDEN, exported)
+    loop_test.characters(loop_test.ALPHABET).save(exported)
+  rows = [Row(**json.loads(line)) for line in log.read_text().splitlines()] if log.exists() else []
+
+  def say(row):
+    print(row, flush=True)
+    with open(log, "a") as file:
+      file.write(json.dumps(dataclasses.asdict(row)) + "\n")
+
+  rows += undisturbed_and(exported, folder, TWENTY[len(rows):], say, first=len(rows) + 1, steps=steps)
   lost = sum(max(0, row.step - row.resumed) for row in rows)
-  how = f"{datetime.date.today()}, {(time.monotonic() - began) / 60:.0f} minutes with the undisturbed run"
   starts = 1 + sum(row.codes != "" or row.fault.startswith("Kueue") for row in rows)
-  text = PAGE.format(how=how, grace=GRACE_S, stall=STALL_S, starts=starts, steps=steps, lost=lost)
+  text = PAGE.format(day=datetime.date.today(), grace=GRACE_S, stall=STALL_S, starts=starts, steps=steps, lost=lost)
   for r in rows:
     counts = {True: "yes", False: "no", None: ""}[r.counted]
     text += (
@@ -365,13 +376,13 @@ def write(page: pathlib.Path) -> None:
       f"{r.seconds:.0f} |\n"
     )
   page.write_text(text)
-  shutil.rmtree(folder)
 
 
 if __name__ == "__main__":
-  if sys.argv[1:] != ["--write"]:
-    sys.exit("usage: python tests/pod_faults_test.py --write")
+  if sys.argv[1:2] != ["--write"] or len(sys.argv) > 3:
+    sys.exit("usage: python tests/pod_faults_test.py --write [FOLDER]")
+  own = pathlib.Path(sys.argv[2] if sys.argv[2:] else tempfile.mkdtemp(prefix="pod_faults_"))
   try:
-    write(ROOT / "experiments/results/pod_faults.md")
+    write(ROOT / "experiments/results/pod_faults.md", own)
   finally:
     conftest.pytest_unconfigure()

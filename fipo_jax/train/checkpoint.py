@@ -106,6 +106,7 @@ def read_params(folder: epath.Path, step: int, abstract_params) -> Any:
       args = ocp.args.PyTreeRestore(item=item, restore_args=how, partial_restore=True)
       return reader.restore(folder / str(step) / "state", args=args)["params"]
   except Exception as error:  # Orbax, TensorStore, JSON and the file system have errors of their own
+    _await_reason(error)
     reason = " ".join(str(error).split())[:200] or type(error).__name__
     raise ValueError(f"checkpoint {folder / str(step)} cannot be read: {reason}.") from error
 
@@ -257,6 +258,7 @@ class Checkpointer:
     try:
       got = self._manager.restore(step, args=args)
     except Exception as error:  # Orbax, TensorStore, JSON and the file system have errors of their own
+      _await_reason(error)
       others = [s for s in self.steps() if s < step]
       remedy = f"--step={others[-1]} starts from the one before" if others else "there is no older one"
       reason = " ".join(str(error).split())[:200] or type(error).__name__
@@ -281,6 +283,7 @@ class Checkpointer:
       remote = paths.is_remote(self.folder)
       if not remote and not isinstance(error, OSError | ValueError):
         raise
+      _await_reason(error)
       reason = " ".join(str(error).split())[:200]
       full = getattr(error, "errno", 0) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in reason
       goes_on = "the same command goes on"
@@ -314,3 +317,9 @@ class Checkpointer:
         left += [path for path in steps if not paths.is_file(path / COMMIT)]
     for path in left:
       paths.delete_folder(path)
+
+
+def _await_reason(error: Exception) -> None:
+  """Processes save and load together: where the system has refused nothing, it may be that one of them was lost."""
+  if not getattr(error, "errno", None) and "No space left" not in str(error):
+    processes.await_reason()
