@@ -1,5 +1,6 @@
 """Evaluation as a program: the figures of training, resumed, stopped, refused; and greedy as the published model."""
 
+import itertools
 import json
 import pathlib
 import types
@@ -97,7 +98,8 @@ def test_it_finds_what_training_found_and_goes_on_where_it_was_cut(trained, mode
 def test_what_was_stopped_goes_on_and_an_export_is_its_checkpoint(trained, model, tmp_path, monkeypatch):  # noqa: F811
   many = {"eval.sets": {"own": {"prompts": 64, "samples_per_prompt": 2}}}  # of more than one look
   with monkeypatch.context() as stopping:
-    stopping.setattr(processes.StopPoll, "__call__", lambda _: True)
+    answers = itertools.chain([False, False], itertools.repeat(True))
+    stopping.setattr(processes.StopPoll, "__call__", lambda _: next(answers))
     with pytest.raises(processes.Stopped, match="of 64 prompts of own are in .*; the same command goes on"):
       evaluated(model, trained, tmp_path / "b.json", **many)
   assert not (tmp_path / "b.json").exists() and 1 < len((tmp_path / "b_samples.jsonl").read_text().splitlines()) < 65
