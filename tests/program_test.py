@@ -31,7 +31,7 @@ SETS = {
 
 def options(**more):
   return {"steps": 2, "eval.every": 1, "eval.sets": SETS, "checkpoint.every": 1, "checkpoint.keep": 1,
-          "checkpoint.keep_best": 1, "checkpoint.best_by": "own/reward", "log.samples": 0} | more  # fmt: skip
+          "checkpoint.keep_best": 1, "checkpoint.best_by": "own/pass@2", "log.samples": 0} | more  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -58,7 +58,7 @@ def test_sets_are_measured_in_training_by_name_and_the_first_one_without(trained
 
 def test_the_best_are_those_of_the_metric_that_is_named(trained):
   folder = checkpoint.folder_of(trained)
-  of = {r["step"]: r["eval/own/reward"] for r in lines(trained)}
+  of = {r["step"]: r["eval/own/pass@2"] for r in lines(trained)}
   measured = {s: checkpoint._measured(folder / str(s)) for s in checkpoint.steps_in(folder)}
   assert measured == {s: of[s] for s in measured} and 2 in measured
   assert checkpoint.choose(folder, "best") == max((1, 2), key=lambda s: (of[s], s))
