@@ -203,15 +203,16 @@ def default() -> ml_collections.ConfigDict:
   c.eval.repetition_penalty = 1.0  # 1 = off
   # Several sets by name, each with what differs from data and eval: name -> {"path": "x.parquet", "prompts": 0 for all,
   # "samples_per_prompt": 32, "verifier": ..., "temperature": ..., "max_response_tokens": ...}; fields in
-  # evaluation/sets.py. The first one's metrics have no name before them, for alarms and report. {} = one set, as above.
+  # evaluation/sets.py. {} = one set, as above.
   c.eval.sets = ml_collections.ConfigDict(type_safe=False)
+  c.eval.main = ""  # the set whose metrics are eval/accuracy, too, for alarms and report; "" = the first by name
 
   c.checkpoint = ml_collections.ConfigDict()
   c.checkpoint.every = 5  # iterations; the last one is always saved
   c.checkpoint.every_s = 0.0  # seconds after which an iteration is saved though it is none of those; 0 = never
   c.checkpoint.keep = 2  # the newest
   c.checkpoint.keep_best = 0  # besides them: the best by best_by, of iterations that are evaluated
-  c.checkpoint.best_by = "accuracy"  # or pass@N, cons@N, reward; of the first set, or "NAME/accuracy" of a set by name
+  c.checkpoint.best_by = "accuracy"  # or pass@N, cons@N, reward; of eval.main, or "NAME/accuracy" of a set by name
   c.checkpoint.folder = ""  # local or gs://, seen by every process; "" = workdir/checkpoints
   c.checkpoint.export = True  # write a Hugging Face directory at the end
 

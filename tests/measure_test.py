@@ -23,7 +23,7 @@ def group(number, answer, *samples, source=None):
 
 
 GROUPS = [
-  group(0, "5", ("5", 4, "stop"), ("1", 2, "stop"), ("5", 6, "stop"), (None, 8, "length")),
+  group(0, "5", ("5", 4, "stop"), ("1", 3, "stop"), ("5", 6, "stop"), (None, 8, "length")),
   group(1, "6", ("7", 1, "stop"), ("6", 1, "stop"), ("6", 1, "stop"), ("7", 1, "stop")),
 ]
 
@@ -35,12 +35,12 @@ def test_a_set_by_hand():
   want = {"pass@1": 0.5, "pass@2": 5 / 6, "pass@4": 1.0, "cons@1": 0.5, "cons@2": 0.5, "cons@4": (1.0 + 0.5) / 2}
   close(value, want, terms=24, dtype=np.float64, scale=1)
   assert got["tied"] == 0.5 and got["lengths"]["max"] == 8 and got["lengths"]["right_mean"] == 3.0
-  close(got["lengths"]["wrong_mean"], (2 + 8 + 1 + 1) / 4, dtype=np.float64)
+  close(got["lengths"]["wrong_mean"], (3 + 8 + 1 + 1) / 4, dtype=np.float64)
   assert got["intervals"]["accuracy"] == [0.5, 0.5] and got["intervals"]["truncated"] == [0.0, 0.25]
   low, high = got["intervals"]["accuracy_with_samples"]
   assert 0.1 < low < 0.3 and 0.7 < high < 0.9
   first = got["problems"][0]
-  assert (first["own_id"], first["accuracies"], first["tokens"]) == ("x0", [1.0, 0.0, 1.0, 0.0], [4, 2, 6, 8])
+  assert (first["own_id"], first["accuracies"], first["tokens"]) == ("x0", [1.0, 0.0, 1.0, 0.0], [4, 3, 6, 8])
   assert (first["answers"], first["truncated"]) == (["5", "1", "5", None], 1)
   json.dumps(got, allow_nan=False)
 
@@ -95,10 +95,10 @@ def test_problems_are_paired_by_their_ids():
   assert (acc["gained"], acc["lost"], acc["sign_p"], acc["permutation_p"]) == (2, 0, 0.5, 0.5)
   low, high = acc["with_samples"]
   assert low < 0.25 < high
-  assert (tokens["a"], tokens["b"], tokens["low"], tokens["high"]) == (3.0, 6.0, 2.0, 4.0)
+  assert (tokens["a"], tokens["b"], tokens["low"], tokens["high"]) == (3.125, 6.0, 2.0, 3.75)
   lines = "\n".join(compare.lines(found))
   assert "accuracy   0.500 -> 0.750, +0.250 [+0.250, +0.250]" in lines and "2 problems gained, 0 lost" in lines
-  assert "length     3.0 -> 6.0, +3.0 [+2.0, +4.0] tokens" in lines and "same weights" not in lines
+  assert "length     3.1 -> 6.0, +2.9 [+2.0, +3.8] tokens" in lines and "same weights" not in lines
   same = compare.lines(compare.compare(evaluation(GROUPS), evaluation(GROUPS)))
   assert "A and B have the same weights" in same
 

@@ -57,6 +57,11 @@ ROWS = (
     "sets_test.py::test_a_set_is_the_config_with_what_it_changes", "sets draw alike",
   ),
   (
+    "eval_main_is_the_first_by_name", "fipo_jax/evaluation/sets.py",
+    "sorted(names, key=lambda name: name != main)", "names",
+    "sets_test.py::test_the_main_set_comes_first_and_the_others_by_name", "alarms read another set than was named",
+  ),
+  (
     "eval_a_sets_file_is_read_in_part", "fipo_jax/evaluation/sets.py",
     'one.eval.prompts = 0 if fields.get("path") or fields.get("source") == "tfds" else cfg.eval.prompts\n', "pass\n",
     "sets_test.py::test_a_set_is_the_config_with_what_it_changes", "30 of 500 problems are evaluated",

@@ -1,6 +1,6 @@
 """Questions that are trained on and evaluated: the same, and those that share a passage."""
 
-from fipo_jax.evaluation.overlap import WORDS, Overlap
+from fipo_jax.evaluation.overlap import Overlap
 
 TALE = "alice has seven red apples and gives three of them to her brother bob at noon".split()
 
@@ -24,8 +24,8 @@ def test_the_same_but_for_case_and_blanks():
 
 def test_thirteen_words_in_a_row_are_shared_and_twelve_are_not():
   text = " ".join
-  inside = f"Yesterday, {text(TALE[1 : 1 + WORDS]).title()}!"  # other case and punctuation
-  less = f"Yesterday {text(TALE[1:WORDS])} alone"
+  inside = f"Yesterday, {text(TALE[1:14]).title()}!"  # other case and punctuation
+  less = f"Yesterday {text(TALE[1:13])} alone"
   assert found([text(TALE)], ask(inside)).found()["a"]["shared"] == [0]
   assert found([text(TALE)], ask(less)).found()["a"]["shared"] == []
   said = [{"role": "system", "content": text(TALE)}, {"role": "user", "content": less}]

@@ -1,5 +1,6 @@
 """Evaluation as a program: the figures of training, resumed, stopped, refused; and greedy as the published model."""
 
+import itertools
 import json
 import pathlib
 import types
@@ -30,7 +31,7 @@ SETS = {
 
 def options(**more):
   return {"steps": 2, "eval.every": 1, "eval.sets": SETS, "checkpoint.every": 1, "checkpoint.keep": 1,
-          "checkpoint.keep_best": 1, "checkpoint.best_by": "own/reward", "log.samples": 0} | more  # fmt: skip
+          "checkpoint.keep_best": 1, "checkpoint.best_by": "own/pass@2", "log.samples": 0} | more  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -57,7 +58,7 @@ def test_sets_are_measured_in_training_by_name_and_the_first_one_without(trained
 
 def test_the_best_are_those_of_the_metric_that_is_named(trained):
   folder = checkpoint.folder_of(trained)
-  of = {r["step"]: r["eval/own/reward"] for r in lines(trained)}
+  of = {r["step"]: r["eval/own/pass@2"] for r in lines(trained)}
   measured = {s: checkpoint._measured(folder / str(s)) for s in checkpoint.steps_in(folder)}
   assert measured == {s: of[s] for s in measured} and 2 in measured
   assert checkpoint.choose(folder, "best") == max((1, 2), key=lambda s: (of[s], s))
@@ -97,7 +98,8 @@ def test_it_finds_what_training_found_and_goes_on_where_it_was_cut(trained, mode
 def test_what_was_stopped_goes_on_and_an_export_is_its_checkpoint(trained, model, tmp_path, monkeypatch):  # noqa: F811
   many = {"eval.sets": {"own": {"prompts": 64, "samples_per_prompt": 2}}}  # of more than one look
   with monkeypatch.context() as stopping:
-    stopping.setattr(processes.StopPoll, "__call__", lambda _: True)
+    answers = itertools.chain([False, False], itertools.repeat(True))
+    stopping.setattr(processes.StopPoll, "__call__", lambda _: next(answers))
     with pytest.raises(processes.Stopped, match="of 64 prompts of own are in .*; the same command goes on"):
       evaluated(model, trained, tmp_path / "b.json", **many)
   assert not (tmp_path / "b.json").exists() and 1 < len((tmp_path / "b_samples.jsonl").read_text().splitlines()) < 65

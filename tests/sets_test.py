@@ -1,17 +1,22 @@
 """Named evaluation sets: what they inherit, what they change, and each mistake in one line."""
 
 import json
+import pathlib
+import runpy
 
 import jax
+import ml_collections
 import numpy as np
+import pyarrow.parquet
 import pytest
 
 from fipo_jax import config, prompts
 from fipo_jax.assemble import sampling_of, verifier_of
 from fipo_jax.data.tokenizer import characters
-from fipo_jax.evaluation import sets
-from tests.prompts_test import numbered
+from fipo_jax.evaluation import program, sets
+from tests.prompts_test import lines, numbered
 
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 TOKENIZER = characters("abcdefghijklmnopqrstuvwxyz0123456789 +-=?\n")
 
 
@@ -104,6 +109,8 @@ def test_prompts_of_a_whole_file_that_are_too_long_are_counted(tmp_path):
   ({"a": {"source": "reasoning_gym", "prompts": 0}}, {}, "eval.sets.a.prompts=0: .* makes as many as it is told to"),
   ({"a": {"source": "files"}}, {}, "eval.sets.a.source='files': expected one of"),
   ({"a": {"max_response_tokens": 30_000}}, {}, "max_response_tokens=30000: longer than rollout.max_.*=20480, which"),
+  ({"a": {}}, {"eval.main": "b"}, "eval.main='b': no such set in eval.sets; there are a"),
+  (None, {"eval.main": "b"}, "eval.main='b': no such set in eval.sets; there are none"),
   ({"a": {}}, {"eval.path": "p.jsonl"}, "eval.path='p.jsonl': not read beside eval.sets"),
   ({"a": {}}, {"checkpoint.best_by": "b/accuracy"}, "checkpoint.best_by='b/accuracy': no such set; there are 'a'"),
   ({"a": {}}, {"checkpoint.best_by": "a/pass@8"}, "best_by='a/pass@8': expected one of accuracy, pass@32, cons@32"),
@@ -116,6 +123,14 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch, named, fields, message):
     prompts.check(make(named, **{"data.path": "p.jsonl"} | fields))
 
 
+def test_the_main_set_comes_first_and_the_others_by_name():
+  names = lambda c: [s.name for s in sets.of(c)]
+  c = make({"c": {}, "b": {}, "a": {}}, **{"eval.main": "b"})
+  assert names(c) == ["b", "a", "c"] and names(make({"c": {}, "b": {}})) == ["b", "c"]
+  assert names(sets.chosen(c, ["c", "b"])) == ["b", "c"] and names(sets.chosen(c, ["c", "a"])) == ["a", "c"]
+  assert names(ml_collections.ConfigDict(json.loads(c.to_json()))) == ["b", "a", "c"]
+
+
 def test_sets_are_chosen_by_name():
   c = make({"aime24": {"prompts": 3}, "own": {}})
   assert [s.name for s in sets.of(sets.chosen(c, ["own"]))] == ["own"] and sets.chosen(c, []) is c
@@ -123,3 +138,36 @@ def test_sets_are_chosen_by_name():
     sets.chosen(c, ["aime"])
   with pytest.raises(ValueError, match="--sets=x: no such set in eval.sets; there are none"):
     sets.chosen(make(), ["x"])
+
+
+def test_the_published_files_are_read_as_they_are(tmp_path, monkeypatch):
+  """experiments/evaluate_math.py on small files in the layouts of AIME, AMC, MATH-500 and GSM8K."""
+  monkeypatch.chdir(tmp_path)
+  folder = tmp_path / "data"
+  folder.mkdir()
+  dapo = {"data_source": "math_dapo", "prompt": [{"role": "user", "content": "solve a"}], "ability": "MATH",
+          "reward_model": {"ground_truth": "33", "style": "rule"}, "extra_info": {"index": "7"}}  # fmt: skip
+  tables = {
+    "aime-2024": [dapo] * 32, "amc23": [{"id": 0, "question": "b", "answer": 27.0, "url": ""}],
+    "gsm8k-test": [{"question": "c", "answer": "so 3 + 4 = 7\n#### 1,007"}],
+  }  # fmt: skip
+  for name, rows in tables.items():
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / f"{name}.parquet")
+  lines(folder / "aime-2025.jsonl", [{"problem": "d", "answer": "070", "id": "1"}])
+  lines(folder / "math-500.jsonl", [{"problem": "e", "solution": "x", "answer": "\\frac{1}{2}", "level": 1}])
+  for form, samples in (("samples", [32, 32, 32, 1, 4]), ("greedy", [1] * 5)):
+    c = runpy.run_path(str(ROOT / "experiments/evaluate_math.py"))["get_config"](form)
+    c.data.chat_template = False
+    c, weights = program.choose(c, run="", step=None, model="somewhere")
+    prompts.check_sets(c)
+    found, _ = prompts.open_sets(c, characters("".join(map(chr, range(32, 127))) + "\n"))
+    assert [s.cfg.eval.samples_per_prompt for s in found] == samples and weights.kind == "directory"
+    assert [[p.answer for p in s.prompts] for s in found] == [["33"], ["070"], ["27"], ["1,007"], ["\\frac{1}{2}"]]
+    assert [verifier_of(s.cfg, s.prompts[0]) for s in found] == ["math_dapo"] + ["math_symbolic"] * 4
+    asked = [s.prompts[0].text for s in found]
+    assert asked[0] == "solve a" and [text[0] for text in asked[1:]] == [*"dbce"]
+    assert all("Answer: X" in text for text in asked[1:])
+    drawn = {(s.cfg.eval.temperature, s.cfg.eval.top_p) for s in found}
+    assert drawn == {(1.0, 0.7) if form == "samples" else (0.0, 1.0)}
+  with pytest.raises(ValueError, match="expected samples or greedy"):
+    runpy.run_path(str(ROOT / "experiments/evaluate_math.py"))["get_config"]("gredy")

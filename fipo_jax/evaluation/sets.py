@@ -57,13 +57,16 @@ class EvalSet:
 
 
 def of(cfg: ml_collections.ConfigDict) -> list[EvalSet]:
-  """The sets of a config, in its order, without prompts.
+  """The sets of a config without prompts: eval.main, then the others by name, for a saved config has no other order.
 
   Raises: ValueError naming set and field for what cannot be.
   """
-  if not cfg.eval.sets:
+  main, names = cfg.eval.main, sorted(cfg.eval.sets)
+  if main and main not in names:
+    raise ValueError(f"eval.main={main!r}: no such set in eval.sets; there are {', '.join(names) or 'none'}.")
+  if not names:
     return [EvalSet("", cfg, bool(cfg.eval.path))]
-  return [_one(cfg, name, fields) for name, fields in cfg.eval.sets.items()]
+  return [_one(cfg, name, cfg.eval.sets[name]) for name in sorted(names, key=lambda name: name != main)]
 
 
 def check_limits(cfg: ml_collections.ConfigDict) -> None:
@@ -89,6 +92,7 @@ def chosen(cfg: ml_collections.ConfigDict, names: Collection[str]) -> ml_collect
   picked = cfg.copy_and_resolve_references()
   with picked.unlocked():
     picked.eval.sets = ml_collections.ConfigDict({name: cfg.eval.sets[name] for name in names}, type_safe=False)
+    picked.eval.main = cfg.eval.main if cfg.eval.main in names else ""
   return picked
 
 
@@ -122,7 +126,7 @@ def _one(cfg: ml_collections.ConfigDict, name: str, fields) -> EvalSet:
   own = bool(fields.get("path") or fields.get("source"))
   with one.unlocked():
     one.eval.sets = ml_collections.ConfigDict(type_safe=False)
-    one.eval.path = ""
+    one.eval.path = one.eval.main = ""
     if own:
       default = config_lib.default()
       one.data.mixture = ml_collections.ConfigDict(type_safe=False)
