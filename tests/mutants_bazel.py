@@ -25,7 +25,7 @@ ROWS = (
   (
     "bazel_makes_packages_of_folders", "BUILD",
     "        legacy_create_init = 0,\n        main = \"tests/bazel_main.py\"", "        main = \"tests/bazel_main.py\"",
-    "build_test.py::test_programs_and_tests_have_targets", "tests do not find their neighbours",
+    "build_test.py::test_programs_and_tests_have_targets", "Bazel adds files to folders",
   ),
   (
     "bazel_program_forgotten", "BUILD",
