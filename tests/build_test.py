@@ -15,7 +15,7 @@ import source_imports
 
 ROOT = source_imports.ROOT
 # Import -> package, where they differ by more than - for _.
-DISTRIBUTIONS = {"absl": "absl-py", "orbax": "orbax-checkpoint"}
+DISTRIBUTIONS = {"absl": "absl-py", "orbax": "orbax-checkpoint", "tensorboardX": "tensorboardx", "yaml": "pyyaml"}
 Imports = dict[str, tuple[set[str], set[str]]]  # file without ".py" -> (files, packages of others) that it imports
 BUILDIFIER = shutil.which("buildifier")
 BAZEL = shutil.which("bazel-4")  # Debian's bazel-bootstrap

@@ -293,8 +293,8 @@ def main(arguments=None) -> int:
 MUTANTS = tuple(
   Mutant(*row)
   for table in (
-    mutants_algorithms, mutants_doors, mutants_training, mutants_models, mutants_pods, mutants_rewards, mutants_runs,
-    mutants_bazel,
+    mutants_algorithms, mutants_doors, mutants_evaluation, mutants_training, mutants_models, mutants_pods,
+    mutants_rewards, mutants_runs, mutants_sight, mutants_bazel,
   )
   for row in table.ROWS
 )

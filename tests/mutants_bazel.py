@@ -14,7 +14,7 @@ ROWS = (
   ),
   (
     "bazel_glob_of_one_level", "BUILD",
-    'glob(["fipo_jax/%s/**/*.py" % name])', 'glob(["fipo_jax/%s/*.py" % name])',
+    '["fipo_jax/%s/**/*.py" % name]', '["fipo_jax/%s/*.py" % name]',
     "build_test.py::test_each_file_is_in_one_library_and_deps_are_the_imports", "rewards/symbolic/ is nobody's",
   ),
   (
