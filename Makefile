@@ -4,13 +4,14 @@
 # make mutants   which of many small faults in the source the tests notice (ARGS="--only=future_kl" for some of them)
 # make lint      ruff alone
 # make setup     only .venv; JAX="jax[tpu]" or JAX="jax[cuda12]" picks the accelerator, and is remembered
+# make lock      requirements_lock.txt, which Bazel reads, anew: the versions that .venv has
 # make clean     removes .venv and caches; runs/ stays
 #
 # PYTHON=/path/to/python names the interpreter that .venv is made from; it must be 3.12 or newer.
 
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: setup run test test-all mutants lint clean FORCE
+.PHONY: setup run test test-all mutants lint lock clean FORCE
 
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -60,6 +61,9 @@ mutants: $(STAMP)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
+
+lock: $(STAMP)
+	$(BIN)/python tests/lock.py
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache

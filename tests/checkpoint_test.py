@@ -170,9 +170,10 @@ except OSError as error:
 
 def test_what_cannot_be_written_in_the_background_is_one_line(tmp_path):
   """A file may not grow beyond 100 kB, which is met while a thread of Orbax writes; the step before is whole."""
+  folders = [str(pathlib.Path(__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]  # Bazel's
   done = subprocess.run(
     [sys.executable, "-c", FULL, str(tmp_path)], capture_output=True, text=True, timeout=600, check=False,
-    env=os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parent.parent), "JAX_PLATFORMS": "cpu"},
+    env=os.environ | {"PYTHONPATH": os.pathsep.join(folders), "JAX_PLATFORMS": "cpu"},
   )  # fmt: skip
   assert done.returncode == 1, done.stderr
   said = [line for line in done.stderr.splitlines() if "WARNING" not in line]

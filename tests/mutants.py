@@ -32,6 +32,7 @@ import warnings
 from typing import NamedTuple
 
 import mutants_algorithms
+import mutants_bazel
 import mutants_doors
 import mutants_evaluation
 import mutants_gs
@@ -44,7 +45,7 @@ import mutants_training
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-LEFT_OUT = shutil.ignore_patterns(".*", "__pycache__", "runs")  # of the copy
+LEFT_OUT = shutil.ignore_patterns(".*", "__pycache__", "runs", "bazel-*")  # of the copy
 LIMIT_S = 600.0  # of one mutant's tests
 PRELOADED = (
   "flax.nnx", "grain", "jax.experimental.pallas", "jinja2", "matplotlib.figure", "ml_collections", "optax",
@@ -293,8 +294,8 @@ def main(arguments=None) -> int:
 MUTANTS = tuple(
   Mutant(*row)
   for table in (
-    mutants_algorithms, mutants_doors, mutants_evaluation, mutants_gs, mutants_training, mutants_models, mutants_pods,
-    mutants_rewards, mutants_runs, mutants_sight,
+    mutants_algorithms, mutants_bazel, mutants_doors, mutants_evaluation, mutants_gs, mutants_training, mutants_models,
+    mutants_pods, mutants_rewards, mutants_runs, mutants_sight,
   )
   for row in table.ROWS
 )

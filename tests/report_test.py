@@ -218,12 +218,13 @@ def test_runs_as_a_script_without_jax(tmp_path):
   """As a script, its folder must not hide Python's own `types`; and it needs no JAX."""
   run = write_run(tmp_path / "run", rows=FEW, samples=[SAMPLE])
   (tmp_path / "jax.py").write_text("raise ImportError('jax was imported')\n")
+  inherited = filter(None, [os.environ.get("PYTHONPATH")])  # where Bazel keeps the packages
   done = subprocess.run(
     [sys.executable, report.__file__, run],
     capture_output=True,
     text=True,
     cwd=tmp_path,
-    env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *inherited])},
     check=False,
   )
   assert (done.returncode, done.stdout.strip()) == (0, str(run / "report.html")), done.stderr

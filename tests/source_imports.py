@@ -1,6 +1,6 @@
 """Which files of the project a file imports, and which packages; read from the source.
 
-`layering_test.py` holds the answer to the ranks, `build_test.py` to BUILD.
+`layering_test.py` holds the answer to the ranks, `build_test.py` to the libraries of BUILD.
 """
 
 import ast
