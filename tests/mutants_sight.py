@@ -22,7 +22,7 @@ ROWS = (
   ),
   (
     "sight_files_of_one_name", "fipo_jax/dashboards.py",
-    'own = f".{os.getpid()}.{next(_files)}"', 'own = ""',
+    'own = f".{os.getpid()}.{next(_files):06d}"', 'own = ""',
     "dashboards_test.py::test_a_resumed_run_takes_back_the_steps_that_it_makes_again",
     "a start within the same second writes over the events before it",
   ),
