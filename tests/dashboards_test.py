@@ -8,7 +8,6 @@ import re
 import struct
 import urllib.request
 
-import fsspec
 import gcsfs
 import numpy as np
 import pytest
@@ -123,7 +122,7 @@ def bucket(monkeypatch):
 
 def fetched(folder, tmp_path):
   """Copies a folder of the bucket here, for TensorBoard's reader."""
-  fsspec.filesystem("gcs", finalize_on_close=True).invalidate_cache()  # of listings
+  gcsfs.GCSFileSystem.current().invalidate_cache()  # of listings
   tmp_path.mkdir(exist_ok=True)
   for path in epath.Path(folder).iterdir():
     (tmp_path / path.name).write_bytes(path.read_bytes())
