@@ -40,7 +40,7 @@ GROUPS = {
 FLUSH_S = 120.0  # between two flushes to a bucket: each writes the whole file anew
 FILE_BYTES = 16 << 20  # of an event file in a bucket, after which the next one is begun
 
-_files = itertools.count(1)  # event files of one second need names of their own
+_files = itertools.count(1)  # event files of one second need names of their own, in order
 
 
 def tag(name: str) -> str:
@@ -221,7 +221,7 @@ class TensorBoard:
     self._writer.close()
 
   def _next_file(self) -> None:
-    own = f".{os.getpid()}.{next(_files)}"  # the rest of its name is the second and the host
+    own = f".{os.getpid()}.{next(_files):06d}"  # after the second and the host; files are read in the order of names
     self._writer, self._bytes = self._open(os.path.join(str(self._folder), "events"), own), 0
 
   def _write(self, event) -> None:

@@ -122,6 +122,7 @@ def bucket(monkeypatch):
 
 def fetched(folder, tmp_path):
   """Copies a folder of the bucket here, for TensorBoard's reader."""
+  gcsfs.GCSFileSystem.current().invalidate_cache()  # of listings
   tmp_path.mkdir(exist_ok=True)
   for path in epath.Path(folder).iterdir():
     (tmp_path / path.name).write_bytes(path.read_bytes())
@@ -210,8 +211,9 @@ def records(path):
 
 def sent(workdir):
   """Of each start, as its file has it: (run id, name, [(step, values)])."""
+  wandb.teardown()  # its process may not have written all of it
   found = []
-  for path in sorted(pathlib.Path(workdir).glob("wandb/offline-run-*/*.wandb"), key=lambda p: p.stat().st_mtime_ns):
+  for path in pathlib.Path(workdir).glob("wandb/offline-run-*/*.wandb"):
     run, history = None, []
     for record in records(path):
       if record.HasField("run"):
@@ -219,8 +221,8 @@ def sent(workdir):
       if record.HasField("history"):
         items = {"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in record.history.item}
         history.append((record.history.step.num, {k: v for k, v in items.items() if not k.startswith("_")}))
-    found.append((run.run_id, run.display_name, history))
-  return found
+    found.append((run.start_time.ToMicroseconds(), run.run_id, run.display_name, history))
+  return [start[1:] for start in sorted(found)]
 
 
 def test_wandb_goes_on_with_its_run_and_begins_another_when_numbers_will_differ(tmp_path, offline):

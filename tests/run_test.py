@@ -1,5 +1,6 @@
 """launch/run.py: every mistake is one line on stderr and an exit code that is not 0."""
 
+import importlib.util
 import json
 import os
 import pathlib
@@ -145,6 +146,13 @@ def test_prompt_over_the_limit_is_refused_when_asked(tmp_path, refuses):
 def test_unwritable_workdir(tmp_path, refuses):
   (tmp_path / "file").write_text("in the way")
   refuses("workdir", {"workdir": f"{tmp_path}/file/run"})
+
+
+def test_a_board_that_is_not_installed(tmp_path, refuses, monkeypatch):
+  find = importlib.util.find_spec
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "wandb" else find(name, *more))
+  refuses("log.wandb='p': wandb is not installed", {"workdir": str(tmp_path / "run"), "log.wandb": "p"})
+  assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.skipif(not pathlib.Path("/dev/full").exists(), reason="needs /dev/full")
