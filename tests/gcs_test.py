@@ -34,6 +34,7 @@ from fipo_jax.models import hf, make_model, tensor_files
 from fipo_jax.train import checkpoint
 from fipo_jax.train.checkpoint import Checkpointer, steps_in
 from tests import gcs_server, loop_test
+from tests.checkpoint_test import abstract, make, same
 from tests.loop_test import GOLDEN, ROOT, model, small, without_time  # noqa: F401
 from tests.processes_test import ends, launch
 
@@ -462,21 +463,16 @@ def test_prompts_of_a_bucket(folder):
 # ---- checkpoints ----
 
 
-def state(value):
-  return {"x": jax.numpy.full((64,), value), "y": jax.numpy.arange(8.0) * value}
-
-
 def restored(saver, step):
-  like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state(0.0))
-  got, host = saver.restore(step, like)
+  got, host = saver.restore(step, abstract())
   assert host == {"step": step}
-  np.testing.assert_array_equal(got["x"], state(float(step))["x"])
+  same(got, make(abstract(), step))
 
 
 def saved(folder, *steps, keep=2, accuracy=None, **more):
   saver = Checkpointer(folder, keep=keep, **more)
   for step in steps:
-    saver.save(step, state(float(step)), {"step": step}, accuracy and accuracy[step])
+    saver.save(step, make(abstract(), step), {"step": step}, accuracy and accuracy[step])
     saver.wait()
   return saver
 
@@ -524,7 +520,7 @@ def test_a_save_that_is_cut_off_is_not_seen_and_is_made_again(server, folder):
   saver = saved(folder, 1)
   commit = lambda r: r.method == "POST" and r.name.endswith(f"checkpoints/2/{checkpoint.COMMIT}")
   with server.failing(gcs_server.some(403, commit)), pytest.raises(OSError) as caught:
-    saver.save(2, state(2.0), {"step": 2})
+    saver.save(2, make(abstract(), 2), {"step": 2})
     saver.wait()
   said = str(caught.value)
   assert said.startswith(f"checkpoints cannot be written to {folder}/checkpoints: the bucket refuses it (403")
@@ -532,7 +528,7 @@ def test_a_save_that_is_cut_off_is_not_seen_and_is_made_again(server, folder):
   assert steps_in(folder / "checkpoints") == [1] and "2" in paths.names(folder / "checkpoints")
   after = Checkpointer(folder, keep=2)
   assert after.latest() == 1 and paths.names(folder / "checkpoints") == ["1"]
-  after.save(2, state(2.0), {"step": 2})
+  after.save(2, make(abstract(), 2), {"step": 2})
   after.wait()
   restored(after, 2)
   after.close()
