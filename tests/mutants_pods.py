@@ -243,8 +243,7 @@ ROWS = (
   ),
   (
     "pod_blames_the_disk_for_a_lost_process", "fipo_jax/train/checkpoint.py",
-    "    except (OSError, ValueError) as error:\n      _await_reason(error)\n",
-    "    except (OSError, ValueError) as error:\n",
+    "        raise\n      _await_reason(error)\n", "        raise\n",
     "checkpoint_test.py::test_a_lost_process_is_not_blamed_on_a_disk_or_a_checkpoint",
     "the others end with 1 where one was lost, or with 2, after which nobody starts them again",
   ),
