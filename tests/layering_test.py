@@ -32,7 +32,7 @@ MAY_IMPORT = {
   "fipo_jax/config": (*LOW, "fipo_jax/alarms", "fipo_jax/paths"),
   "fipo_jax/sharding": LOW,
   "fipo_jax/metrics": (*LOW, *FILES, "fipo_jax/console", "fipo_jax/dashboards", "fipo_jax/stalls"),
-  "fipo_jax/dashboards": ("fipo_jax/processes", "fipo_jax/console"),
+  "fipo_jax/dashboards": ("fipo_jax/processes", "fipo_jax/console", "fipo_jax/paths"),
   "fipo_jax/tracing": ("fipo_jax/processes", "fipo_jax/console", "fipo_jax/paths"),
   "fipo_jax/goodput": (),
   "fipo_jax/alarms": LOW,
