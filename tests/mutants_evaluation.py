@@ -142,6 +142,11 @@ ROWS = (
     "program_test.py::test_it_finds_what_training_found_and_goes_on_where_it_was_cut", "two evaluations in one figure",
   ),
   (
+    "eval_responses_end_lines", "fipo_jax/evaluation/samples.py",
+    'whole.split("\\n") if whole else ()', "whole.splitlines()",
+    "program_test.py::test_texts_are_kept_up_to_a_bound", "an evaluation with some character cannot be gone on with",
+  ),
+  (
     "eval_draws_as_in_training", "fipo_jax/evaluation/program.py",
     "key=s.key(), sampling=assemble.sampling_of(s.cfg, who.tokenizer, evaluation=True)",
     "key=s.key(), sampling=assemble.sampling_of(s.cfg, who.tokenizer, evaluation=False)",
