@@ -17,6 +17,7 @@ if __name__ == "__main__":
 
 import argparse
 import base64
+import fnmatch
 import html
 import io
 import json
@@ -30,11 +31,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from fipo_jax import lines as line_files
 from fipo_jax import paths
 
-# Title, unit of the y axis, and the keys drawn in it; a key with a * stands for all keys with that
-# beginning.
+# Title, unit of the y axis, and the keys drawn in it; a * in a key stands for anything.
 PANELS = (
   ("Reward and accuracy", "fraction or score", ("reward", "accuracy", "eval/accuracy")),
   ("Response length", "tokens", ("response_length", "eval/response_tokens")),
+  ("Evaluation sets: accuracy", "fraction", ("eval/*/accuracy",)),
+  ("Evaluation sets: response length", "tokens", ("eval/*/response_tokens",)),
   ("Truncated responses", "fraction", ("truncated", "truncated_correct", "truncated_wrong")),
   ("Length-weighted mean advantage", "deviations", ("advantage_length_weighted",)),
   ("Entropy", "nats per token", ("entropy",)),
@@ -132,7 +134,7 @@ def found_panels(rows: list[dict]) -> list[tuple[str, str, dict]]:
   for title, unit, wanted in PANELS:
     lines = {}
     for name in wanted:
-      for key in [k for k in keys if k.startswith(name[:-1])] if name.endswith("*") else [name]:
+      for key in fnmatch.filter(keys, name) if "*" in name else [name]:
         x, y = series(rows, key)
         band = None
         if key in BAND:

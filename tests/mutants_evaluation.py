@@ -142,6 +142,11 @@ ROWS = (
     "program_test.py::test_it_finds_what_training_found_and_goes_on_where_it_was_cut", "two evaluations in one figure",
   ),
   (
+    "eval_responses_end_lines", "fipo_jax/evaluation/samples.py",
+    'whole.split("\\n") if whole else ()', "whole.splitlines()",
+    "program_test.py::test_texts_are_kept_up_to_a_bound", "an evaluation with some character cannot be gone on with",
+  ),
+  (
     "eval_draws_as_in_training", "fipo_jax/evaluation/program.py",
     "key=s.key(), sampling=assemble.sampling_of(s.cfg, who.tokenizer, evaluation=True)",
     "key=s.key(), sampling=assemble.sampling_of(s.cfg, who.tokenizer, evaluation=False)",
@@ -162,6 +167,11 @@ ROWS = (
     "eval_best_by_the_first_metric", "fipo_jax/loop.py",
     'run.host["after"].get(run.cfg.checkpoint.best_by) if measured', 'run.host["after"]["accuracy"] if measured',
     "program_test.py::test_the_best_are_those_of_the_metric_that_is_named", "the best by another metric is kept",
+  ),
+  (
+    "eval_sets_are_not_drawn", "fipo_jax/report.py", 'fnmatch.filter(keys, name) if "*" in name else [name]',
+    '[k for k in keys if k.startswith(name[:-1])] if name.endswith("*") else [name]',
+    "report_test.py::test_named_evaluation_sets_have_panels_of_their_own", "a report shows one set of several",
   ),
   # ---- export ----
   (

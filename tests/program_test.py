@@ -164,11 +164,12 @@ def test_texts_are_kept_up_to_a_bound(tmp_path, capsys):
   path = pathlib.Path(tmp_path / "s.jsonl")
   prompt = Prompt(0, np.zeros(1, np.int32), "p", "1", "")
   sample = dict(stop_reason="stop", pred=None, accuracy=1.0, score=1.0, reward=1.0, flags=(), tokens=np.zeros(3))
+  text = "x\u2028\x85\r\f" * 20  # ends of lines that are none here
   file = Samples(path, {"a": 1}, 700)
   for i in range(4):
-    r = types.SimpleNamespace(**sample, text="x" * 100, prompt=types.SimpleNamespace(**vars(prompt) | {"id": i}))
+    r = types.SimpleNamespace(**sample, text=text, prompt=types.SimpleNamespace(**vars(prompt) | {"id": i}))
     file.append("s", [[r]])
-  texts = [json.loads(line)["samples"][0]["response"] for line in path.read_text().splitlines()[1:]]
-  assert texts[0] == "x" * 100 and texts[-1] is None and capsys.readouterr().out.count("log.samples_mb") == 1
+  texts = [json.loads(line)["samples"][0]["response"] for line in path.read_bytes().split(b"\n")[1:-1]]
+  assert texts[0] == text and texts[-1] is None and capsys.readouterr().out.count("log.samples_mb") == 1
   found = Samples(path, {"a": 1}, 700).groups("s", (prompt,))
   assert [len(r.tokens) for r in found[0]] == [3] and found[0][0].accuracy == 1.0 and [*found] == [0]

@@ -153,6 +153,14 @@ def test_panels_hold_what_exists_only():
   assert report.found_panels(rows) == [("Loss", "", {"loss": ([1, 4], [1.0, 2.0], None)})]
 
 
+def test_named_evaluation_sets_have_panels_of_their_own():
+  rows = [{"step": 1, "eval/accuracy": 0.5, "eval/a/accuracy": 0.5, "eval/b/accuracy": 0.2, "eval/b/accuracy_se": 0.1}]
+  panels = {title: sorted(lines) for title, _, lines in report.found_panels(rows)}
+  assert panels == {
+    "Reward and accuracy": ["eval/accuracy"], "Evaluation sets: accuracy": ["eval/a/accuracy", "eval/b/accuracy"],
+  }  # fmt: skip
+
+
 def test_mini_batches_are_a_line_each():
   rows = [{"step": 1, "minibatch/kl": [0.0, 1.0]}, {"step": 2, "minibatch/kl": [None, 3.0, 4.0]}]
   ((title, _, lines),) = report.found_panels([*rows, {"step": 3}, {"step": 4, "minibatch/kl": 5}])

@@ -37,7 +37,7 @@ class Samples:
     text = b"".join(lines.read(self.path)).decode("utf-8")
     whole, _, torn = text.rpartition("\n")
     found = []
-    for number, line in enumerate(whole.splitlines(), start=1):
+    for number, line in enumerate(whole.split("\n") if whole else (), start=1):  # texts hold other ends of lines
       try:
         found.append(json.loads(line))
       except ValueError as error:
@@ -50,7 +50,7 @@ class Samples:
           "that file."
         )
     # The torn last line of a process that was killed is left out; what was whole is written anew only then.
-    self._size = len(whole) + 1 if found else 0
+    self._size = len(whole.encode()) + 1 if found else 0
     if not found:
       lines.add(self.path, json.dumps({"evaluation": evaluation}).encode() + b"\n")
     elif torn:
@@ -75,17 +75,17 @@ class Samples:
     self._lines += map(_short, added)
     if not processes.is_first():
       return
-    text = ""
+    text = b""
     for line in added:
-      said = json.dumps(line, ensure_ascii=False) + "\n"
+      said = json.dumps(line, ensure_ascii=False).encode() + b"\n"
       if self._size + len(text) + len(said) > self._most_bytes:
         if not self._said:
           self._said = True
           console.say(f"{self.path}: has reached log.samples_mb; responses from here on are kept without their text")
-        said = json.dumps(line | {"samples": [s | {"response": None} for s in line["samples"]]}) + "\n"
+        said = json.dumps(line | {"samples": [s | {"response": None} for s in line["samples"]]}).encode() + b"\n"
       text += said
     self._size += len(text)
-    lines.add(self.path, text.encode())
+    lines.add(self.path, text)
 
 
 def _short(line: dict[str, Any]) -> dict[str, Any]:
