@@ -75,7 +75,8 @@ def default() -> ml_collections.ConfigDict:
   c.model.offload_inputs = False  # the inputs of layers wait for the backward pass in the host's memory
   # Of a device at a time (remat context | full; rows of whole 128s); more take more memory. 0 = 1,024, GPUs 32,768.
   c.model.tile_tokens = 0
-  c.model.sum_dtype = ""  # in which devices add up gradients of layers and head: float32 | bfloat16; "" = model.dtype
+  # In which devices add up gradients of layers and head: float32 | bfloat16; "" = model.dtype. remat context | full.
+  c.model.sum_dtype = ""
   c.model.attention = "auto"  # of rows: auto | xla | splash (TPU) | cudnn (GPU)
   c.model.logits_mib = 384.0  # MiB of a device for logits, the part of the head they need and its gradient
 
@@ -474,9 +475,10 @@ def check_mesh(c, mesh_shape, rollout_shape) -> None:
       raise ValueError(
         f"{field}={value} must be a multiple of data*fsdp={ways}; try {max(1, value // ways) * ways}."
       )
-  if c.batch.row_tokens % mesh_shape["context"]:
+  if c.batch.row_tokens % (ways := mesh_shape["context"]):
     raise ValueError(
-      f"batch.row_tokens={c.batch.row_tokens} must be a multiple of mesh.context={mesh_shape['context']}."
+      f"batch.row_tokens={c.batch.row_tokens} must be a multiple of mesh.context={ways}; "
+      f"try {-(-c.batch.row_tokens // ways) * ways}."
     )
 
 

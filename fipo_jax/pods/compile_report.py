@@ -136,7 +136,8 @@ def roofline(plan: Plan, program: Program, read: hlo.Reading) -> dict:
   return {
     "flops": flops, "product_flops": read.flops, "kernel_flops": sum(kernels.values()), "kernels": read.kernels,
     "useful_flops": program.useful_flops, "flops_over_useful": flops / program.useful_flops,
-    "hbm_bytes": read.hbm_bytes, "host_bytes": read.host_bytes, "host_bytes_beside_work": read.host_beside,
+    "hbm_bytes": read.hbm_bytes, "estimated_cycles": read.cycles,
+    "host_bytes": read.host_bytes, "host_bytes_beside_work": read.host_beside,
     "wire_bytes": sent, "wire_bytes_by_kind": wire,
     "asynchronous_share": read.asynchronous_share(), "seconds": seconds, "bound": bound,
     "roofline_mfu": program.useful_flops / (chip.tflop_s * 1e12) / seconds[bound],
@@ -201,7 +202,8 @@ def describe(name: str, facts: dict) -> str:
     t = facts["seconds"]
     say(
       "arithmetic", f"{facts['flops']:.3e} FLOP per chip ({facts['product_flops']:.3e} in products, "
-      f"{facts['kernel_flops']:.3e} in kernels), {facts['flops_over_useful']:.3f} x useful"
+      f"{facts['kernel_flops']:.3e} in kernels), {facts['flops_over_useful']:.3f} x useful; the compiler's estimate "
+      f"without kernels and collectives: {facts['estimated_cycles'] / 1e9:.2f}e9 cycles"
     )  # fmt: skip
     kinds = ", ".join(f"{kind} {size / 1e9:.2f}" for kind, size in sorted(facts["wire_bytes_by_kind"].items()))
     share = f"{facts['asynchronous_share']:.1%} asynchronous"
