@@ -127,7 +127,7 @@ def test_head_gradient_adds_up_in_float32():
 
 @pytest.mark.parametrize("fsdp", [1, 8])
 def test_sums_in_float32_need_devices_that_add_up(fsdp):
-  """One device rounds once, whatever sums are made in: XLA's CPU backend refused the float32 product of that program."""
+  """One device rounds once, whatever sums are made in; XLA's CPU backend refused a product of that program."""
   rows = np.zeros((8, 128), np.int32)
   mesh = make_mesh({"data": 1, "fsdp": fsdp, "context": 1, "tensor": 1}, jax.devices()[:fsdp])
 
