@@ -173,7 +173,8 @@ ROWS = (
     "benchmark_test.py::test_sums_round_where_their_names_say", "bfloat16 sums look harmless",
   ),
   (
-    "xla_errors_of_another_kind", "launch/benchmark.py", "for i in of))\n  less", "for i in range(len(arrays))))\n  less",
+    "xla_errors_of_another_kind", "launch/benchmark.py",
+    "for i in of))\n  less", "for i in range(len(arrays))))\n  less",
     "benchmark_test.py::test_errors_are_by_kind_of_parameter", "all parameters look alike",
   ),
   (
