@@ -28,6 +28,7 @@ def default() -> ml_collections.ConfigDict:
   c.seed = 0  # of everything random; streams are derived from it
   c.workdir = "runs/default"  # everything the run writes; an existing one is resumed
   c.steps = 100  # outer iterations: one rollout phase and batch.prompts / batch.minibatch_prompts updates each
+  c.compiler_options = "chip"  # of update and score on TPUs: chip, as in train/compiler_options.py | none
   c.compile_cache = "~/.cache/fipo_jax/xla"  # folder of compiled programs, shared by runs; "" = none
 
   c.algorithm = ml_collections.ConfigDict()
@@ -345,6 +346,7 @@ def _check_choices(c) -> None:
       "none: use 'fipo', or control 'none'."
     )
   one_of("algorithm.advantage_std_ddof", c.algorithm.advantage_std_ddof, (-1, 0, 1))
+  one_of("compiler_options", c.compiler_options, ("chip", "none"))
   one_of("model.dtype", c.model.dtype, DTYPES)
   one_of("model.param_dtype", c.model.param_dtype, DTYPES)
   one_of("model.remat", c.model.remat, ("none", "dots", "context", "full"))

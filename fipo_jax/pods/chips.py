@@ -1,4 +1,4 @@
-"""The TPUs that programs are compiled for: chips, topologies with their links, and the compiler's options."""
+"""The TPUs that programs are compiled for: chips, and topologies with their links."""
 
 from __future__ import annotations
 
@@ -74,29 +74,6 @@ TOPOLOGIES: dict[str, tuple[str, tuple[int, ...]]] = {
   for kinds, shapes in ((("v4", "v5p", "v7x"), _3D), (("v5e", "v6e"), _2D))
   for kind in kinds
   for shape in shapes
-}
-
-_SPARSE_CORE = {  # collectives beside the arithmetic instead of between it
-  f"xla_tpu_enable_sparse_core_collective_offload_{kind}": "true"
-  for kind in ("all_gather", "2d_all_gather", "3d_all_gather", "reduce_scatter", "nd_reduce_scatter")
-}
-# Options of a compile, by kind of chip: those of public recipes that change the program for the better by the compiler's
-# own measures (experiments/results/compile/options.md has the others, and what they do). None was tried on a chip.
-OPTIONS: dict[str, dict[str, str]] = {
-  "v4": {},
-  "v5e": {},
-  "v5p": {
-    "xla_tpu_scoped_vmem_limit_kib": "65536",  # all of a core's: products in 12.3 s instead of 14.0 by the estimate
-    **_SPARSE_CORE,  # 99.8% of what is sent is asynchronous, and gradients are reduce-scatters; without: 0%, all-reduces
-  },
-  "v6e": {
-    "xla_tpu_scoped_vmem_limit_kib": "98304",  # of 131,072: as MaxText's for dense models
-    **_SPARSE_CORE,  # as v5p
-    # The sum over mesh.data, too: 100% of a loop of layers instead of 97.8%, for 6% more of its temporaries.
-    "xla_tpu_enable_sparse_core_collective_offload_all_reduce": "true",
-  },
-  # Collectives are on the SparseCores without being asked: all of _SPARSE_CORE leaves the program as it is.
-  "v7x": {"xla_tpu_scoped_vmem_limit_kib": "65536"},  # all of a core's: 13% fewer cycles in products of a forward pass
 }
 
 
