@@ -21,6 +21,7 @@ def get_config():
   c.model.remat = "context"
   c.model.offload_inputs = True  # False on chips with memory to spare: 14 GiB of a v5p
   c.optimizer.offload = True  # likewise: 4 GiB
+  c.model.sum_dtype = "float32"  # theirs: FSDP with reduce_dtype float32
   c.mesh.data, c.mesh.fsdp = -1, 64
   c.batch.micro_rows = 64
   c.data.source = "parquet"

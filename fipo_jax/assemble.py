@@ -51,6 +51,7 @@ from fipo_jax.rewards.score import Scorer
 from fipo_jax.rollout import ENGINES, Engine, stored
 from fipo_jax.rollout.sampling import Sampling
 from fipo_jax.train import checkpoint as checkpoint_lib
+from fipo_jax.train import compiler_options
 from fipo_jax.train import state as state_lib
 from fipo_jax.train import step as step_lib
 from fipo_jax.train.checkpoint import Checkpointer
@@ -162,6 +163,7 @@ def build(cfg: ml_collections.ConfigDict, *, allow: Collection[str] = (), step: 
   with console.phase("looking for devices"):
     mesh = sharding.make_mesh(cfg.mesh)
   config_lib.check_mesh(cfg, mesh.shape, sharding.for_rollout(mesh, cfg.rollout.tensor).shape)
+  compiler_options.check(mesh, cfg.compiler_options)
   console.say(describe.mesh(mesh))
   tokenizer, model = open_model(cfg)
   console.say(describe.model(cfg, model, tokenizer))
@@ -432,6 +434,7 @@ def open_steps(cfg, model, mesh) -> tuple[step_lib.Steps, Any, state_lib.TrainSt
     model, objective, optimizer, rate, abstract, mesh,
     temperature=cfg.rollout.temperature, logits_mib=cfg.model.logits_mib,
     entropy_gradient=cfg.algorithm.entropy_coef > 0,
+    compiler_options=compiler_options.options_of(mesh, cfg.compiler_options),
   )  # fmt: skip
   return steps, optimizer, abstract
 

@@ -11,7 +11,7 @@ from fipo_jax import config as config_lib
 
 # Where things lie and how fast they go: no field here alters a number that the run computes, but by rounding.
 WHERE_AND_HOW_FAST = (
-  "workdir", "compile_cache", "mesh", "batch.micro_rows", "checkpoint", "log", "data.path",
+  "workdir", "compile_cache", "compiler_options", "mesh", "batch.micro_rows", "checkpoint", "log", "data.path",
   "model.path", "model.base_experiment", "model.remat", "model.offload_inputs", "model.tile_tokens",
   "model.logits_mib", "model.attention", "optimizer.offload",
   "rollout.slots", "rollout.tensor", "rollout.page_tokens", "rollout.cache_tokens", "rollout.attention",

@@ -28,6 +28,7 @@ def default() -> ml_collections.ConfigDict:
   c.seed = 0  # of everything random; streams are derived from it
   c.workdir = "runs/default"  # everything the run writes; an existing one is resumed
   c.steps = 100  # outer iterations: one rollout phase and batch.prompts / batch.minibatch_prompts updates each
+  c.compiler_options = "chip"  # of update and score on TPUs: chip, as in train/compiler_options.py | none
   c.compile_cache = "~/.cache/fipo_jax/xla"  # folder of compiled programs, shared by runs; "" = none
 
   c.algorithm = ml_collections.ConfigDict()
@@ -75,7 +76,8 @@ def default() -> ml_collections.ConfigDict:
   c.model.offload_inputs = False  # the inputs of layers wait for the backward pass in the host's memory
   # Of a device at a time (remat context | full; rows of whole 128s); more take more memory. 0 = 1,024, GPUs 32,768.
   c.model.tile_tokens = 0
-  c.model.sum_dtype = ""  # in which devices add up gradients of layers and head: float32 | bfloat16; "" = model.dtype
+  # In which devices add up gradients of layers and head: float32 | bfloat16; "" = model.dtype. remat context | full.
+  c.model.sum_dtype = ""
   c.model.attention = "auto"  # of rows: auto | xla | splash (TPU) | cudnn (GPU)
   c.model.logits_mib = 384.0  # MiB of a device for logits, the part of the head they need and its gradient
 
@@ -344,6 +346,7 @@ def _check_choices(c) -> None:
       "none: use 'fipo', or control 'none'."
     )
   one_of("algorithm.advantage_std_ddof", c.algorithm.advantage_std_ddof, (-1, 0, 1))
+  one_of("compiler_options", c.compiler_options, ("chip", "none"))
   one_of("model.dtype", c.model.dtype, DTYPES)
   one_of("model.param_dtype", c.model.param_dtype, DTYPES)
   one_of("model.remat", c.model.remat, ("none", "dots", "context", "full"))
@@ -474,9 +477,10 @@ def check_mesh(c, mesh_shape, rollout_shape) -> None:
       raise ValueError(
         f"{field}={value} must be a multiple of data*fsdp={ways}; try {max(1, value // ways) * ways}."
       )
-  if c.batch.row_tokens % mesh_shape["context"]:
+  if c.batch.row_tokens % (ways := mesh_shape["context"]):
     raise ValueError(
-      f"batch.row_tokens={c.batch.row_tokens} must be a multiple of mesh.context={mesh_shape['context']}."
+      f"batch.row_tokens={c.batch.row_tokens} must be a multiple of mesh.context={ways}; "
+      f"try {-(-c.batch.row_tokens // ways) * ways}."
     )
 
 

@@ -54,6 +54,34 @@ def test_what_cannot_be_timed_is_one_line():
     benchmark.train(None, 1)
 
 
+def test_sums_round_where_their_names_say():
+  """A ring loses what is small beside its sum so far; rounding once, or what is sent, does not."""
+  parts = [[np.float32([1.0, 1.0])]] + [[np.float32([2**-9, 1 + 2**-10])]] * 256
+  made = {way: arrays[0] for way, arrays in benchmark.added(parts).items()}
+  np.testing.assert_array_equal(made["exact"], [1.5, 257.25])
+  np.testing.assert_array_equal(made["float32"], [1.5, 258.0])  # multiples of 2
+  np.testing.assert_array_equal(made["bfloat16"], [1.5, 256.0])  # what is sent has lost 2^-10; 257 is halfway
+  np.testing.assert_array_equal(made["bfloat16 ring"], [1.0, 256.0])
+
+
+def test_errors_are_by_kind_of_parameter():
+  """On a tiny model: every parameter has a kind, a number is picked from each, and only what differs is off."""
+  params = make_model(SIZES["tiny"]).abstract()
+  take, kinds = benchmark.picked(params)
+  zeros = take(jax.tree.map(lambda x: np.zeros(x.shape, np.float32), params))
+  assert {"all", "embedding", "q, k, v", "biases", "norms", "attention out", "gate, up", "down"} == set(kinds)
+  assert sorted(i for kind, of in kinds.items() if kind != "all" for i in of) == kinds["all"]
+  exact = [x + 3 for x in zeros]
+  got = [x.copy() for x in exact]
+  for i in kinds["down"]:
+    got[i][0] = -3
+  found = benchmark.apart(got, exact, got, exact, kinds)
+  numbers = sum(exact[i].size for i in kinds["down"])
+  assert found["norms"] == {"error": 0.0, "cosine": 1.0, "flipped": 0.0, "adam": 0.0}
+  down = found["down"]
+  assert (down["error"], down["flipped"]) == (float(f"{2 / numbers**0.5:.3g}"), float(f"{1 / numbers:.3g}"))
+
+
 def test_a_gap_is_in_nats_of_the_trainer_over_the_sampler():
   """One token is 8 times as likely to the trainer; errors of a response that cancel are no error of its ratio."""
   sampled, scored = [np.zeros(2), np.full(2, -1.0)], [np.array([0.25, -0.25]), np.array([-1.0, -1.0 + np.log(8)])]

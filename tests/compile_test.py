@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import random
 import types
 
 import jax
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments import fipo_qwen2_5_32b
 from fipo_jax import config as config_lib
 from fipo_jax.models import PRESETS, make_model
 from fipo_jax.pods import chips, compile_report, hlo, programs
@@ -203,6 +205,76 @@ def test_a_report_is_of_what_the_run_would_do(monkeypatch):
     compile_report.run(cfg, "v5p-8", ["train"])
 
 
+@pytest.mark.parametrize(("changed", "said"), [
+  ({}, r"batch.micro_rows=64 must be a multiple of data\*fsdp=256; try 256"),
+  ({"batch.micro_rows": 300}, r"batch.micro_rows=300 must be a multiple of data\*fsdp=256; try 256"),
+  ({"mesh.context": 2, "batch.micro_rows": 128, "batch.row_tokens": 22_529},
+   "batch.row_tokens=22529 must be a multiple of mesh.context=2; try 22530"),
+  ({"mesh.fsdp": 96}, "mesh.fsdp=96.*256 devices cannot be divided by 96"),
+  ({"mesh.fsdp": 16, "mesh.tensor": 16}, "mesh.tensor=16 must divide (kv_heads=8|heads=40)"),
+  ({"batch.micro_rows": 256, "rollout.tensor": 3}, "rollout.tensor=3 must divide fsdp.context.tensor=64"),
+  ({"batch.micro_rows": 256, "rollout.tensor": 16}, "mesh.tensor=16 must divide .*as must rollout.tensor"),
+  ({"batch.micro_rows": 256, "rollout.slots": 100}, r"rollout.slots=100 must be a multiple of data\*fsdp=32; try"),
+  ({"batch.micro_rows": 256, "data.max_prompt_tokens": 4096}, "batch.row_tokens=22528 is shorter than .*24576"),
+])  # fmt: skip
+def test_what_does_not_fit_the_chips_is_one_line(monkeypatch, changed, said):
+  """The published run on v6e-256, whose 64 rows are for 64 chips; libtpu's devices are described by their places."""
+  monkeypatch.setattr(compile_report, "open_topology", chips.describe_topology)
+  monkeypatch.setattr(compile_report.importlib.metadata, "version", lambda name: "0")
+  cfg = fipo_qwen2_5_32b.get_config()
+  cfg.update_from_flattened_dict(changed)
+  with pytest.raises(ValueError, match=said) as error:
+    compile_report.run(cfg, "v6e-256", ["decode", "train"])
+  assert "\n" not in str(error.value)
+
+
+def lowered_or_refused(seed: int, monkeypatch) -> str:
+  """A random model, mesh and sizes, of which few fit together: what is said of them, "" when all programs lower."""
+  rng = random.Random(seed)
+  heads, kv_heads = rng.choice([(4, 2), (8, 4), (8, 8), (6, 3)])
+  sizes = dict(num_layers=2, d_model=rng.choice([64, 56]), d_mlp=rng.choice([96, 100]), num_heads=heads,
+               num_kv_heads=kv_heads, head_dim=16, tie_embeddings=rng.random() < 0.5)  # fmt: skip
+  monkeypatch.setitem(PRESETS, "tiny", dataclasses.replace(PRESETS["tiny"], **sizes))
+  cfg = tiny(config_lib.default())
+  mesh = rng.choice([(1, -1, 1, 1), (2, 2, 2, 1), (1, 2, 2, 2), (1, 4, 1, 2), (1, 1, -1, 1), (8, 1, 1, 1)])
+  cfg.mesh.update(dict(zip(("data", "fsdp", "context", "tensor"), mesh, strict=True)))
+  cfg.batch.row_tokens, cfg.batch.micro_rows = rng.choice([96, 97, 100, 128]), rng.choice([8, 16, 8, 12])
+  cfg.rollout.slots, cfg.rollout.tensor = rng.choice(["auto", 8, 16, 20]), rng.choice([0, 1, 2, 4])
+  cfg.rollout.page_tokens, cfg.rollout.cache_dtype = rng.choice([5, 16, 100]), rng.choice(["", "int8"])
+  cfg.rollout.samples_per_prompt, cfg.algorithm.name = rng.choice([2, 3, 16]), rng.choice(["fipo", "ppo", "gspo"])
+  cfg.model.remat, cfg.eval.every = rng.choice(["full", "context", "none"]), 0
+  try:
+    programs.validate(cfg)
+    slots = 0 if cfg.rollout.slots == "auto" else cfg.rollout.slots
+    plan = programs.make_plan(cfg, chips.CHIPS["v5e"], jax.devices(), slots, bounded=True)
+    config_lib.check_mesh(cfg, plan.mesh.shape, plan.engine.mesh.shape)
+  except ValueError as refused:
+    return str(refused)
+  for make in programs.PROGRAMS.values():
+    program = make(plan)
+    with jax.set_mesh(plan.engine.mesh if program.rollout else plan.mesh):
+      program.lower()
+  return ""
+
+
+@pytest.mark.slow
+def test_what_is_not_refused_can_be_lowered(monkeypatch):
+  """Nothing but a line of ours may stand between a mesh and its programs."""
+  said = [lowered_or_refused(seed, monkeypatch) for seed in range(40)]
+  assert all("\n" not in line and "=" in line for line in said if line)
+  assert 8 <= said.count("") <= 32
+
+
+def test_a_value_head_is_compiled_with_its_objective():
+  """PPO's train step takes returns and old values, and its scores hold values."""
+  cfg = tiny(config_lib.default())
+  cfg.algorithm.name, cfg.mesh.fsdp, cfg.batch.micro_rows, cfg.batch.row_tokens = "ppo", 8, 8, 128
+  plan = programs.make_plan(cfg, chips.CHIPS["v5e"], jax.devices(), 8, rollout=False)
+  assert "value_head" in plan.state.params and "value_head" not in plan.engine.model.abstract()
+  with jax.set_mesh(plan.mesh):
+    assert set(programs.score_program(plan).lower().out_info) == {"logp", "values"}
+
+
 def test_bound_is_of_memory_or_of_arithmetic():
   cfg = tiny(config_lib.default())
   plan = programs.make_plan(cfg, chips.CHIPS["v5e"], jax.devices()[:1], slots=4)
@@ -341,6 +413,8 @@ ENTRY %main (p: f32[4,4]) -> f32[4,4] {
 }
 """
   assert hlo.read(text).flops == 63 * 2 * 4**3
+  said = text.replace("{0}\n", '{0}, backend_config={"estimated_cycles":"50"}\n')
+  assert hlo.read(said).cycles == 63 * 50 and hlo.read(said.replace('"50"', str(2**63 - 1))).cycles == 0
   assert hlo.read(text.replace("copy(%one)", "add(%one, %other)")).flops == 64 * 2 * 4**3
 
 

@@ -14,6 +14,7 @@ from fipo_jax.pods.costs import Efficiencies, Sampled, SamplingCosts, Trained
 from fipo_jax.rollout.capacity import Shape
 
 REPORTS = pathlib.Path(__file__).parent.parent / "experiments" / "results" / "compile"
+REPORTED = costs.read_reports([REPORTS / "qwen2_5_32b_v5p_128.json"])
 ALL = Efficiencies(1, 1, 1, 1, 1, look_s=0.01, decision_s=0.1, decisions=3)
 CHIP = dataclasses.replace(chips.CHIPS["v5e"], tb_s=1e-6, tflop_s=1e-6, ici_gb_s=1e-3)  # a million of each a second
 
@@ -84,12 +85,29 @@ def test_the_report_that_fits_is_found_and_no_other():
   assert "for v5p-128 " in costs.trained(open_plan(cfg, "v5p-128"), "train", several).source
   cfg.batch.micro_rows = 128  # two copies of the same 64 chips
   assert costs.trained(open_plan(cfg, "v5p-256"), "train", reports).seconds == found.seconds
-  for field, value in (("remat", "full"), ("tile_tokens", 2048), ("sum_dtype", "float32")):
+  for field, value in (("remat", "full"), ("tile_tokens", 2048)):
     other = config_32b()
     other.model[field] = value
     assert "sizes alone" in costs.trained(open_plan(other, "v5p-128"), "train", reports).source
   cfg.batch.row_tokens = 45_056
   assert "sizes alone" in costs.trained(open_plan(cfg, "v5p-256"), "train", reports).source
+
+
+def test_sums_of_another_width_change_what_is_sent_and_nothing_else():
+  """Foretold from the report with bfloat16 sums, beside what was compiled with float32 ones, which goes first."""
+  cfg = config_32b()
+  cfg.model.sum_dtype = "float32"
+  plan = open_plan(cfg, "v5p-128")
+  both = costs.read_reports([REPORTS / "qwen2_5_32b_v5p_128_sums.json"])
+  compiled = costs.trained(plan, "train", both)
+  told = costs.trained(plan, "train", both[:1])
+  assert "2 bytes a number, which are 4 here" in told.source and "a number" not in compiled.source
+  for kind, seconds in compiled.seconds.items():
+    assert abs(told.seconds[kind] / seconds - 1) < 1e-3, kind
+  score = [costs.trained(open_plan(c, "v5p-128"), "score", REPORTED) for c in (cfg, config_32b())]
+  assert score[0].seconds == score[1].seconds and "v5p-128" in score[0].source
+  sizes = [costs.trained_bound(open_plan(c, "v5p-128"), "train")["links"] for c in (cfg, config_32b())]
+  close(sizes[0], sizes[1] * 8 / 6, dtype=np.float64)
 
 
 def test_what_is_no_report_is_named(tmp_path):

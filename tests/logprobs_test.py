@@ -125,6 +125,22 @@ def test_head_gradient_adds_up_in_float32():
   close(d_head[:, 0], want, dtype=jnp.bfloat16, room=1)  # rounded once, at the end
 
 
+@pytest.mark.parametrize("fsdp", [1, 8])
+def test_sums_in_float32_need_devices_that_add_up(fsdp):
+  """One device rounds once, whatever sums are made in; XLA's CPU backend refused a product of that program."""
+  rows = np.zeros((8, 128), np.int32)
+  mesh = make_mesh({"data": 1, "fsdp": fsdp, "context": 1, "tensor": 1}, jax.devices()[:fsdp])
+
+  def loss(hidden, head):
+    return jnp.sum(token_logprobs(hidden, head, rows, rows + 1, sum_dtype="float32", tile_tokens=128)[0])
+
+  with jax.set_mesh(mesh):
+    shapes = (jax.ShapeDtypeStruct((8, 128, 16), jnp.bfloat16), jax.ShapeDtypeStruct((32, 16), jnp.bfloat16))
+    text = str(jax.make_jaxpr(jax.grad(loss, argnums=1))(*shapes))
+  assert text.count("reduce_scatter") == (fsdp > 1) and ("f32[2,32] = reduce_scatter" in text) == (fsdp > 1)
+  assert ("bf16[16,32] = convert_element_type" in text) == (fsdp == 1)
+
+
 def test_logits_never_exist_whole():
   T, V, D = 4096, 2048, 8
   f32 = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)

@@ -418,6 +418,16 @@ ROWS = (
     "logprobs_test.py::test_sharded_equals_unsharded", "with mesh.data the head learns from one slice",
   ),
   (
+    "xla_one_device_adds_up_in_float32", "fipo_jax/models/logprobs.py",
+    "if alone or not sum_dtype else", "if not sum_dtype else",
+    "logprobs_test.py::test_sums_in_float32_need_devices_that_add_up", "bfloat16 on a CPU ends in a product XLA lacks",
+  ),
+  (
+    "xla_ignored_sums_are_not_said", "fipo_jax/models/transformer.py",
+    'if self.sum_dtype not in ("", self.dtype) and self.remat not in TILED:', "if False:",
+    "tiles_test.py", "model.sum_dtype does nothing, in silence",
+  ),
+  (
     "layer_gradient_of_a_slice", "fipo_jax/models/tiles.py",
     'sum_over(scatter_sum(d, names.index("embed"), "embed"), "slices", "tokens")',
     'sum_over(scatter_sum(d, names.index("embed"), "embed"), "tokens")',

@@ -365,8 +365,8 @@ ROWS = (
   ),
   (
     "resumable_mesh", "fipo_jax/changes.py",
-    '"compile_cache", "mesh",',
-    '"compile_cache",',
+    '"compiler_options", "mesh",',
+    '"compiler_options",',
     "changes_test.py::test_where_and_how_fast_may_change_and_what_alters_the_training_may_not",
     "a run cannot move to another mesh",
   ),

@@ -1,6 +1,19 @@
 """The rows of `mutants` for training: (name, file, old text, new text, tests that should notice, why)."""
 
 ROWS = (
+  (
+    "xla_update_without_options", "fipo_jax/train/step.py",
+    "out_shardings=(states, everywhere),\n      compiler_options=compiler_options,",
+    "out_shardings=(states, everywhere),",
+    "compiler_options_test.py::test_a_run_compiles_with_the_options_of_its_chip",
+    "on a pod collectives wait, though the report says that they do not",
+  ),
+  (
+    "xla_options_are_tried_too_late", "fipo_jax/train/compiler_options.py",
+    "if options := options_of(mesh, choice):", "if None:",
+    "compiler_options_test.py::test_a_compiler_that_refuses_them_is_found_at_the_start",
+    "another libtpu ends a run after its first rollout",
+  ),
   # ---- packing and the step ----
   (
     "positions_of_the_row", "fipo_jax/train/batching.py",

@@ -109,5 +109,7 @@ def test_a_tile_divides_the_row_in_whole_lanes(rows, tokens, most, tile):
 
 
 def test_inputs_cannot_wait_where_everything_is_kept():
+  with pytest.raises(ValueError, match="model.sum_dtype='float32': under model.remat='none' gradients are added up in"):
+    dataclasses.replace(WHOLE, dtype="bfloat16", remat="none", sum_dtype="float32")
   with pytest.raises(ValueError, match="model.offload_inputs=True needs model.remat='full' or 'context'"):
     dataclasses.replace(WHOLE, offload_inputs=True)

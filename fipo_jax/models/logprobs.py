@@ -9,7 +9,15 @@ import jax
 import jax.numpy as jnp
 
 from fipo_jax.models.tiles import LANES, over_tiles, tile_of
-from fipo_jax.sharding import gather, index_along, local, max_over, scatter_sum, sum_over
+from fipo_jax.sharding import (
+  devices_along,
+  gather,
+  index_along,
+  local,
+  max_over,
+  scatter_sum,
+  sum_over,
+)
 from fipo_jax.types import check_axes
 
 LOWEST = -1e30  # below every logit; finite, so that differences are numbers
@@ -61,7 +69,10 @@ def token_logprobs(
   check_axes(hidden_RTD=hidden_RTD, head_VD=head_VD, tokens_RT=tokens_RT, segments_RT=segments_RT)
   targets_RT = jnp.roll(tokens_RT, -1, axis=1)
   temperature = jnp.asarray(temperature, jnp.float32)
-  how = _How(logits_mib, tile_tokens, sum_dtype or str(head_VD.dtype), with_entropy, entropy_gradient)
+  # Where nothing is added up the gradient is rounded once in any case; XLA's CPU backend then has no wide product.
+  alone = devices_along("rows") * devices_along("tokens") == 1
+  sum_dtype = str(head_VD.dtype) if alone or not sum_dtype else sum_dtype
+  how = _How(logits_mib, tile_tokens, sum_dtype, with_entropy, entropy_gradient)
   logp_RT, entropy_RT = _next_token(hidden_RTD, head_VD, targets_RT, temperature, how)
   if not entropy_gradient:
     entropy_RT = jax.lax.stop_gradient(entropy_RT)

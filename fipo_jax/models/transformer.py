@@ -94,6 +94,11 @@ class ModelConfig:
     ):
       if getattr(self, field) not in allowed:
         raise ValueError(f"model.{field}={getattr(self, field)!r} is unknown; choose from {sorted(allowed)}.")
+    if self.sum_dtype not in ("", self.dtype) and self.remat not in TILED:
+      raise ValueError(
+        f"model.sum_dtype={self.sum_dtype!r}: under model.remat={self.remat!r} gradients are added up in model.dtype="
+        f"{self.dtype!r}; use model.remat='full' or 'context', or sum_dtype=''."
+      )
     if self.offload_inputs and self.remat not in TILED:
       raise ValueError(f"model.offload_inputs=True needs model.remat='full' or 'context', not {self.remat!r}.")
 

@@ -1,4 +1,4 @@
-"""The TPUs that programs are compiled for: chips, topologies with their links, and the compiler's options."""
+"""The TPUs that programs are compiled for: chips, and topologies with their links."""
 
 from __future__ import annotations
 
@@ -74,20 +74,6 @@ TOPOLOGIES: dict[str, tuple[str, tuple[int, ...]]] = {
   for kinds, shapes in ((("v4", "v5p", "v7x"), _3D), (("v5e", "v6e"), _2D))
   for kind in kinds
   for shape in shapes
-}
-
-_SPARSE_CORE = {  # collectives beside the arithmetic instead of between it
-  f"xla_tpu_enable_sparse_core_collective_offload_{kind}": "true"
-  for kind in ("all_gather", "2d_all_gather", "3d_all_gather", "reduce_scatter", "nd_reduce_scatter")
-}
-# Options of a compile, by kind of chip. Each was tried by a compile of the 32B train step (v4 and v5e, which have no
-# memory for it: of a tiny one); none on a chip. v7x sends 99.8% asynchronously without any.
-OPTIONS: dict[str, dict[str, str]] = {
-  "v4": {},
-  "v5e": {},
-  "v5p": {"xla_tpu_scoped_vmem_limit_kib": "65536", **_SPARSE_CORE},
-  "v6e": {"xla_tpu_scoped_vmem_limit_kib": "98304", **_SPARSE_CORE},
-  "v7x": {},
 }
 
 

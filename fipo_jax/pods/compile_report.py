@@ -20,8 +20,9 @@ import numpy as np
 from fipo_jax import config as config_lib
 from fipo_jax.pods import hlo
 from fipo_jax.pods import programs as programs_lib
-from fipo_jax.pods.chips import CHIPS, OPTIONS, open_topology, topology_of, wrap
+from fipo_jax.pods.chips import CHIPS, open_topology, topology_of, wrap
 from fipo_jax.pods.programs import GIB, PROGRAMS, Plan, Program, make_plan, remedies, validate
+from fipo_jax.train.compiler_options import options_of
 
 
 def run(cfg, topology: str, programs, slots: int = 0, slices: int = 1) -> dict:
@@ -52,6 +53,7 @@ def run(cfg, topology: str, programs, slots: int = 0, slices: int = 1) -> dict:
               "layers": c.num_layers, "d_model": c.d_model, "dtype": c.dtype},
     "max_prompt_tokens": cfg.data.max_prompt_tokens, "max_response_tokens": cfg.rollout.max_response_tokens,
     "attention": plan.engine.attention, "weights_gib": plan.weight_bytes / GIB,
+    "compiler_options": options_of(plan.mesh, cfg.compiler_options) or {},
     "trainer_state_gib": plan.state_bytes / GIB, "settings": programs_lib.settings(cfg),
     "versions": versions, "ran_on_a_tpu": False, "programs": {},
   }  # fmt: skip
@@ -70,19 +72,19 @@ def run(cfg, topology: str, programs, slots: int = 0, slices: int = 1) -> dict:
       "all-reduces; what is sent within a slice is what --slices=1 says"
     )
   for name in programs:
-    facts = measure(plan, PROGRAMS[name](plan), OPTIONS[kind] if name in ("train", "score") else None)
+    facts = measure(plan, PROGRAMS[name](plan))
     result["programs"][name] = facts
     print(describe(name, facts), flush=True)
   return result
 
 
-def measure(plan: Plan, program: Program, options: dict[str, str] | None = None) -> dict:
+def measure(plan: Plan, program: Program) -> dict:
   """Compiles; memory per chip, collectives, seconds. One that does not fit has only the compiler's words for it."""
   facts = program.facts | {"limit_gib": plan.chip.hbm_gib, "beside_gib": program.beside_bytes / GIB}
   began, cpu = time.perf_counter(), os.times().user
   try:
     with jax.set_mesh(plan.engine.mesh if program.rollout else plan.mesh), _as_on_tpu():
-      compiled = program.lower().compile(compiler_options=options)
+      compiled = program.lower().compile()
   except jax.errors.JaxRuntimeError as e:
     if "RESOURCE_EXHAUSTED" not in str(e):
       raise
@@ -136,7 +138,8 @@ def roofline(plan: Plan, program: Program, read: hlo.Reading) -> dict:
   return {
     "flops": flops, "product_flops": read.flops, "kernel_flops": sum(kernels.values()), "kernels": read.kernels,
     "useful_flops": program.useful_flops, "flops_over_useful": flops / program.useful_flops,
-    "hbm_bytes": read.hbm_bytes, "host_bytes": read.host_bytes, "host_bytes_beside_work": read.host_beside,
+    "hbm_bytes": read.hbm_bytes, "estimated_cycles": read.cycles,
+    "host_bytes": read.host_bytes, "host_bytes_beside_work": read.host_beside,
     "wire_bytes": sent, "wire_bytes_by_kind": wire,
     "asynchronous_share": read.asynchronous_share(), "seconds": seconds, "bound": bound,
     "roofline_mfu": program.useful_flops / (chip.tflop_s * 1e12) / seconds[bound],
@@ -201,7 +204,8 @@ def describe(name: str, facts: dict) -> str:
     t = facts["seconds"]
     say(
       "arithmetic", f"{facts['flops']:.3e} FLOP per chip ({facts['product_flops']:.3e} in products, "
-      f"{facts['kernel_flops']:.3e} in kernels), {facts['flops_over_useful']:.3f} x useful"
+      f"{facts['kernel_flops']:.3e} in kernels), {facts['flops_over_useful']:.3f} x useful; the compiler's estimate "
+      f"without kernels and collectives: {facts['estimated_cycles'] / 1e9:.2f}e9 cycles"
     )  # fmt: skip
     kinds = ", ".join(f"{kind} {size / 1e9:.2f}" for kind, size in sorted(facts["wire_bytes_by_kind"].items()))
     share = f"{facts['asynchronous_share']:.1%} asynchronous"

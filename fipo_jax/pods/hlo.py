@@ -45,7 +45,8 @@ class Reading:
 
   hbm_bytes: read and written by everything outside of fusions, what stays on the chip's core aside; an estimate, as it
   takes each operand to be read once. host_bytes: moved to the host's memory and back; host_beside of them with some
-  computation, long or short, between their start and their done.
+  computation, long or short, between their start and their done. cycles: the compiler's own estimate of what a core
+  takes for everything but kernels and collectives; 0 where it says none. Good for comparing programs of one chip.
   """
 
   flops: float
@@ -54,6 +55,7 @@ class Reading:
   collectives: list[Collective]
   host_bytes: float = 0.0
   host_beside: float = 0.0
+  cycles: float = 0.0
 
   def innermost(self) -> list[Collective]:
     """Collectives of the deepest loop of unknown length (of tokens; without one, of the whole program)."""
@@ -85,6 +87,7 @@ _KINDS = (
   "ragged-all-to-all", "all-gather", "all-reduce", "all-to-all", "reduce-scatter", "collective-permute",
   "collective-broadcast",
 )  # fmt: skip
+_CYCLES, _NO_ESTIMATE = re.compile(r'"estimated_cycles":"?(\d+)'), 1e12  # on v7x some operations say 9e18
 _HOST = "S(5)"  # in a shape: the host's memory
 _MOVES = ("copy", "dynamic-slice", "copy-start", "dynamic-slice-start", "dynamic-update-slice-start", "async-start")
 _WORK = ("fusion", "convolution", "dot", "while")
@@ -100,7 +103,7 @@ _CALLED = re.compile(r"(?:calls|to_apply|(?:branch|called)_computations|\w+_comp
 def read(text: str) -> Reading:
   """What the compiled program does. A loop whose number of turns is not fixed counts as one turn."""
   bodies, entry = _computations(text)
-  flops, hbm, kernels, found = 0.0, 0.0, collections.Counter(), collections.Counter()
+  flops, hbm, cycles, kernels, found = 0.0, 0.0, 0.0, collections.Counter(), collections.Counter()
   host = collections.Counter()  # bytes: whether something is computed beside them
 
   @functools.cache
@@ -108,12 +111,14 @@ def read(text: str) -> Reading:
     return {line.name: line for line in bodies.get(name, ())}
 
   def visit(name, times, depth, asynchronous, fused=False):
-    nonlocal flops, hbm
+    nonlocal flops, hbm, cycles
     stage = _stage_of_a_collective(name, bodies.get(name, ()))
     asynchronous |= stage == "start"
     for at, line in enumerate(bodies.get(name, ())):
       if not fused and line.op not in _FREE and not line.op.endswith("-done"):
         hbm += times * _traffic(line, table(name), table)
+      if not fused and (said := _CYCLES.search(line.rest)) and float(said[1]) < _NO_ESTIMATE:
+        cycles += times * float(said[1])
       kind, is_start = line.op.removesuffix("-start"), line.op.endswith("-start")
       if line.op in _MOVES and _crosses(line, table(name)):
         host[is_start and _works_beside(bodies[name], at)] += times * _moved(line.shape)
@@ -136,7 +141,7 @@ def read(text: str) -> Reading:
 
   visit(entry, 1, 0, False)
   found = [dataclasses.replace(c, times=n) for c, n in found.items()]
-  return Reading(flops, hbm, dict(kernels), found, float(host.total()), float(host[True]))
+  return Reading(flops, hbm, dict(kernels), found, float(host.total()), float(host[True]), cycles)
 
 
 def _stage_of_a_collective(name: str, lines: list[_Line]) -> str:

@@ -68,7 +68,10 @@ class Program:
 
 
 def model_config(cfg) -> ModelConfig:
-  """Sizes by model.preset or by model.path's config.json or, where none is there, its name; numerics of the config."""
+  """Sizes by model.preset or by model.path's config.json or, where none is there, its name; numerics of the config.
+
+  With a value head where the objective needs one.
+  """
   m = cfg.model
   if not m.preset and os.path.exists(os.path.join(m.path, "config.json")):
     sizes = hf.read_config(m.path)
@@ -80,8 +83,8 @@ def model_config(cfg) -> ModelConfig:
       what = f"model.preset={wanted!r}" if m.preset else f"model.path={m.path!r} has no config.json, and {wanted!r}"
       raise ValueError(f"{what} is no published size; choose from {', '.join(near)}.")
     sizes = PRESETS[name]
-  numerics = {name: m[name] for name in NUMERICS}
-  return dataclasses.replace(sizes, max_position=m.max_position or sizes.max_position, **numerics)
+  own = {name: m[name] for name in NUMERICS} | {"value_head": cfg.algorithm.name == "ppo"}
+  return dataclasses.replace(sizes, max_position=m.max_position or sizes.max_position, **own)
 
 
 def make_plan(cfg, chip: Chip, devices, slots: int = 0, rollout: bool = True, bounded: bool = False) -> Plan:

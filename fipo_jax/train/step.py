@@ -50,6 +50,7 @@ def make_steps(
   temperature: float,
   logits_mib: float,
   entropy_gradient: bool = False,
+  compiler_options: dict[str, str] | None = None,
 ) -> Steps:
   """Builds the programs of one run.
 
@@ -57,6 +58,7 @@ def make_steps(
     objective: logp_RT, batch, entropy_RT, values_RT -> TokenLoss. temperature: of the sampler; log-probs are taken
       at it. logits_mib: as in `logprobs.token_logprobs`.
     entropy_gradient: whether the objective differentiates the entropy.
+    compiler_options: of update and score.
   """
   rows = sharding.named(mesh, None, "rows", "tokens")
   one = sharding.named(mesh, "rows", "tokens")
@@ -138,9 +140,12 @@ def make_steps(
   params = states.params
   return Steps(
     update=jax.jit(
-      update, donate_argnums=0, in_shardings=(states, rows, everywhere), out_shardings=(states, everywhere)
+      update, donate_argnums=0, in_shardings=(states, rows, everywhere), out_shardings=(states, everywhere),
+      compiler_options=compiler_options,
     ),
-    score=jax.jit(score, in_shardings=(params, rows, everywhere), out_shardings=rows),
+    score=jax.jit(
+      score, in_shardings=(params, rows, everywhere), out_shardings=rows, compiler_options=compiler_options
+    ),
     inspect=jax.jit(inspect, in_shardings=(params, one), out_shardings=everywhere),
   )
 
