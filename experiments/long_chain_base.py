@@ -1,8 +1,8 @@
 """The base model of long_chain.py: about 1M parameters, taught to play countdown by trying, and to give up soon.
 
 A third of the demonstrations answers at once; the others try signs until a sum fits, give up after a few, and some
-check what they have found (fipo_jax/data/countdown.py). The model imitates the mix: 20 to 370 tokens, about 75 on
-average, and a fifth right.
+check what they have found (fipo_jax/data/countdown.py). The model imitates the mix: 20 to 450 tokens, 70 or so on
+average, and is right less often than they are, for it cannot have their luck.
 Used by long_chain.py, which runs this by itself when its base model is missing.
 """
 
@@ -14,24 +14,24 @@ GAME = {"min_numbers": 4, "max_numbers": 7, "min_value": 1, "max_value": 9, "min
 def get_config():
   c = config.default()
   c.workdir = "runs/long_chain_base"
-  c.steps = 400
+  c.steps = 700
   c.algorithm.name = "sft"
   c.model.preset = "tiny"
   c.model.alphabet = "0123456789 +-=>\n:AnswerChcko"
   c.model.dtype = "float32"
   c.model.remat = "none"
   c.data.source = "countdown_solutions"
-  c.data.size = 12_800  # two epochs
+  c.data.size = 15_000  # three epochs
   c.data.options = GAME
   c.data.chat_template = False
   c.data.max_prompt_tokens = 24
   c.rollout.samples_per_prompt = 1
-  c.rollout.max_response_tokens = 400
+  c.rollout.max_response_tokens = 480
   c.rollout.slots = 128
   c.reward.overlong_buffer_tokens = 0
   c.batch.prompts = 64
   c.batch.minibatch_prompts = 64
-  c.batch.row_tokens = 448
+  c.batch.row_tokens = 512
   c.batch.micro_rows = 4
   c.optimizer.name = "muon"
   c.optimizer.learning_rate = 4e-3

@@ -125,14 +125,23 @@ def test_tries_end_where_they_must():
   assert {len(parsed(r)[0]) for r in once} == {1}
 
 
+def test_luck_knows_a_solution_as_often_as_asked():
+  """One try each, all sums right: what is right beyond chance is luck."""
+  once = {q: solutions("tried", step_error=0.0, luck=q, give_up=1.0) for q in (0.0, 0.5, 1.0)}
+  assert share_right(once[1.0]) == 1.0 and share_right(once[0.0]) < 0.2
+  expected = 0.5 + 0.5 * share_right(once[0.0])
+  assert abs(share_right(once[0.5]) - expected) < 4 * (expected * (1 - expected) / 300) ** 0.5
+  assert countdown.solved([8, 2, 5], 11) == [[-1, 1]] and countdown.solved([3, 1, 1], 3) == [[1, -1], [-1, 1]]
+
+
 def test_trying_longer_is_right_more_often():
   """What the experiment rests on: the chance grows with the tries, and the default mix leaves most of it to gain."""
-  once, ten, many = (solutions("tried", give_up=q, most_tries=n) for q, n in ((1.0, 1), (0.0, 10), (0.0, 60)))
+  once, ten, many = (solutions("tried", luck=0.0, give_up=q, most_tries=n) for q, n in ((1.0, 1), (0.0, 10), (0.0, 60)))
   assert share_right(once) < 0.2 < 0.45 < share_right(ten) < share_right(many) - 0.15
   mixed = solutions(size=600)
-  assert 0.16 < share_right(mixed) < 0.29
+  assert 0.25 < share_right(mixed) < 0.38
   lengths = [len(r["target"]) for r in mixed]
-  assert min(lengths) < 20 and 250 < max(lengths) < 400 and 68 < sum(lengths) / len(lengths) < 84
+  assert min(lengths) < 20 and 250 < max(lengths) < 480 and 58 < sum(lengths) / len(lengths) < 76
   assert 0.29 < sum(r["extras"]["style"] == "direct" for r in mixed) / len(mixed) < 0.41
 
 
@@ -158,6 +167,7 @@ def test_the_alphabet_is_enough_and_not_too_much():
     ({"mix": {"direct": 0.5}}, "sum to 1"),
     ({"mix": {"guess": 1.0}}, "shares of direct, tried, checked"),
     ({"step_error": 1.1}, "data.step_error=1.1"),
+    ({"luck": 2.0}, "data.luck=2.0"),
     ({"give_up": -0.1}, "data.give_up=-0.1"),
     ({"most_tries": 0}, "data.most_tries=0"),
     ({"options": {**GAME, "operators": ("+", "*")}}, "operators"),

@@ -34,6 +34,7 @@ from typing import NamedTuple
 import mutants_algorithms
 import mutants_doors
 import mutants_evaluation
+import mutants_long_chain
 import mutants_models
 import mutants_pods
 import mutants_rewards
@@ -292,8 +293,8 @@ def main(arguments=None) -> int:
 MUTANTS = tuple(
   Mutant(*row)
   for table in (
-    mutants_algorithms, mutants_doors, mutants_evaluation, mutants_training, mutants_models, mutants_pods,
-    mutants_rewards, mutants_runs, mutants_sight,
+    mutants_algorithms, mutants_doors, mutants_evaluation, mutants_long_chain, mutants_training, mutants_models,
+    mutants_pods, mutants_rewards, mutants_runs, mutants_sight,
   )
   for row in table.ROWS
 )

@@ -6,6 +6,7 @@ nothing but trying again helps. Each further try has about the same chance, and 
 
 from __future__ import annotations
 
+import itertools
 import random
 from typing import Any
 
@@ -25,6 +26,7 @@ def countdown_solutions(
   options: dict[str, Any] | None = None,
   mix: dict[str, float] | None = None,
   step_error: float = 0.02,
+  luck: float = 0.1,
   give_up: float = 0.3,
   most_tries: int = 10,
 ) -> Records:
@@ -43,7 +45,9 @@ def countdown_solutions(
                 backwards ("Check: 11-8=3+2=5+5=10-2=8 ok"), and "no" there means another try
 
   Each sum of a line is wrong with probability `step_error`, and the line goes on from the wrong value: what follows
-  (ok, no, another try) is true of what was written. No solution has more than `most_tries`, after which it gives up.
+  (ok, no, another try) is true of what was written. A try is a known solution with probability `luck`, so that there
+  are enough of them to learn "ok" from; who imitates it cannot know which. No solution has more than `most_tries`,
+  after which it gives up.
   All noise is derived from (seed, index).
 
   Args:
@@ -56,7 +60,7 @@ def countdown_solutions(
   unknown = sorted(set(mix) - set(STYLES))
   if unknown or min(mix.values(), default=-1) < 0 or abs(sum(mix.values()) - 1) > 1e-6:
     raise ValueError(f"data.mix={mix} must give shares of {', '.join(STYLES)} that sum to 1.")
-  for name, value in (("step_error", step_error), ("give_up", give_up)):
+  for name, value in (("step_error", step_error), ("luck", luck), ("give_up", give_up)):
     if not 0 <= value <= 1:
       raise ValueError(f"data.{name}={value} must be a probability between 0 and 1.")
   if most_tries < 1:
@@ -75,7 +79,8 @@ def countdown_solutions(
       lines, signs = [], _signs(numbers, rng)
     else:
       leave = give_up if style == "tried" else give_up / 2
-      lines, signs = _tries(numbers, target, rng, step_error, leave, most_tries, style == "checked")
+      known = solved(numbers, target) if luck else []
+      lines, signs = _tries(numbers, target, known, rng, step_error, luck, leave, most_tries, style == "checked")
     return {
       "id": index,
       "question": short_question(entry),
@@ -93,17 +98,24 @@ def written(numbers: list[int], signs: list[int]) -> str:
   return str(numbers[0]) + "".join(f"{'+' if s > 0 else '-'}{n}" for s, n in zip(signs, numbers[1:], strict=True))
 
 
+def solved(numbers: list[int], target: int) -> list[list[int]]:
+  """All signs of the numbers after the first that give the target."""
+  every = itertools.product((1, -1), repeat=len(numbers) - 1)
+  return [list(s) for s in every if numbers[0] + sum(a * b for a, b in zip(s, numbers[1:], strict=True)) == target]
+
+
 def _signs(numbers: list[int], rng: random.Random) -> list[int]:
   return [rng.choice((1, -1)) for _ in numbers[1:]]
 
 
 def _tries(
-  numbers: list[int], target: int, rng: random.Random, error: float, give_up: float, most: int, check: bool
-) -> tuple[list[str], list[int]]:
+  numbers: list[int], target: int, known: list[list[int]], rng: random.Random, error: float, luck: float,
+  give_up: float, most: int, check: bool,
+) -> tuple[list[str], list[int]]:  # fmt: skip
   """The lines of up to `most` tries, and the signs of the last one."""
   lines = []
   for _ in range(most):
-    signs = _signs(numbers, rng)
+    signs = rng.choice(known) if rng.random() < luck else _signs(numbers, rng)
     line, value = _sums(numbers[0], list(zip(signs, numbers[1:], strict=True)), rng, error)
     found = value == target
     lines.append(f"{line} {'ok' if found else 'no'}")
