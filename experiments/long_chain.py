@@ -3,9 +3,9 @@
     python launch/run.py --config=experiments/long_chain.py [--config.algorithm.name=dapo|grpo]
 
 The question is "8 2 5 2 8 -> 11:", the answer the same numbers with signs between them. Whether signs are right is
-easy to see, which ones are is not: a try has a chance of 5 to 15%, the base model (long_chain_base.py) gives up after
-three or so, and its demonstrations never had more than ten. Going on until a sum fits takes 400 tokens on average and
-is right nine times in ten; so length can grow fivefold, a try at a time, as far as the policy finds that it pays.
+easy to see, which ones are is not: a try has a chance of 7 to 26%, the base model (long_chain_base.py) gives up after
+three or so, and its demonstrations never had more than ten. Going on until a sum fits takes 200 tokens on average and
+is right nine times in ten; so length can triple, a try at a time, as far as the policy finds that it pays.
 What is compared on it: experiments/sweeps/long_chain.py. Learning rate and updates per rollout are those that suited
 DAPO best, on other seeds and other problems.
 """
@@ -31,14 +31,14 @@ def get_config():
   c.data.chat_template = False
   c.data.max_prompt_tokens = 24
   c.rollout.samples_per_prompt = 8
-  c.rollout.max_response_tokens = 1000
+  c.rollout.max_response_tokens = 744
   c.rollout.slots = 128
-  c.reward.overlong_buffer_tokens = 200  # a fifth of the limit, as in DAPO
+  c.reward.overlong_buffer_tokens = 150  # a fifth of the limit, as in DAPO
   c.reward.overlong_factor = 0.5  # scores are 0.05 and 1 here, -1 and 1 there
   c.batch.prompts = 16
   c.batch.minibatch_prompts = 4
-  c.batch.row_tokens = 1024
-  c.batch.micro_rows = 4
+  c.batch.row_tokens = 768
+  c.batch.micro_rows = 2
   c.optimizer.learning_rate = 1e-4
   c.optimizer.warmup_updates = 8
   c.optimizer.weight_decay = 0.0

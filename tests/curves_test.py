@@ -82,6 +82,9 @@ def test_figures_by_hand(jobs):
   assert curves.at_end(run, "response_length") == 202.0  # of 164, ..., 240
   assert curves.at_end(run, "eval/accuracy") == pytest.approx(0.6)  # of steps 30 and 40: 20 is not among the last 20
   assert curves.doubled(run) == 26  # 80 + 4 · 26 = 184
+  assert curves.halved(run) is None
+  falling = run["columns"]["response_length"][:30] + [60.0] * 10
+  assert curves.halved(run | {"columns": {"response_length": falling}}) == 32  # 200 and four 60; most was 192
   assert curves.at_step(run, "response_length", 0.5) == 162.0  # of steps 11 to 30
   assert curves.FIGURES["tokens sampled, millions"][0](run) == pytest.approx(0.04)
 
@@ -97,7 +100,7 @@ def test_a_page_of_finished_runs_and_one_under_way(jobs, tmp_path):
   assert "| dapo | `algorithm.name=dapo` | 1 | 0.555 | 0.600 | 110 |" in text
   assert "| fipo | 1 | +0.000 | +92 | +0.000 |" in text
   assert "| responses become longer | 110 | +92: one seed |" in text
-  assert "| fipo seed 0 | 0.250 -> 0.650 | 92 -> 202 | 26 | 0.000 | length_runaway at 3 |" in text
+  assert "| fipo seed 0 | 0.250 -> 0.650 | 92 -> 202 | 26 | - | 0.000 | length_runaway at 3 |" in text
   assert "| dapo seed 1 (at step 12 of 40) | 0.250 -> 0.350 |" in text
   assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
 

@@ -165,6 +165,17 @@ def doubled(run: dict[str, Any]) -> int | None:
   return next((s for s, v in zip(steps, smoothed(values, 5), strict=True) if v and start and v >= 2 * start), None)
 
 
+def halved(run: dict[str, Any]) -> int | None:
+  """The first step at which the smoothed length is half of what it has been: a collapse."""
+  steps, values = series(run, "response_length")
+  most = 0.0
+  for step, value in zip(steps, smoothed(values, 5), strict=True):
+    most = max(most, value or 0.0)
+    if value is not None and value <= most / 2:
+      return step
+  return None
+
+
 # Title of a column -> the figure of one run, how it is written.
 FIGURES = {
   "accuracy at the end": (lambda r: at_end(r, "accuracy"), ".3f"),
@@ -301,15 +312,16 @@ def markdown(sweeps: list[tuple[Sweep, list[Job]]], runs: list[dict[str, Any]], 
   lines += _statements(by_arm, first.baseline)
   rows = []
   for run in runs:
-    start, end, twice = at_start(run, "response_length"), at_end(run, "response_length"), doubled(run)
+    start, end = at_start(run, "response_length"), at_end(run, "response_length")
     state = "" if run["finished"] else f" (at step {run['step'][-1]} of {run['steps']})"
     held = [v for v in run["eval"]["eval/accuracy"] if v is not None] or [None]
     rows.append([
       f"{run['arm']} seed {run['seed']}{state}", f"{_number(held[0], '.3f')} -> {_number(held[-1], '.3f')}",
-      f"{_number(start, '.0f')} -> {_number(end, '.0f')}", "-" if twice is None else twice,
+      f"{_number(start, '.0f')} -> {_number(end, '.0f')}", _number(doubled(run), "d"), _number(halved(run), "d"),
       _number(at_end(run, "truncated"), ".3f"), _alarms(run),
     ])  # fmt: skip
-  head = ["run", "held-out accuracy", f"length, first 5 -> last {LAST} steps", "doubled at", "truncated", "alarms"]
+  lengths = f"length, first 5 -> last {LAST} steps"
+  head = ["run", "held-out accuracy", lengths, "doubled at", "halved at", "truncated", "alarms"]
   lines += ["## Every run", "", *_table(head, rows)]
   used = [", ".join(f"{k} {v}" for k, v in run["versions"].items() if v) for run in runs]
   lines += [f"Made with {'; '.join(dict.fromkeys(text for text in used if text)) or 'unknown versions'}."]
