@@ -54,8 +54,9 @@ def jobs(tmp_path, monkeypatch):
 
 
 def page(found, made, out):
-  curves.write_page([(found, list(made.values()))], out)
-  return out.with_suffix(".md").read_text()
+  """The text alone: drawing takes seconds."""
+  sweeps = [(found, list(made.values()))]
+  return curves.markdown(sweeps, curves.collect(sweeps, out), out.name)
 
 
 def test_what_is_kept_of_a_run(jobs):
@@ -94,7 +95,8 @@ def test_a_page_of_finished_runs_and_one_under_way(jobs, tmp_path):
   write_run(made["dapo", 0], 40, slope=1.0)
   write_run(made["fipo", 0], 40, slope=4.0)
   write_run(made["dapo", 1], 12, slope=1.0)
-  text = page(found, made, tmp_path / "out")
+  curves.write_page([(found, list(made.values()))], tmp_path / "out")
+  text = (tmp_path / "out.md").read_text()
   assert "2 of 4 runs finished. Under way: dapo seed 1 at step 12. Not begun: fipo seed 1.\n" in text
   # 80 + 30.5 for dapo, 80 + 122 for fipo: what is under way is in no mean.
   assert "| dapo | `algorithm.name=dapo` | 1 | 0.555 | 0.600 | 110 |" in text
