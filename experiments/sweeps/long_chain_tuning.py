@@ -11,8 +11,8 @@ EXPERIMENT = "experiments/long_chain.py"
 SEEDS = (100,)
 COMMON = {"algorithm.name": "dapo", "steps": 30, "data.seed": 102, "eval.data_seed": 101, "eval.every": 30}
 ARMS = {
-  "rate1e-4": {"optimizer.learning_rate": 1e-4},
   "rate2e-4": {"optimizer.learning_rate": 2e-4},
+  "rate1e-4": {"optimizer.learning_rate": 1e-4},
   "rate4e-4": {"optimizer.learning_rate": 4e-4},
   "rate2e-4_8updates": {"optimizer.learning_rate": 2e-4, "batch.minibatch_prompts": 2},
 }
