@@ -36,6 +36,7 @@ import mutants_bazel
 import mutants_doors
 import mutants_evaluation
 import mutants_gs
+import mutants_long_chain
 import mutants_models
 import mutants_pods
 import mutants_rewards
@@ -294,7 +295,8 @@ def main(arguments=None) -> int:
 MUTANTS = tuple(
   Mutant(*row)
   for table in (
-    mutants_algorithms, mutants_bazel, mutants_doors, mutants_evaluation, mutants_gs, mutants_training, mutants_models,
+    mutants_algorithms, mutants_bazel, mutants_doors, mutants_evaluation, mutants_gs, mutants_long_chain,
+    mutants_training, mutants_models,
     mutants_pods, mutants_rewards, mutants_runs, mutants_sight,
   )
   for row in table.ROWS

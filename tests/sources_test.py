@@ -21,7 +21,9 @@ def write_lines(path, *rows):
 
 
 def test_table():
-  assert set(SOURCES) == {"reasoning_gym", "file", "jsonl", "parquet", "tfds", "chain_sum_solutions"}
+  assert set(SOURCES) == {"reasoning_gym", "file", "jsonl", "parquet", "tfds", "chain_sum_solutions",
+    "countdown_solutions",
+  }
 
 
 def test_reasoning_gym_record():
@@ -45,6 +47,14 @@ def test_short_question():
   assert record["question"] == record["extras"]["entry"]["metadata"]["expression"] + " ="
   with pytest.raises(ValueError, match="'letter_counting' has none"):
     sources.reasoning_gym("letter_counting", 2, 0, short=True)
+
+
+def test_a_short_question_never_says_the_solution():
+  """Of countdown the library keeps the solution as the expression of the problem."""
+  for record in sources.reasoning_gym("countdown", 5, 0, short=True):
+    known = record["extras"]["entry"]["metadata"]
+    assert record["question"] == f"{' '.join(map(str, known['numbers']))} -> {known['target']}:"
+    assert known["expression"] == record["answer"]
 
 
 def test_neighbouring_seeds_share_no_items():

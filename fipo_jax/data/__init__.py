@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from fipo_jax.data import chain_sum, sources
+from fipo_jax.data import chain_sum, countdown, sources
 from fipo_jax.data.records import Records
 
 
@@ -47,4 +47,5 @@ SOURCES = {
   "parquet": Source(sources.parquet, _FILE, {"path": "eval.path"}, is_file=True),
   "tfds": Source(sources.tfds, {"name": "data.name", "split": "data.split", **_COLUMNS}, {"split": "eval.split"}),
   "chain_sum_solutions": Source(chain_sum.chain_sum_solutions, _GENERATED, _GENERATED_HELDOUT),
+  "countdown_solutions": Source(countdown.countdown_solutions, _GENERATED, _GENERATED_HELDOUT),
 }

@@ -24,27 +24,39 @@ def reasoning_gym(
   Args:
     task: a reasoning-gym dataset, such as "chain_sum".  size: items.  seed: any non-negative int.
     options: fields of the task's config, such as {"max_terms": 3}.
-    short: ask "34 + 7 - 12 =" in place of the English sentence, for tasks that keep an expression.
+    short: a short question in place of the English sentence, for tasks that have one; see `short_question`.
   Raises: ValueError for an unknown task, option or size.
   """
   dataset = gym_dataset(task, size, seed, options)
-  if short and "expression" not in dataset[0]["metadata"]:
-    raise ValueError(
-      f"data.short=True needs a task with an expression, {task!r} has none; use short=False."
-    )
+  if short:
+    short_question(dataset[0])  # raises where there is none
 
   def read(index: int) -> Record:
     entry = dataset[index]
-    question = f"{entry['metadata']['expression']} =" if short else entry["question"]
     return {
       "id": index,
-      "question": question,
+      "question": short_question(entry) if short else entry["question"],
       "answer": "" if entry["answer"] is None else str(entry["answer"]),
       "verifier": "gym",
       "extras": {"task": task, "entry": entry},
     }
 
   return Records(size, read)
+
+
+def short_question(entry: dict[str, Any]) -> str:
+  """A reasoning-gym problem without words: "34 + 7 - 12 =" where it is an expression, "8 2 5 -> 11:" for countdown.
+
+  Raises: ValueError for a task that has no such form.
+  """
+  metadata = entry["metadata"]
+  if metadata["source_dataset"] == "countdown":  # whose expression is the solution
+    return f"{' '.join(map(str, metadata['numbers']))} -> {metadata['target']}:"
+  if "expression" not in metadata:
+    raise ValueError(
+      f"data.short=True needs a task with an expression, {metadata['source_dataset']!r} has none; use short=False."
+    )
+  return f"{metadata['expression']} ="
 
 
 def gym_dataset(task: str, size: int, seed: int, options: dict[str, Any] | None):
