@@ -183,7 +183,7 @@ def open_to_write(path) -> Iterator[BinaryIO]:
     _may_write()
     file.close()
   except BaseException as error:
-    file.closed = True  # fsspec would upload the half when the file is forgotten
+    file.closed = True  # gcsfs would upload the half when the file is forgotten
     if isinstance(error, Exception) and not isinstance(error, BucketError):
       raise explained(path, error) from error
     raise

@@ -102,7 +102,8 @@ def test_what_is_written_piece_by_piece_is_there_at_its_end_or_not_at_all(folder
     file.write(b"half")
     raise KeyboardInterrupt
   del file
-  gc.collect()  # fsspec closes, and so uploads, what is forgotten
+  gc.collect()  # a thread of gcsfs closes, and so uploads, what is forgotten
+  time.sleep(0.5)
   assert paths.names(folder) == ["x"]
 
 
