@@ -192,8 +192,7 @@ ROWS = (
   ),
   (
     "export_pieces_hold_all_layers", "fipo_jax/train/checkpoint.py",
-    "by_layer = lambda x: ocp.SaveArgs(shard_axes=(0,)) if large(x) else ocp.SaveArgs()",
-    "by_layer = lambda x: ocp.SaveArgs()",
+    "return ocp.SaveArgs(shard_axes=(0,)) if large else ocp.SaveArgs()", "return ocp.SaveArgs()",
     "export_test.py::test_an_export_has_the_bytes_of_the_model_in_memory", "an export reads a checkpoint many times",
   ),
 )

@@ -130,11 +130,13 @@ def check_shared(folder: epath.Path) -> None:
 
 def _pieces(state: TrainState) -> TrainState:
   """How arrays are cut when they are saved: large parameters by layers, so that an export need not hold several."""
-  large = lambda x: len(x.shape) > 2 and x.size * x.dtype.itemsize >= LARGE
-  by_layer = lambda x: ocp.SaveArgs(shard_axes=(0,)) if large(x) else ocp.SaveArgs()
-  plain = jax.tree.map(lambda _: ocp.SaveArgs(), state)
-  layers = jax.tree.map(by_layer, state.params["layers"])
-  return dataclasses.replace(plain, params={**plain.params, "layers": layers})
+
+  def of(path, x) -> ocp.SaveArgs:
+    names = [getattr(key, "name", getattr(key, "key", None)) for key in path[:2]]
+    large = names == ["params", "layers"] and len(x.shape) > 2 and x.size * x.dtype.itemsize >= LARGE
+    return ocp.SaveArgs(shard_axes=(0,)) if large else ocp.SaveArgs()
+
+  return jax.tree_util.tree_map_with_path(of, state)
 
 
 @dataclasses.dataclass
