@@ -224,11 +224,11 @@ def _local_files(cfg, mounts: tuple[Mount, ...]) -> list[str]:
   found = {}
   for field in ("model.path", "data.path", "eval.path", "reward.file"):
     value = config_lib.at(cfg, field)
-    paths = (value,) if isinstance(value, str) else tuple(value)
-    found[field] = [p for p in paths if p and not p.startswith("gs://") and _mount_of(p, mounts) is None]
+    given = (value,) if isinstance(value, str) else tuple(value)
+    found[field] = [p for p in given if p and not p.startswith("gs://") and _mount_of(p, mounts) is None]
   if cfg.model.preset:
     found["model.path"] = []
-  said = [f"{field}={', '.join(paths)}" for field, paths in found.items() if paths]
+  said = [f"{field}={', '.join(local)}" for field, local in found.items() if local]
   return [f"{'; '.join(said)}: read from the image in each pod, where nothing here has looked"] if said else []
 
 
