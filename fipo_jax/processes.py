@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
+import contextlib
 import ctypes
 import faulthandler
 import glob
@@ -184,10 +185,16 @@ def end(reason: str, code: int) -> None:
   """Ends all processes with this code, for the same reason; from any thread."""
   if _job:
     _job._end(reason, code=code)
-  print(f"error: {reason}", file=sys.stderr, flush=True)
+  say(f"error: {reason}")
   if before_end:
     before_end(reason)
   os._exit(code)
+
+
+def say(text: str) -> None:
+  """To stderr, if that can be written: what ends a process, or watches it, must not fail with the disk of its log."""
+  with contextlib.suppress(OSError, ValueError):
+    print(text, file=sys.stderr, flush=True)
 
 
 def leave(message: str, code: int = EXIT_ERROR) -> None:
@@ -263,15 +270,14 @@ def _heed(reader: socket.socket) -> None:
     _told_to_stop.set()
     if not begun():
       _end_at_once(f"{name}: stopped before training began; nothing was changed", EXIT_STOPPED)
-    print(
+    say(
       f"{name}: sampling stops at its next look, an update is finished; then the run is saved and ends. Once more ends "
-      "it at once",
-      file=sys.stderr, flush=True,
-    )  # fmt: skip
+      "it at once"
+    )
 
 
 def _end_at_once(said: str, code: int) -> None:
-  print(said, file=sys.stderr, flush=True)
+  say(said)
   leave(said, code)
   os._exit(code)
 
@@ -402,7 +408,7 @@ class _Job:
         self._end(f"nothing was heard of {names(lost)} for {SILENT_S:g} s; {RESUMES}", lost)
 
   def _end(self, reason: str, lost=(), code: int = EXIT_LOST) -> None:
-    print(f"error: {reason}", file=sys.stderr, flush=True)
+    say(f"error: {reason}")
     if before_end:
       before_end(reason)
     self.leave(reason, code, lost)

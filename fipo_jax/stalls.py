@@ -20,7 +20,6 @@ import json
 import os
 import socket
 import statistics
-import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -159,7 +158,7 @@ def _behind() -> str:
 
 def _write_stacks(workdir) -> None:
   """Where all threads are, to stderr and to a file of this process."""
-  print(f"stacks of all threads of process {processes.index()}:", file=sys.stderr, flush=True)
+  processes.say(f"stacks of all threads of process {processes.index()}:")
   faulthandler.dump_traceback(all_threads=True)
   with tempfile.TemporaryFile("w+") as file:
     faulthandler.dump_traceback(file, all_threads=True)
@@ -189,4 +188,4 @@ def _beat(workdir, step: int, name: str, quiet: float) -> None:
   try:
     paths.write(path, json.dumps(record) + "\n", patient=False)
   except OSError as error:
-    print(f"{path} cannot be written: {error}", file=sys.stderr, flush=True)
+    processes.say(f"{path} cannot be written: {error}")

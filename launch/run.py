@@ -56,7 +56,7 @@ def parse(argv):
 
 def fail(message: str, *, code: int) -> None:
   message = " ".join(message.split())
-  print("error: " + message, file=sys.stderr, flush=True)
+  processes.say("error: " + message)
   processes.leave(message, code)
   # A background save or a worker must not keep a failed run alive; everything written so far is on disk.
   os._exit(code)

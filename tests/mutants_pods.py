@@ -280,4 +280,10 @@ ROWS = (
     "checkpoint_test.py::test_a_lost_process_is_not_blamed_on_a_disk_or_a_checkpoint",
     "the others end with 1 where one was lost, or with 2, after which nobody starts them again",
   ),
+  (
+    "pod_hangs_when_its_log_is_full", "fipo_jax/processes.py",
+    "with contextlib.suppress(OSError, ValueError):\n    print(text", "with contextlib.suppress():\n    print(text",
+    "run_test.py::test_an_end_does_not_depend_on_the_disk_of_its_log",
+    "no process ends, none is started again, and the pod is paid for",
+  ),
 )  # fmt: skip

@@ -174,3 +174,13 @@ def test_a_run_that_was_told_to_stop_has_a_code_of_its_own(monkeypatch, capsys):
   with pytest.raises(SystemExit) as end:
     run.main(["launch/run.py"])
   assert end.value.code == 75 and capsys.readouterr().out == "saved after step 3 of 9\n"
+
+
+@pytest.mark.skipif(not pathlib.Path("/dev/full").exists(), reason="needs /dev/full")
+def test_an_end_does_not_depend_on_the_disk_of_its_log():
+  with open("/dev/full", "w") as full:
+    done = subprocess.run(
+      [sys.executable, "launch/run.py", "--config=experiments/quickstart.py", "--config.batch.promts=4"], cwd=ROOT,
+      stderr=full, stdout=full, timeout=600, env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    )  # fmt: skip
+  assert done.returncode == processes.EXIT_MISTAKE
