@@ -341,8 +341,8 @@ Made by `python tests/pod_faults_test.py --write`: {day}. The manifest is that o
 its two processes ran on this machine over loopback, with one device of the CPU each, `checkpoint.every=1`, a grace of
 {grace} s, `log.stall_s={stall}`. `tests/jobset_controller.py` obeyed the manifest: no part of Kubernetes, no TPU.
 
-The run ended after {starts} starts with the weights and the log of a run that was left alone, **bit for bit**; of its
-{steps} steps {lost} were done twice. No process was left behind.
+The run of {steps} steps ended with the weights and the log of a run that was left alone, **bit for bit**. What was done
+again after a fault was at most the step at work and one whose save was under way. No process was left behind.
 
 Step: the newest in the log when the fault came. Codes: exit codes of the pods, in their order. Seconds: until all of
 them were gone, the next ones not yet begun. Resumed from: the newest checkpoint.
@@ -366,9 +366,7 @@ def write(page: pathlib.Path, folder: pathlib.Path) -> None:
       file.write(json.dumps(dataclasses.asdict(row)) + "\n")
 
   rows += undisturbed_and(exported, folder, TWENTY[len(rows):], say, first=len(rows) + 1, steps=steps)
-  lost = sum(max(0, row.step - row.resumed) for row in rows)
-  starts = 1 + sum(row.codes != "" or row.fault.startswith("Kueue") for row in rows)
-  text = PAGE.format(day=datetime.date.today(), grace=GRACE_S, stall=STALL_S, starts=starts, steps=steps, lost=lost)
+  text = PAGE.format(day=datetime.date.today(), grace=GRACE_S, stall=STALL_S, steps=steps)
   for r in rows:
     counts = {True: "yes", False: "no", None: ""}[r.counted]
     text += (
