@@ -257,6 +257,13 @@ def heed_signals() -> None:
   threading.Thread(target=_heed, args=(reader,), daemon=True).start()
 
 
+def heed_no_more() -> None:
+  """All is saved and said, and the exit code stands: as Python ends it puts the system's own handlers back, and a
+  SIGTERM, which schedulers send to whoever is left, would make it 143. Before `heed_signals` nothing is done."""
+  if hasattr(heed_signals, "keep"):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 def _heed(reader: socket.socket) -> None:
   while data := reader.recv(1):
     interrupted = data[0] == signal.SIGINT

@@ -68,9 +68,11 @@ def main(argv) -> None:
   try:
     run(_CONFIG.value)
     processes.finish()
+    processes.heed_no_more()
   except processes.Stopped as e:
     console.say(str(e))
     processes.finish()
+    processes.heed_no_more()
     sys.exit(processes.EXIT_STOPPED)
   except (ValueError, OSError) as e:
     if os.environ.get("FIPO_TRACEBACK"):

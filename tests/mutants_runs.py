@@ -107,6 +107,11 @@ ROWS = (
     "processes_test.py::test_told_to_stop_before_training_all_end", "a run that has not begun is not stopped",
   ),
   (
+    "sigterm_at_the_very_end", "fipo_jax/processes.py",
+    "    signal.signal(signal.SIGTERM, signal.SIG_IGN)", "    signal.signal(signal.SIGTERM, lambda *_: None)",
+    "processes_test.py::test_an_exit_code_stands_while_python_ends", "a run that is saved ends with 143",
+  ),
+  (
     "idle_gpus_of_slurm", "fipo_jax/processes.py",
     "if node < len(tasks) and tasks[node] < gpus:", "if node < len(tasks) and tasks[node] > gpus:",
     "processes_test.py::test_slurm_may_not_leave_gpus_idle", "one GPU of eight works, and nobody says so",

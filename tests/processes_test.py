@@ -413,6 +413,23 @@ def test_half_of_the_flags():
     processes.start("", 2, -1)
 
 
+LATE = """
+import os, signal, sys
+from fipo_jax import processes
+processes.heed_signals()
+class Late:
+  def __del__(self, kill=os.kill, pid=os.getpid(), number=signal.SIGTERM):
+    kill(pid, number)  # Python has put the system's handlers back
+late = Late()
+processes.heed_no_more()
+sys.exit(75)
+"""
+
+
+def test_an_exit_code_stands_while_python_ends():
+  assert subprocess.run([sys.executable, "-c", LATE], cwd=ROOT).returncode == 75
+
+
 SIGNALS = """
 import os, signal, sys, threading, time
 from fipo_jax import processes
