@@ -29,12 +29,13 @@ while True:
   if (folder / f"{start}.stop").exists():
     sys.exit(75)
   state = lambda pid: open(f"/proc/{pid}/stat").read().split()[2] if os.path.exists(f"/proc/{pid}") else "Z"
-  if any(state(pid) in "ZT" for pid in others):
-    sys.exit(75 if (folder / f"{start}.stop").exists() else 76)  # the other may have been told meanwhile
+  gone = any(state(pid) in "ZT" for pid in others)
   count = folder / "count"
   done = int(count.read_text()) if count.exists() else 0
-  if done >= 60:
+  if done >= 60:  # looked at after the others, who may be gone for that
     sys.exit(0)
+  if gone:
+    sys.exit(75 if (folder / f"{start}.stop").exists() else 76)  # the other may have been told meanwhile
   if me == 0:
     (folder / "new").write_text(str(done + 1))
     (folder / "new").replace(count)

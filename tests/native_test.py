@@ -152,7 +152,7 @@ def ended_early(e, prompts, samples, stop, sampling=SAMPLING):
 def test_an_early_end_loses_nothing(monkeypatch):
   monkeypatch.setattr(device, "STEPS", 4)
   e, seen = engine(SLOTS), []
-  stop = lambda groups: seen.append([g[0].prompt.id for g in groups]) or True
+  stop = lambda groups: bool(groups) and (seen.append([g[0].prompt.id for g in groups]) or True)
   first, *rest = ended_early(e, make_prompts(6), 4, stop)
   want = by_sample(reference())
   order = lambda groups: [[(r.prompt.id, r.sample) for r in g] for g in groups]
@@ -178,7 +178,7 @@ def test_stopping_after_every_chunk_does_not_bias_lengths(monkeypatch):
   prompts = make_prompts(12, seed=2)
   e = engine(SLOTS)
   want = [len(g[0].tokens) for g in e.generate(prompts, 1, key=KEY, sampling=SAMPLING)]
-  calls = ended_early(e, prompts, 1, lambda groups: True)
+  calls = ended_early(e, prompts, 1, bool)
   got = [len(g[0].tokens) for call in calls for g in call if g[0].finished]
   assert len(calls) > 2 and len(set(want)) > 3 and sorted(got) == sorted(want)
   early = [len(g[0].tokens) for g in calls[0] if g[0].finished]

@@ -159,7 +159,7 @@ def test_a_board_that_is_not_installed(tmp_path, refuses, monkeypatch):
 def test_full_disk_names_the_workdir(tmp_path, refuses):
   folder = tmp_path / "run"
   folder.mkdir()
-  (folder / "config.tmp").symlink_to("/dev/full")
+  (folder / f".config.json-{os.getpid()}").symlink_to("/dev/full")  # what is to replace it
   refuses("No space left", on(model(tmp_path), tmp_path) | {"workdir": str(folder)}, code=1)
 
 

@@ -198,7 +198,8 @@ def open_run(plan: Plan, workload: Workload, costs) -> types.SimpleNamespace:
   cfg, r = plan.cfg, plan.cfg.rollout
   stop_id, key = plan.model.config.vocab_size - 1, jax.random.key(cfg.seed)
   return types.SimpleNamespace(
-    cfg=cfg, surplus=[], pending=[], host={"counters": {}, "keep_rate": workload.keep_rate}, stream=_Stream(workload),
+    cfg=cfg, surplus=[], pending=[], begun=[], host={"counters": {}, "keep_rate": workload.keep_rate},
+    stream=_Stream(workload),
     engine=SimulatedEngine(plan.engine.capacity, costs, workload.lengths, stop_id, Clock()), scorer=_Judge(),
     timers=lambda name: contextlib.nullcontext(), verified=True,
     tokenizer=types.SimpleNamespace(decode=lambda tokens: ""),
