@@ -204,9 +204,13 @@ def build(cfg: ml_collections.ConfigDict, *, allow: Collection[str] = (), step: 
         state, host = fresh_state(cfg, model, optimizer, abstract, mesh), {"seconds": 0.0, "counters": {}}
     rollbacks = len(rollback.records(cfg.workdir))
     host |= stored.rescued(cfg.workdir, [step, rollbacks])
-    if "data" in host:
-      resume_data(stream, host["data"], allow)
+    same_data = "data" not in host or resume_data(stream, host["data"], allow)
     surplus, pending, begun = (stored.decode(host.pop(name, {})) for name in ("surplus", "pending", "begun"))
+    if begun:
+      tokens = sum(len(r.tokens) for _, group in begun for r in group)
+      what = "only the rest is sampled" if same_data else "not used, for the prompts are others"
+      console.say(f"of step {step + 1} {tokens} tokens were sampled before: {what}")
+      begun = begun if same_data else []
     engine = open_engine(cfg, model, mesh, tokenizer)
     limits = alarms.Limits(**{f.name: cfg.alarms[f.name] for f in dataclasses.fields(alarms.Limits)})
     watch = alarms.Watch(limits, cfg.model.dtype)
@@ -240,14 +244,19 @@ def keep_programs(folder: str) -> None:
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
-def resume_data(stream, state: dict[str, Any], allow: Collection[str]) -> None:
-  """The stream goes where it stood; with other data, where the user has allowed that, it begins anew, and says so."""
+def resume_data(stream, state: dict[str, Any], allow: Collection[str]) -> bool:
+  """The stream goes where it stood; with other data, where the user has allowed that, it begins anew, and says so.
+
+  Returns whether the data are the same.
+  """
   try:
     stream.restore(state)
+    return True
   except ValueError:
     if not any(name == "data" or name.startswith("data.") for name in allow):
       raise
     console.say("other prompts than before, as allowed: they are drawn from the beginning")
+    return False
 
 
 def check_tables(cfg, given: Collection[str] | None = None) -> None:

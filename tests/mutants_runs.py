@@ -72,6 +72,11 @@ ROWS = (
     "resume_test.py::test_told_to_stop_at_any_look", "prompts of the step are skipped",
   ),
   (
+    "goes_on_with_begun_responses_in_silence", "fipo_jax/assemble.py",
+    "    if begun:\n      tokens", "    if begun and not same_data:\n      tokens",
+    "resume_test.py::test_told_to_stop_at_any_look", "nobody hears that a start uses what another has sampled",
+  ),
+  (
     "owed_evaluation_not_made", "fipo_jax/loop.py",
     'if owed := run.host.get("owed"):', "if owed := None:",
     "resume_test.py::test_told_to_stop_at_any_look", "a step without its line and its evaluation",

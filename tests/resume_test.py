@@ -209,6 +209,7 @@ def test_told_to_stop_at_any_look(model, tmp_path, monkeypatch, capsys, unfinish
       said.append(str(stopped))
     place.pop(0)
   assert len(said) == 4 and all("tokens of the next one" in line for line in said[:3])
+  assert capsys.readouterr().out.count("tokens were sampled before: only the rest is sampled") == 3
   assert "before the first step" in said[0] and "after step 1 of 2" in said[2] and "; its evaluation is made" in said[3]
   if unfinished == "finish":
     same_run(tmp_path / "b/run", tmp_path / "a/run", but=OF_THE_SAMPLER)
