@@ -17,7 +17,7 @@ from fipo_jax.assemble import STREAM_ROLLOUT, Run, verifier_of
 from fipo_jax.evaluate import failures, no_answer
 from fipo_jax.rewards.score import Job, Scored, overlong_penalty
 from fipo_jax.rollout.http import EngineError
-from fipo_jax.types import Prompt, Rollout
+from fipo_jax.types import Prompt, Rollout, unbegun
 
 Group = list[Rollout]
 KEEP_RATE_MEMORY = 0.5  # weight of the past in the keep rate that sizes the next draw
@@ -223,11 +223,7 @@ def _with_begun(have: list[Group], pending: list[Group], prompts: list[Prompt], 
   """Groups of a draw in its order, to be continued: as they are in `have`, where they are."""
   begun = {g[0].prompt.id: g for g in have}
   raw = tuple(int(x) for x in np.asarray(jax.random.key_data(key)))
-  nothing = np.zeros(0, np.float32)
-  fresh = [
-    [Rollout(p, g, nothing.astype(np.int32), nothing, "unfinished", raw_logp=nothing, key=raw) for g in range(samples)]
-    for p in prompts
-  ]
+  fresh = [[unbegun(p, number, raw) for number in range(samples)] for p in prompts]
   return [begun.get(g[0].prompt.id, g) for g in [*pending, *fresh]]
 
 

@@ -85,6 +85,12 @@ class Rollout:
     return self.stop_reason == "length"
 
 
+def unbegun(prompt: Prompt, sample: int, key: tuple[int, ...] = ()) -> Rollout:
+  """Response number `sample` to a prompt before its first token; key: raw data of the random key that draws it."""
+  nothing = np.zeros(0, np.float32)
+  return Rollout(prompt, sample, np.zeros(0, np.int32), nothing, "unfinished", raw_logp=nothing, key=key)
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Batch:

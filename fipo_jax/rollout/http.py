@@ -31,7 +31,7 @@ from fipo_jax.rollout.servers import Servers
 from fipo_jax.rollout.stops import StopSearch
 from fipo_jax.rollout.usage import Usage
 from fipo_jax.rollout.wire import LOST, EngineError, TryAgain, Wire, arrived, start
-from fipo_jax.types import Prompt, Rollout
+from fipo_jax.types import Prompt, Rollout, unbegun
 
 LOOK_S = 1.0  # without a response, after which `watch` is asked whether to go on
 KEPT_EXPORTS = 2  # the weights served now, and those before: a server may still be reading them
@@ -174,7 +174,7 @@ class HttpEngine:
     """
     self._check([*prompts, *(group[0].prompt for group in pending)], samples_per_prompt, sampling)
     groups = [[_at_limit(r, sampling) for r in group] for group in pending]
-    groups += [[_unbegun(prompt, number) for number in range(samples_per_prompt)] for prompt in prompts]
+    groups += [[unbegun(prompt, number) for number in range(samples_per_prompt)] for prompt in prompts]
     todo = [(g, i) for g, group in enumerate(groups) for i, r in enumerate(group) if r.stop_reason == "unfinished"]
     left = collections.Counter(g for g, _ in todo)  # samples to finish, by group
     seeds = dict(zip(todo, _seeds(key, [groups[g][i] for g, i in todo]), strict=True))
@@ -362,10 +362,6 @@ class HttpEngine:
 
 
 # ---- small things ----
-
-
-def _unbegun(prompt: Prompt, number: int) -> Rollout:
-  return Rollout(prompt, number, np.empty(0, np.int32), np.empty(0, np.float32), "unfinished")
 
 
 def _at_limit(rollout: Rollout, sampling: Sampling) -> Rollout:

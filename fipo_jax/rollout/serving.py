@@ -20,7 +20,7 @@ from fipo_jax.rollout.device import empty_work
 from fipo_jax.rollout.looks import Looks
 from fipo_jax.rollout.stops import StopSearch
 from fipo_jax.rollout.usage import Usage, compile_seconds
-from fipo_jax.types import Rollout
+from fipo_jax.types import Rollout, unbegun
 
 NEVER = 2**31
 Group = list[Rollout]
@@ -92,14 +92,7 @@ class Call:
     self.device, self.capacity, self.sampling, self.pad_id = device, capacity, sampling, pad_id
     self.usage, self.width = Usage(token_bytes=token_bytes), samples_per_prompt
     raw = tuple(int(x) for x in np.asarray(jax.random.key_data(key)))
-    empty = np.zeros(0, np.float32)
-    fresh = [
-      [
-        Rollout(p, g, np.zeros(0, np.int32), empty, "unfinished", raw_logp=empty, key=raw)
-        for g in range(samples_per_prompt)
-      ]
-      for p in prompts
-    ]
+    fresh = [[unbegun(p, number, raw) for number in range(samples_per_prompt)] for p in prompts]
     self.groups: list[Group] = [list(group) for group in pending] + fresh
     limits = [sampling.max_tokens] * len(prompts) if limits is None else list(limits)
     limits = [min(n, sampling.max_tokens) for n in [sampling.max_tokens] * len(pending) + limits]
