@@ -103,15 +103,38 @@ def plain(argv: list[str]) -> list[str]:
     sys.exit(processes.EXIT_MISTAKE)
 
 
-def fail(message: str) -> None:
-  """Ends the program with a mistake, said in one line."""
-  print("error: " + " ".join(message.split()), file=sys.stderr)
-  sys.exit(processes.EXIT_MISTAKE)
+def fail(message: str, *, code: int = processes.EXIT_MISTAKE) -> None:
+  """Ends the program with what is wrong, said in one line."""
+  processes.say("error: " + " ".join(message.split()))
+  sys.exit(code)
 
 
 def experiment() -> str:
   """The file that --config names, after `parse`."""
   return config_flags.get_config_filename(flags.FLAGS["config"])
+
+
+def in_repository() -> str:
+  """The same as an image has it: relative to the repository. Raises Mistake for one that is elsewhere."""
+  path = experiment()
+  file, colon, rest = path.partition(":")
+  try:
+    inside = pathlib.Path(file).resolve().relative_to(ROOT)
+  except ValueError:
+    raise Mistake(
+      f"--config={path}: not in the repository, so the image does not have it; put it into experiments/."
+    ) from None
+  if rest.endswith(".json"):
+    raise Mistake(f"--config={rest}: name the experiment; the pod has no copy of that file.")
+  return f"{inside}{colon}{rest}"
+
+
+def as_given() -> tuple[str, ...]:
+  """Fields of the config as the command line has them. Raises Mistake for --config.FIELD VALUE."""
+  found = [a for a in sys.argv[1:] if a.lstrip("-").startswith("config.")]
+  if short := [a for a in found if "=" not in a]:
+    raise Mistake(f"{short[0]}: write it as {short[0]}=VALUE.")
+  return tuple("--" + a.lstrip("-") for a in found)
 
 
 def overrides() -> dict[str, object]:

@@ -17,7 +17,6 @@ model.path (a folder, or a published name such as Qwen3-8B-Base), or of --config
 
 from __future__ import annotations
 
-import os
 import pathlib
 import shlex
 import sys
@@ -26,11 +25,10 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from launch import interpreter  # noqa: F401, I001 - first: it may end the program
 
-import jax
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
 
-from fipo_jax import command_line
+from fipo_jax import command_line, commands
 from fipo_jax.pods import compile_report
 from fipo_jax.pods.chips import TOPOLOGIES
 from fipo_jax.pods.programs import PROGRAMS
@@ -47,27 +45,21 @@ def define_flags() -> None:
 
 
 def main(argv) -> None:
-  if len(argv) > 1:
-    command_line.fail(f"unexpected argument {argv[1]!r}: fields are given as --config.FIELD=VALUE.")
-  try:
-    given = flags.FLAGS
-    if not given.config or not given.topology:
-      raise ValueError("--config=FILE and --topology=NAME are needed.")
-    options = (given.programs, given.slots, given.slices)
-    command = shlex.join(["python", *(a for a in sys.argv if not a.startswith(("--out=", "-out=")))])
-    run = lambda topology: {"command": command} | compile_report.run(given.config, topology, *options)
-    results = [run(topology) for topology in given.topology]
-    if given.out:
-      compile_report.write(results if len(results) > 1 else results[0], given.out)
-  except (ValueError, OSError) as e:
-    if os.environ.get("FIPO_TRACEBACK"):
-      raise
-    command_line.fail(str(e))
+  commands.no_arguments(argv)
+  commands.alone(lambda: run(flags.FLAGS))
+
+
+def run(given) -> None:
+  if not given.config or not given.topology:
+    raise ValueError("--config=FILE and --topology=NAME are needed.")
+  options = (given.programs, given.slots, given.slices)
+  command = shlex.join(["python", *(a for a in sys.argv if not a.startswith(("--out=", "-out=")))])
+  results = [{"command": command} | compile_report.run(given.config, name, *options) for name in given.topology]
+  if given.out:
+    compile_report.write(results if len(results) > 1 else results[0], given.out)
 
 
 if __name__ == "__main__":
-  os.environ.setdefault("JAX_PLATFORMS", "cpu")
-  jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
-  logging.set_verbosity(logging.WARNING)
+  commands.on_cpu()
   define_flags()
   app.run(main, flags_parser=command_line.plain)

@@ -14,11 +14,9 @@ another process was lost.
 from __future__ import annotations
 
 import json
-import os
 import pathlib
 import signal
 import sys
-import traceback
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
@@ -27,7 +25,7 @@ from launch import interpreter  # noqa: F401, I001 - first: it may end the progr
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from fipo_jax import command_line, console, processes
+from fipo_jax import command_line, commands, paths, processes
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "An experiment file; --config.FIELD=VALUE overrides a field.")
 _RUN = flags.DEFINE_string("run", None, "A run's folder: its config, and its newest checkpoint.")
@@ -37,91 +35,54 @@ _SETS = flags.DEFINE_list("sets", [], "Names of eval.sets; all, if none is named
 _OUT = flags.DEFINE_string("out", "", "The JSON to write.")
 _COMPARE = flags.DEFINE_list("compare", [], "Two JSONs to compare, A and B.")
 _ALLOW = flags.DEFINE_list("allow", [], "With --compare: fields of the specification that may differ.")
-_COORDINATOR = flags.DEFINE_string(
-  "coordinator", os.environ.get("JAX_COORDINATOR_ADDRESS", ""), "Of many processes: host:port of process 0."
-)
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", os.environ.get("JAX_NUM_PROCESSES", 0), "How many there are.")
-_PROCESS_ID = flags.DEFINE_integer("process_id", os.environ.get("JAX_PROCESS_ID", -1), "Which one this is, from 0.")
+_PROCESSES = commands.define_processes()
 
 _run = ""  # what --run said; command_line turns it into --config, where there is none
+
 
 def named(argument: str, flag: str) -> bool:
   return argument.startswith("-") and argument.lstrip("-").partition("=")[0] == flag
 
 
 def parse(argv):
-  """absl's parser, with every mistake in the flags as one line instead of a traceback."""
+  """absl's parser; a comparison has no config, and --run may stand beside one."""
   global _run
-  try:
-    if any(named(a, "compare") for a in argv[1:]):
-      return command_line.plain(argv)
-    _run = next((a.partition("=")[2] for a in argv[1:] if named(a, "run")), "")
-    both = _run and any(named(a, "config") for a in argv[1:])
-    rest = command_line.parse([a for a in argv if not (both and named(a, "run"))], __doc__)
-    if _STEP.value not in (None, "best") and not _STEP.value.isdecimal():
-      raise command_line.Mistake(f"--step={_STEP.value}: expected the number of a checkpoint, or 'best'.")
-    return rest
-  except ValueError as e:
-    command_line.fail(str(e))
+  if any(named(a, "compare") for a in argv[1:]):
+    return command_line.plain(argv)
+  _run = next((a.partition("=")[2] for a in argv[1:] if named(a, "run")), "")
+  both = _run and any(named(a, "config") for a in argv[1:])
+  read = commands.parser(__doc__, lambda: commands.step_of(_STEP.value))
+  return read([a for a in argv if not (both and named(a, "run"))])
 
 
 def main(argv) -> None:
-  if not _COMPARE.value and len(argv) > 1:
-    command_line.fail(f"unexpected argument {argv[1]!r}: fields are given as --config.FIELD=VALUE.")
-  try:
-    if _COMPARE.value:
-      compare([*_COMPARE.value, *argv[1:]])
-    else:
-      evaluate(_CONFIG.value)
-    processes.finish()
-  except processes.Stopped as e:
-    console.say(str(e))
-    processes.finish()
-    sys.exit(processes.EXIT_STOPPED)
-  except (ValueError, OSError) as e:
-    if os.environ.get("FIPO_TRACEBACK"):
-      raise
-    lost = isinstance(e, processes.Missing)
-    end(str(e), processes.EXIT_LOST if lost else processes.EXIT_ERROR if processes.begun() else processes.EXIT_MISTAKE)
-  except Exception as e:
-    if processes.count() == 1:
-      raise
-    processes.await_reason()  # a collective fails when a process is lost; who it was is known a little later
-    traceback.print_exc()
-    end(f"{type(e).__name__}: {e}"[:500], processes.EXIT_ERROR)
-
-
-def end(message: str, code: int) -> None:
-  message = " ".join(message.split())
-  print("error: " + message, file=sys.stderr, flush=True)
-  processes.leave(message, code)
-  os._exit(code)  # a worker must not keep it; what is finished is on disk
+  if _COMPARE.value:
+    commands.alone(lambda: compare([*_COMPARE.value, *argv[1:]]))
+  else:
+    commands.no_arguments(argv)
+    commands.together(lambda: evaluate(_CONFIG.value))
 
 
 def evaluate(cfg) -> None:
-  if int(os.environ.get("JAX_NUM_CPU_DEVICES", 1)) > 1 or _NUM_PROCESSES.value > 1:
-    # As launch/run.py: CPU devices must not enter collectives of one program in different orders.
-    flag = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
-  processes.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+  commands.join(_PROCESSES)
   processes.heed_signals()  # after JAX, which takes SIGTERM too
   from fipo_jax import assemble, config
   from fipo_jax.evaluation import program, sets
 
-  step = _STEP.value if _STEP.value in (None, "best") else int(_STEP.value)
-  cfg, weights = program.choose(sets.chosen(cfg, _SETS.value), run=_run, step=step, model=_MODEL.value)
+  chosen, step = sets.chosen(cfg, _SETS.value), commands.step_of(_STEP.value)
+  cfg, weights = program.choose(chosen, run=_run, step=step, model=_MODEL.value)
   config.validate(cfg)
   assemble.check_tables(cfg)
   assemble.check_alike(cfg)
   program.evaluate(cfg, weights, _OUT.value)
 
 
-def compare(paths: list[str]) -> None:
+def compare(files: list[str]) -> None:
   from fipo_jax.evaluation import compare as compare_lib
 
-  if len(paths) != 2:
-    raise ValueError(f"--compare: {len(paths)} files named, expected two: --compare A.json B.json.")
-  found = compare_lib.compare(*map(compare_lib.read, paths), allow=_ALLOW.value)
+  if len(files) != 2:
+    raise ValueError(f"--compare: {len(files)} files named, expected two: --compare A.json B.json.")
+  found = compare_lib.compare(*map(compare_lib.read, files), allow=_ALLOW.value)
   print("\n".join(compare_lib.lines(found)))
   if _OUT.value:
     paths.write(_OUT.value, json.dumps(found, indent=1) + "\n")

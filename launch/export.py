@@ -8,7 +8,6 @@ Exit codes: 0 done; 1 an error on the way, such as a full disk; 2 a mistake.
 
 from __future__ import annotations
 
-import errno
 import os
 import pathlib
 import sys
@@ -19,7 +18,7 @@ from launch import interpreter  # noqa: F401, I001 - first: it may end the progr
 
 from absl import app, flags, logging
 
-from fipo_jax import command_line, paths, processes, saved
+from fipo_jax import command_line, commands, paths, saved
 
 _RUN = flags.DEFINE_string("run", None, "The run's folder.", required=True)
 _OUT = flags.DEFINE_string("out", None, "The folder to write.", required=True)
@@ -28,27 +27,21 @@ _DTYPE = flags.DEFINE_string("dtype", None, "float32 | bfloat16 | float16; as th
 
 
 def main(argv) -> None:
+  commands.no_arguments(argv)
+  commands.alone(run)
+
+
+def run() -> None:
   os.environ.setdefault("JAX_PLATFORMS", "cpu")  # no device is of use here
   from fipo_jax import export
 
-  try:
-    if len(argv) > 1:
-      raise ValueError(f"unexpected argument {argv[1]!r}.")
-    if _STEP.value not in (None, "best") and not _STEP.value.isdecimal():
-      raise ValueError(f"--step={_STEP.value}: expected the number of a checkpoint, or 'best'.")
-    config = paths.of(_RUN.value) / "config.json"
-    if not paths.is_file(config):
-      raise ValueError(f"--run={_RUN.value}: no run there; expected a folder with config.json.")
-    cfg = saved.get_config(str(config))
-    cfg.workdir = _RUN.value
-    step = _STEP.value if _STEP.value in (None, "best") else int(_STEP.value)
-    found = export.export(cfg, _OUT.value, step=step, dtype=_DTYPE.value)
-    print(f"step {found}: {_OUT.value}")
-  except (ValueError, OSError) as e:
-    if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
-      print(f"error: {e}", file=sys.stderr)
-      sys.exit(processes.EXIT_ERROR)
-    command_line.fail(str(e))
+  step = commands.step_of(_STEP.value)
+  config = paths.of(_RUN.value) / "config.json"
+  if not paths.is_file(config):
+    raise ValueError(f"--run={_RUN.value}: no run there; expected a folder with config.json.")
+  cfg = saved.get_config(str(config))
+  cfg.workdir = _RUN.value
+  print(f"step {export.export(cfg, _OUT.value, step=step, dtype=_DTYPE.value)}: {_OUT.value}")
 
 
 if __name__ == "__main__":

@@ -22,9 +22,6 @@ Nothing here was measured on a TPU by us; no accelerator and no TPU compiler is 
 from __future__ import annotations
 
 import dataclasses
-import glob
-import json
-import os
 import pathlib
 import sys
 
@@ -32,14 +29,12 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from launch import interpreter  # noqa: F401, I001 - first: it may end the program
 
-import jax
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
 
-from fipo_jax import command_line
-from fipo_jax.pods import answers, check, compile_report, costs, forecast, measured, public
-from fipo_jax.pods.chips import TOPOLOGIES, topology_of
-from fipo_jax.pods.iteration import Workload
+from fipo_jax import command_line, commands
+from fipo_jax.pods import answers, compile_report, plan
+from fipo_jax.pods.chips import TOPOLOGIES
 
 
 def define_flags() -> None:
@@ -65,102 +60,31 @@ def define_flags() -> None:
 
 
 def main(argv) -> None:
-  if len(argv) > 1:
-    command_line.fail(f"unexpected argument {argv[1]!r}: fields are given as --config.FIELD=VALUE.")
-  try:
-    given = flags.FLAGS
-    if given.check and (given.results or given.plot):
-      raise ValueError("--check ends after its table: give --results and --plot without it.")
-    if given.results:
-      results = [f for path in given.results for f in read(pathlib.Path(path))]
-      print(answers.table(results), answers.splits(results), sep="\n\n")
-    elif given.check:
-      found, fitted = check.check(given.check)
-      print(check.describe(found, fitted))
-      results = [dataclasses.asdict(c) for c in found]
-    else:
-      results = run(given)
-    if given.plot and results:
-      answers.draw(results, given.plot)
-    if given.out:
-      compile_report.write(results, given.out)
-  except (ValueError, OSError) as e:
-    if os.environ.get("FIPO_TRACEBACK"):
-      raise
-    command_line.fail(str(e))
+  commands.no_arguments(argv)
+  commands.alone(lambda: run(flags.FLAGS))
 
 
-def read(path: pathlib.Path) -> list[dict]:
-  """Forecasts of a file; one alone is called after it."""
-  found = json.loads(path.read_text())
-  return [{"name": path.stem} | f for f in found] if len(found) == 1 else found
-
-
-def run(given) -> list[dict]:
-  """Forecasts every topology, prints and returns what there is to say."""
-  table = public.measured()
-  if given.table:
-    print(forecast.table(table))
-    return []
-  if not given.config or not given.topology:
-    raise ValueError("--config=FILE and --topology=NAME are needed.")
-  if given.config.rollout.engine != "native":
-    raise ValueError(f"rollout.engine={given.config.rollout.engine!r}: only the native engine can be forecast.")
-  lengths, said, facts = forecast.read_lengths(given.lengths)
-  prompt = given.prompt_tokens or round(facts.get("prompt_length", 200))
-  keep = facts.get("keep_rate", 0.5) if given.keep_rate is None else given.keep_rate
-  if not 0 < keep <= 1:
-    raise ValueError(f"keep_rate={keep} must be above 0 and at most 1.")
-  workload = Workload(lengths, prompt, keep)
-  print(f"lengths {said}; prompts of {prompt} tokens; {keep:.0%} of groups informative; nothing of this was measured")
-  reports = costs.read_reports(sorted(path for pattern in given.reports for path in glob.glob(pattern)))
-  results = []
-  for topology in given.topology:
-    kind, _ = topology_of(topology)
-    by, why = public.efficiencies(kind, table)
-    if given.measured:
-      by, why = measured.efficiencies(given.measured, topology, given.slices, by, why, reports)
-    by, why = forecast.read_efficiencies(given.efficiency, by, why)
-    make = lambda cfg, by=by, why=why, topology=topology: forecast.forecast(
-      cfg, topology, given.slices, workload, by, why, reports, iterations=given.iterations, warm=given.warm
-    )
-    results.append(make(given.config) | {"lengths": said, "settings": {}})
-    print(forecast.describe(results[-1], given.price), flush=True)
-    if given.search:
-      results += _search(given, topology, workload, by, reports, make, results[-1])
-  return results
-
-
-def _search(given, topology, workload, by, reports, make, now) -> list[dict]:
-  """Forecasts of the settings that a search proposes, and the flags of the best that fits."""
-  options, (trainers, samplers) = forecast.search(given.config, topology, given.slices, workload, by, reports)
-  print(f"search: {trainers} settings of the trainer and {samplers} of the sampler fit by sizes; of the best:")
-  found = []
-  for fields in options:
-    try:
-      f = make(forecast.changed(given.config, fields)) | {"settings": fields}
-    except ValueError as e:
-      print(f"  {_flags(fields)}: {e}")
-      continue
-    found.append(f)
-    print(f"  {f['iteration_s']:,.0f} s{'' if f['fits'] else ', does not fit'}: {_flags(fields)}", flush=True)
-  best = min((f for f in [now, *found] if f["fits"]), key=lambda f: f["iteration_s"], default=None)
-  if best is None:
-    print("search: nothing fits")
+def run(given) -> None:
+  """One of four answers, then its picture and its file."""
+  if given.check and (given.results or given.plot):
+    raise ValueError("--check ends after its table: give --results and --plot without it.")
+  if given.results:
+    results = plan.read_results(given.results)
+  elif given.check:
+    results = plan.checked(given.check)
+  elif given.table:
+    print(plan.public_table())
+    results = []
   else:
-    flags_of = _flags(best["settings"]) or "as it is"
-    print(f"cheapest: {best['iteration_s']:,.0f} s of {now['iteration_s']:,.0f} s; {flags_of}")
-    print("compile it before you rent: launch/compile.py with the same flags says whether it fits")
-  return found
-
-
-def _flags(fields) -> str:
-  return " ".join(f"--config.{name}={value}" for name, value in fields.items())
+    fields = [field.name for field in dataclasses.fields(plan.Asked)]
+    results = plan.plan(given.config, plan.Asked(**{name: getattr(given, name) for name in fields}))
+  if given.plot and results:
+    answers.draw(results, given.plot)
+  if given.out:
+    compile_report.write(results, given.out)
 
 
 if __name__ == "__main__":
-  os.environ.setdefault("JAX_PLATFORMS", "cpu")
-  jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
-  logging.set_verbosity(logging.WARNING)
+  commands.on_cpu()
   define_flags()
   app.run(main, flags_parser=command_line.plain)

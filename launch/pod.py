@@ -15,22 +15,19 @@ What each exit code makes of the job, and everything from the bucket to a resume
 from __future__ import annotations
 
 import dataclasses
-import os
 import pathlib
-import subprocess
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from launch import interpreter  # noqa: F401, I001 - first: it may end the program
 
-import jax
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
 
-from fipo_jax import assemble, command_line, processes
+from fipo_jax import assemble, command_line, commands, processes
 from fipo_jax.pods.chips import TOPOLOGIES
-from fipo_jax.pods.jobs import TARGETS, job
+from fipo_jax.pods.jobs import TARGETS, job, written
 
 # A flag for each field of job.Options.
 SAID = {
@@ -72,78 +69,22 @@ def define_flags() -> None:
     kinds[type(field.default)](field.name, field.default, SAID[field.name])
 
 
-def parse(argv):
-  """absl's parser, with every mistake in the flags as one line instead of a traceback."""
-  try:
-    return command_line.parse(argv, __doc__)
-  except ValueError as e:
-    command_line.fail(str(e))
-
-
 def main(argv) -> None:
-  if len(argv) > 1:
-    command_line.fail(f"unexpected argument {argv[1]!r}: fields are given as --config.FIELD=VALUE.")
-  try:
-    run(flags.FLAGS)
-  except (ValueError, OSError) as e:
-    if os.environ.get("FIPO_TRACEBACK"):
-      raise
-    command_line.fail(str(e))
+  commands.no_arguments(argv)
+  commands.alone(lambda: run(flags.FLAGS))
 
 
 def run(given) -> None:
-  """Checks, renders, writes, and on --submit submits."""
-  target = TARGETS[given.target]
-  if given.submit and not (given.out and target.submit):
-    raise ValueError(f"--submit: needs --out=FILE and a target that takes files, not {given.target}.")
-  options = job.Options(**{
-    field.name: type(field.default)(getattr(given, field.name)) for field in dataclasses.fields(job.Options)
-  })  # fmt: skip
-  job.check_read(options, given.target, target)
+  values = {field.name: type(field.default)(getattr(given, field.name)) for field in dataclasses.fields(job.Options)}
   assemble.check_tables(given.config)
-  made = job.make_job(given.config, _experiment(), _overrides(), options, on_pod=target.on_pod)
-  text = target.render(made)
-  if not given.out:
-    print(text, end="")
-    return
-  pathlib.Path(given.out).write_text(text)
-  for note in made.notes:
-    print(f"note: {note}")
-  print(f"{given.out}: {made.name}, {made.hosts * made.slices} processes; grace {made.grace_s} s ({made.grace_why})")
-  command = [*target.submit, given.out]
-  if not given.submit:
-    print(f"nothing was started; with --submit: {' '.join(command)}" if target.submit else "nothing was started")
-    return
-  print(f"submitting: {' '.join(command)}", flush=True)
-  sys.exit(processes.EXIT_ERROR if subprocess.run(command).returncode else processes.EXIT_DONE)
-
-
-def _experiment() -> str:
-  """The experiment as the image has it: relative to the repository."""
-  path = command_line.experiment()
-  file, colon, rest = path.partition(":")
-  try:
-    inside = pathlib.Path(file).resolve().relative_to(command_line.ROOT)
-  except ValueError:
-    raise ValueError(
-      f"--config={path}: not in the repository, so the image does not have it; put it into experiments/."
-    ) from None
-  if rest.endswith(".json"):
-    raise ValueError(f"--config={rest}: name the experiment; the pod has no copy of that file.")
-  return f"{inside}{colon}{rest}"
-
-
-def _overrides() -> tuple[str, ...]:
-  """Fields of the config as they were given."""
-  found = [a for a in sys.argv[1:] if a.lstrip("-").startswith("config.")]
-  if short := [a for a in found if "=" not in a]:
-    raise ValueError(f"{short[0]}: write it as {short[0]}=VALUE.")
-  return tuple("--" + a.lstrip("-") for a in found)
+  done = written.write(
+    given.config, command_line.in_repository(), command_line.as_given(), job.Options(**values),
+    name=given.target, target=TARGETS[given.target], out=given.out, submit=given.submit,
+  )  # fmt: skip
+  sys.exit(processes.EXIT_DONE if done else processes.EXIT_ERROR)
 
 
 if __name__ == "__main__":
-  os.environ.setdefault("JAX_PLATFORMS", "cpu")
-  jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
-  logging.set_verbosity(logging.WARNING)
+  commands.on_cpu()
   define_flags()
-  app.run(main, flags_parser=parse)
+  app.run(main, flags_parser=commands.parser(__doc__))

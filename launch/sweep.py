@@ -27,7 +27,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from launch import interpreter  # noqa: F401, I001 - first: it may end the program
 
-from fipo_jax.sweeps import plan, runs
+from fipo_jax.sweeps import plan, program
 
 OF_A_CONFIG = ("axis", "zip", "seeds", "baseline", "name")
 
@@ -85,45 +85,18 @@ def main(argv: list[str]) -> int:
     with contextlib.redirect_stdout(sys.stderr):  # a config is a program, and may print
       sweep = read(options, more)
       jobs = plan.make_jobs(sweep)
-    if options.emit:
-      return emit(sweep, jobs)
+    if options.emit or options.list:
+      program.emit(sweep, jobs) if options.emit else program.show(jobs)
+      return 0
     started = True
-    return run(sweep, jobs, options)
+    failed = 0 if options.report_only else program.execute(sweep, jobs, slots=options.jobs)
+    program.write_figures(sweep, jobs, pathlib.Path(options.out))
+    return 1 if failed else 0
   except (ValueError, OSError) as e:
     if os.environ.get("FIPO_TRACEBACK"):
       raise
     print("error: " + " ".join(str(e).split()), file=sys.stderr)
     return 1 if started else 2
-
-
-def emit(sweep: plan.Sweep, jobs: list[plan.Job]) -> int:
-  """Prints the lines that a scheduler runs, and to standard error what whoever starts them must know."""
-  bases, rest = plan.base_jobs(jobs), [job for job in jobs if not runs.finished(job)]
-  for line in runs.commands(bases + rest):
-    print(line)
-  said = f"{sweep.name}: {len(rest)} of {len(jobs)} runs to do, {len(jobs) - len(rest)} finished and left out"
-  if bases:
-    lines = "first line makes a base model" if len(bases) == 1 else f"first {len(bases)} lines make base models"
-    said += f"; the {lines}, to be there before the others start"
-  print(f"{said}. Run them from this folder; then the same command without --emit writes the figures.", file=sys.stderr)
-  return 0
-
-
-def run(sweep: plan.Sweep, jobs: list[plan.Job], options: argparse.Namespace) -> int:
-  failed = 0
-  if options.list:
-    for job in jobs:
-      print(f"{job.name}: {'finished' if runs.finished(job) else 'to run'}, {job.workdir}")
-    return 0
-  if not options.report_only:
-    print(f"{sweep.name}: {len(sweep.arms)} arms x {len(sweep.seeds)} seeds, {options.jobs} at a time", flush=True)
-    # A base model first, alone: two runs that both find it missing would both make it.
-    failed = runs.execute(plan.base_jobs(jobs), slots=1) or runs.execute(jobs, slots=options.jobs)
-  from fipo_jax.sweeps import figures  # scipy is slow to import: mistakes in flags are told before
-
-  for path in figures.write_report(sweep, jobs, pathlib.Path(options.out)):
-    print(path)
-  return 1 if failed else 0
 
 
 if __name__ == "__main__":

@@ -13,13 +13,10 @@ before.
 
 from __future__ import annotations
 
-import itertools
-import json
+import contextlib
 import pathlib
 import sys
 import time
-from collections.abc import Iterator
-from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
@@ -29,10 +26,8 @@ from absl import app, flags
 
 from fipo_jax import command_line, processes
 from fipo_jax.data import rows
-from fipo_jax.rewards import VERIFIERS
-from fipo_jax.rewards.score import Job, Scored, Scorer
-
-BATCH = 512  # lines that are scored at a time
+from fipo_jax.rewards import VERIFIERS, trial
+from fipo_jax.rewards.score import Scorer
 
 
 def define_flags() -> None:
@@ -47,98 +42,36 @@ def define_flags() -> None:
   flags.DEFINE_integer("memory_mb", 4096, "10⁶ bytes of memory of a process, as reward.memory_mb.")
 
 
-def read(path: str, default: str) -> Iterator[tuple[int, Job, bool | None]]:
-  """(Line number, job, what is right or None). Raises ValueError naming path and line."""
-  with sys.stdin.buffer if path == "-" else open(path, "rb") as lines:
-    for number, line in enumerate(lines, start=1):
-      if not line.strip():
-        continue
-      try:
-        row = json.loads(line)
-      except ValueError as error:
-        raise ValueError(f"{path} line {number}: not valid JSON ({error}).") from error
-      yield number, *job(row, default, f"{path} line {number}")
-
-
-def job(row: Any, default: str, where: str) -> tuple[Job, bool | None]:
-  """What a line asks. Raises ValueError for one that lacks something."""
-  if not isinstance(row, dict) or not isinstance(row.get("response"), str):
-    raise ValueError(f"{where}: expected an object with the text 'response'.")
-  answer, right = rows.gold(row.get("answer"), where) or "", row.get("right")
-  if right not in (True, False, None):
-    raise ValueError(f"{where}: field 'right' must be true, false or null, got {right!r}.")
-  verifier = row.get("verifier") or default
-  if not verifier:
-    raise ValueError(f"{where}: no field 'verifier'; give --verifier=NAME or --file=PATH.")
-  if verifier not in (*VERIFIERS, "file"):
-    raise ValueError(f"{where}: field 'verifier' is {verifier!r}, expected one of {', '.join(VERIFIERS)}.")
-  return Job(verifier, row["response"], answer, row.get("extras") or {}, prompt=where), right
-
-
-def said(number: int, scored: Scored, right: bool | None) -> dict[str, Any]:
-  """The JSON line of a verdict."""
-  line = {
-    "line": number, "score": scored.score, "accuracy": scored.accuracy, "pred": scored.pred,
-    "flags": list(scored.flags), "message": scored.message, "seconds": round(scored.seconds, 6),
-  }  # fmt: skip
-  return line if right is None else line | {"right": right, "agrees": (scored.accuracy >= 1) == right}
-
-
-def verify(path: str, out, counts: dict[str, int]) -> int:
-  """Scores the file, writes lines and summary; returns how many verdicts are not what the lines say is right."""
-  given = flags.FLAGS
-  begin = time.perf_counter()
-  rows = read(path, "file" if given.file else given.verifier)
-  with Scorer(
-    workers=given.workers, timeout_s=given.timeout_s, verifier_file=given.file or None, on_error="score_wrong",
-    wrong_score=-1.0, env=given.env, network=given.network, processes=given.processes, memory_mb=given.memory_mb,
-  ) as scorer:  # fmt: skip
-    while batch := list(itertools.islice(rows, BATCH)):
-      found = scorer.score([job for _, job, _ in batch])
-      for (number, _, right), scored in zip(batch, found, strict=True):
-        line = said(number, scored, right)
-        print(json.dumps(line), file=out, flush=True)
-        counts["lines"] += 1
-        counts["right"] += scored.accuracy >= 1
-        counts["no answer"] += scored.pred is None and not scored.flags
-        counts["judged"] += right is not None
-        counts["disagree"] += not line.get("agrees", True)
-        for flag in scored.flags:
-          counts[flag] += 1
-  seconds = time.perf_counter() - begin
-  print(
-    f"{counts['lines']} lines in {seconds:.1f} s: {counts['right']} right, {counts['no answer']} without an answer, "
-    f"{counts['error']} errors, {counts['timeout']} time-outs; of {counts['judged']} that say what is right "
-    f"{counts['disagree']} disagree",
-    file=sys.stderr,
-  )
-  return counts["disagree"]
-
-
 def main(argv) -> None:
   given = flags.FLAGS
   if len(argv) != 2:
     usage = "launch/verify.py --verifier=NAME LINES.jsonl (- is standard input)"
-    fail(f"give one file of lines: {usage}.", code=processes.EXIT_MISTAKE)
+    command_line.fail(f"give one file of lines: {usage}.")
   if given.verifier and given.file:
-    fail("--verifier and --file: give one of them.", code=processes.EXIT_MISTAKE)
+    command_line.fail("--verifier and --file: give one of them.")
   if given.verifier and given.verifier not in VERIFIERS:
-    fail(f"--verifier={given.verifier!r}: expected one of {', '.join(VERIFIERS)}.", code=processes.EXIT_MISTAKE)
-  counts = dict.fromkeys(("lines", "right", "unread", "error", "timeout", "no answer", "judged", "disagree"), 0)
+    command_line.fail(f"--verifier={given.verifier!r}: expected one of {', '.join(VERIFIERS)}.")
+  counts: dict[str, int] = {}
   try:
-    if given.out:
-      with open(given.out, "w") as out:
-        disagree = verify(argv[1], out, counts)
-    else:
-      disagree = verify(argv[1], sys.stdout, counts)
+    verify(given, argv[1], counts)
   except (ValueError, OSError) as error:
-    fail(str(error), code=processes.EXIT_ERROR if counts["lines"] else processes.EXIT_MISTAKE)
-  sys.exit(processes.EXIT_ERROR if disagree else processes.EXIT_DONE)
+    command_line.fail(str(error), code=processes.EXIT_ERROR if counts.get("lines") else processes.EXIT_MISTAKE)
+  sys.exit(processes.EXIT_ERROR if counts["disagree"] else processes.EXIT_DONE)
 
 
-def fail(message: str, *, code: int) -> None:
-  print(f"error: {' '.join(message.split())}", file=sys.stderr)
-  sys.exit(code)
+def verify(given, path: str, counts: dict[str, int]) -> None:
+  """Scores the file; writes its lines and a summary."""
+  lines = trial.read(path, "file" if given.file else given.verifier, rows.gold)
+  begin = time.perf_counter()
+  with (
+    open(given.out, "w") if given.out else contextlib.nullcontext(sys.stdout) as out,
+    Scorer(
+      workers=given.workers, timeout_s=given.timeout_s, verifier_file=given.file or None, on_error="score_wrong",
+      wrong_score=-1.0, env=given.env, network=given.network, processes=given.processes, memory_mb=given.memory_mb,
+    ) as scorer,
+  ):  # fmt: skip
+    trial.score(lines, scorer, out, counts)
+  print(trial.summary(counts, begin), file=sys.stderr)
 
 
 if __name__ == "__main__":

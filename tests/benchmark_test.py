@@ -9,11 +9,11 @@ import pytest
 
 from fipo_jax import config
 from fipo_jax.algorithms.presets import PRESETS
+from fipo_jax.benchmarks import gap, gradient_sums, timing, update
 from fipo_jax.data.tokenizer import characters
 from fipo_jax.models import PRESETS as SIZES
 from fipo_jax.models import hf, make_model
 from fipo_jax.sharding import make_mesh
-from launch import benchmark
 from tests.tolerances import close
 
 
@@ -29,10 +29,10 @@ def tiny():
 
 @pytest.mark.slow
 def test_a_step_with_a_reference_policy_is_timed(monkeypatch):
-  monkeypatch.setattr(benchmark, "RUNS", 1)
+  monkeypatch.setattr(timing, "RUNS", 1)
   c = tiny()
   c.algorithm.reference_kl_coef = 0.1
-  result = benchmark.train(c, 2)
+  result = update.train(c, 2)
   assert (result["rows"], result["tokens"], result["devices"]) == (16, 16 * 64, 8)
   close(result["tok_s"], result["tokens"] / result["seconds"], dtype=np.float64)
   assert math.isfinite(result["loss"]) and result["loss"] != 0 and result["mfu"] is None
@@ -45,19 +45,19 @@ def test_what_cannot_be_timed_is_one_line():
   c = tiny()
   c.batch.micro_rows = 6
   with pytest.raises(ValueError, match="batch.micro_rows=6"):
-    benchmark.train(c, 1)
+    update.train(c, 1)
   c = tiny()
   c.algorithm.name = "ppo"
   with pytest.raises(ValueError, match="algorithm.name='ppo'"):
-    benchmark.train(c, 1)
+    update.train(c, 1)
   with pytest.raises(ValueError, match="--config=None"):
-    benchmark.train(None, 1)
+    update.train(None, 1)
 
 
 def test_sums_round_where_their_names_say():
   """A ring loses what is small beside its sum so far; rounding once, or what is sent, does not."""
   parts = [[np.float32([1.0, 1.0])]] + [[np.float32([2**-9, 1 + 2**-10])]] * 256
-  made = {way: arrays[0] for way, arrays in benchmark.added(parts).items()}
+  made = {way: arrays[0] for way, arrays in gradient_sums.added(parts).items()}
   np.testing.assert_array_equal(made["exact"], [1.5, 257.25])
   np.testing.assert_array_equal(made["float32"], [1.5, 258.0])  # multiples of 2
   np.testing.assert_array_equal(made["bfloat16"], [1.5, 256.0])  # what is sent has lost 2^-10; 257 is halfway
@@ -67,7 +67,7 @@ def test_sums_round_where_their_names_say():
 def test_errors_are_by_kind_of_parameter():
   """On a tiny model: every parameter has a kind, a number is picked from each, and only what differs is off."""
   params = make_model(SIZES["tiny"]).abstract()
-  take, kinds = benchmark.picked(params)
+  take, kinds = gradient_sums.picked(params)
   zeros = take(jax.tree.map(lambda x: np.zeros(x.shape, np.float32), params))
   assert {"all", "embedding", "q, k, v", "biases", "norms", "attention out", "gate, up", "down"} == set(kinds)
   assert sorted(i for kind, of in kinds.items() if kind != "all" for i in of) == kinds["all"]
@@ -75,7 +75,7 @@ def test_errors_are_by_kind_of_parameter():
   got = [x.copy() for x in exact]
   for i in kinds["down"]:
     got[i][0] = -3
-  found = benchmark.apart(got, exact, got, exact, kinds)
+  found = gradient_sums.apart(got, exact, got, exact, kinds)
   numbers = sum(exact[i].size for i in kinds["down"])
   assert found["norms"] == {"error": 0.0, "cosine": 1.0, "flipped": 0.0, "adam": 0.0}
   down = found["down"]
@@ -85,7 +85,7 @@ def test_errors_are_by_kind_of_parameter():
 def test_a_gap_is_in_nats_of_the_trainer_over_the_sampler():
   """One token is 8 times as likely to the trainer; errors of a response that cancel are no error of its ratio."""
   sampled, scored = [np.zeros(2), np.full(2, -1.0)], [np.array([0.25, -0.25]), np.array([-1.0, -1.0 + np.log(8)])]
-  found = benchmark.gap_of(sampled, scored)
+  found = gap.gap_of(sampled, scored)
   k3 = (np.expm1(0.25) - 0.25 + np.expm1(-0.25) + 0.25 + 7 - np.log(8)) / 4
   weight = (np.exp(0.25) + np.exp(-0.25) + 1 + 2) / 4
   want = {"mean": (0.5 + np.log(8)) / 4, "max": np.log(8), "bias": np.log(8) / 4, "k3": k3, "response": np.log(8) / 2,
@@ -98,13 +98,13 @@ def test_a_gap_is_in_nats_of_the_trainer_over_the_sampler():
 @pytest.mark.slow
 def test_what_a_checkpoint_samples_is_scored_by_the_trainer(tmp_path, monkeypatch):
   """int8 pages move log-probabilities by more than float32 does, and by far less than a wrong token would."""
-  monkeypatch.setattr(benchmark, "GAP_TEXTS", ("1+1=", "12+34=", "5", "7+7+7="))
-  monkeypatch.setattr(benchmark, "GAP_RUNS", (("float32", ""), ("float32", "int8")))
-  monkeypatch.setattr(benchmark, "make_mesh", lambda shape: make_mesh(shape, jax.devices()[:1]))
+  monkeypatch.setattr(gap, "GAP_TEXTS", ("1+1=", "12+34=", "5", "7+7+7="))
+  monkeypatch.setattr(gap, "GAP_RUNS", (("float32", ""), ("float32", "int8")))
+  monkeypatch.setattr(gap, "make_mesh", lambda shape: make_mesh(shape, jax.devices()[:1]))
   model = make_model(dataclasses.replace(SIZES["tiny"], num_layers=1))
   hf.save(tmp_path, model.init(jax.random.key(0)), model.config)
   characters("0123456789+=").save(tmp_path)
-  found = benchmark.gap(str(tmp_path), 8)
+  found = gap.gap(str(tmp_path), 8)
   plain, narrow = found["float32"], found["float32_int8"]
   assert 16 < plain["sampled"] <= 16 * 8
   assert plain["max"] < 2e-5 < narrow["mean"] < narrow["max"] < 0.1
@@ -113,4 +113,4 @@ def test_what_a_checkpoint_samples_is_scored_by_the_trainer(tmp_path, monkeypatc
 
 def test_a_gap_needs_a_checkpoint():
   with pytest.raises(ValueError, match="--model=''"):
-    benchmark.gap("", 8)
+    gap.gap("", 8)

@@ -170,9 +170,9 @@ def test_a_bucket_that_is_away_for_longer(folder, capsys, monkeypatch):
 
 
 def processes_code(error):
-  from launch import run
+  from fipo_jax import commands
 
-  return run.code_of(error)
+  return commands.code_of(error)
 
 
 # ---- lines in parts ----

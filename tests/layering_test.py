@@ -27,6 +27,14 @@ MAY_IMPORT = {
   "fipo_jax/changes": ("fipo_jax/config",),
   "fipo_jax/saved": ("fipo_jax/config", "fipo_jax/changes", "fipo_jax/paths"),
   "fipo_jax/command_line": ("fipo_jax/config", "fipo_jax/changes", "fipo_jax/processes", "fipo_jax/paths"),
+  "fipo_jax/commands": ("fipo_jax/command_line", "fipo_jax/console", "fipo_jax/processes"),
+  "fipo_jax/base_model": (
+    "fipo_jax/command_line", "fipo_jax/config", "fipo_jax/console", "fipo_jax/loop", "fipo_jax/paths",
+    "fipo_jax/processes", "fipo_jax/workdir",
+  ),
+  "fipo_jax/benchmarks/": (
+    *MIDDLE, *STAGES, "fipo_jax/assemble", "fipo_jax/collect", "fipo_jax/pods/chips", "fipo_jax/pods/programs",
+  ),
   "fipo_jax/report": FILES,
   "fipo_jax/processes": (),
   "fipo_jax/config": (*LOW, "fipo_jax/alarms", "fipo_jax/paths"),

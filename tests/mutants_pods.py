@@ -168,22 +168,22 @@ ROWS = (
     "compile_test.py::test_a_report_is_of_what_the_run_would_do", "a report of other slots than the run has",
   ),
   (
-    "xla_a_ring_rounds_once", "launch/benchmark.py",
+    "xla_a_ring_rounds_once", "fipo_jax/benchmarks/gradient_sums.py",
     "functools.reduce(lambda a, b: narrow(_sum([a, b])), sent)", "narrow(_sum(sent))",
     "benchmark_test.py::test_sums_round_where_their_names_say", "bfloat16 sums look harmless",
   ),
   (
-    "xla_errors_of_another_kind", "launch/benchmark.py",
+    "xla_errors_of_another_kind", "fipo_jax/benchmarks/gradient_sums.py",
     "for i in of))\n  less", "for i in range(len(arrays))))\n  less",
     "benchmark_test.py::test_errors_are_by_kind_of_parameter", "all parameters look alike",
   ),
   (
-    "gap_adds_sizes_of_a_response", "launch/benchmark.py", "np.mean([abs(sum(a)) for a in apart])",
+    "gap_adds_sizes_of_a_response", "fipo_jax/benchmarks/gap.py", "np.mean([abs(sum(a)) for a in apart])",
     "np.mean([sum(abs(a)) for a in apart])",
     "benchmark_test.py::test_a_gap_is_in_nats_of_the_trainer_over_the_sampler", "ratios of responses look worse",
   ),
   (
-    "gap_weighs_the_other_way", "launch/benchmark.py",
+    "gap_weighs_the_other_way", "fipo_jax/benchmarks/gap.py",
     "sampler_weight(np.concatenate(scored), np.concatenate(sampled), True",
     "sampler_weight(np.concatenate(sampled), np.concatenate(scored), True",
     "benchmark_test.py::test_a_gap_is_in_nats_of_the_trainer_over_the_sampler", "a correction that is none",

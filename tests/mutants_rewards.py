@@ -194,8 +194,8 @@ ROWS = (
     "answers_test.py", "$1$ and $2$ loses its signs",
   ),
   (
-    "lines_lost_between_batches", "launch/verify.py",
-    'list(itertools.islice(rows, BATCH))', 'list(itertools.islice(rows, BATCH))[: BATCH - 1]',
+    "lines_lost_between_batches", "fipo_jax/rewards/trial.py",
+    'list(itertools.islice(lines, BATCH))', 'list(itertools.islice(lines, BATCH))[: BATCH - 1]',
     "verify_test.py::test_every_line_has_a_verdict_whatever_their_number", "a line of each batch has no verdict",
   ),
   (
@@ -457,7 +457,7 @@ ROWS = (
   ),
   (
     "disagreement_is_0", "launch/verify.py",
-    "sys.exit(processes.EXIT_ERROR if disagree else processes.EXIT_DONE)", "sys.exit(processes.EXIT_DONE)",
+    'sys.exit(processes.EXIT_ERROR if counts["disagree"] else processes.EXIT_DONE)', "sys.exit(processes.EXIT_DONE)",
     "verify_test.py::test_lines_are_scored_and_disagreements_end_in_1",
     "a script takes a wrong verifier for right",
   ),

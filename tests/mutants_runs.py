@@ -402,14 +402,39 @@ ROWS = (
     "a second Ctrl-C does nothing",
   ),
   (
-    "mistakes_are_errors", "launch/run.py",
+    "ends_of_lost_processes", "fipo_jax/commands.py",
+    "    return processes.EXIT_LOST\n", "    return processes.EXIT_ERROR\n",
+    "ends_test.py::test_what_a_user_can_mend_is_one_line", "a lost host ends a job as an error of its own",
+  ),
+  (
+    "ends_late_errors", "fipo_jax/commands.py",
+    "if full or processes.begun() else", "if full else",
+    "ends_test.py::test_an_error_after_work_has_begun_is_no_mistake", "a scheduler gives up a run that was at work",
+  ),
+  (
+    "ends_without_a_word_to_others", "fipo_jax/commands.py",
+    "  processes.leave(message, code)\n", "",
+    "ends_test.py::test_a_fault_of_ours_keeps_its_traceback_and_ends_the_others", "the others wait for an hour",
+  ),
+  (
+    "ends_steps", "fipo_jax/commands.py",
+    "  if not value.isdecimal():\n", "  if not value:\n",
+    "ends_test.py::test_a_step_is_a_number_or_the_best", "--step=last is a traceback",
+  ),
+  (
+    "ends_comparison_is_not_written", "launch/evaluate.py",
+    "def compare(files: list[str])", "def compare(files: list[str], paths=None)",
+    "ends_test.py::test_a_comparison_is_printed_and_written", "as it was: the name of the flag hid the module",
+  ),
+  (
+    "mistakes_are_errors", "fipo_jax/commands.py",
     'if full or processes.begun() else',
     'if True else',
     "command_line_test.py::test_mistakes_are_one_line_with_code_2_and_touch_nothing",
     "a scheduler starts a mistake again and again",
   ),
   (
-    "errors_are_mistakes", "launch/run.py",
+    "errors_are_mistakes", "fipo_jax/commands.py",
     'if full or processes.begun() else',
     'if processes.begun() else',
     "run_test.py::test_full_disk_names_the_workdir",
@@ -717,7 +742,7 @@ ROWS = (
   ),
   (
     "emit_runs", "launch/sweep.py",
-    "      return emit(sweep, jobs)\n", "      emit(sweep, jobs)\n",
+    "      return 0\n", "",
     "sweep_test.py::test_emit_prints_what_a_shell_reads_as_the_commands_and_runs_nothing",
     "a scheduler's list of commands trains on the login node",
   ),
@@ -728,7 +753,7 @@ ROWS = (
     "the shell cuts values at their spaces",
   ),
   (
-    "emit_all", "launch/sweep.py",
+    "emit_all", "fipo_jax/sweeps/program.py",
     "[job for job in jobs if not runs.finished(job)]", "list(jobs)",
     "sweep_test.py::test_emit_prints_what_a_shell_reads_as_the_commands_and_runs_nothing",
     "a scheduler starts what is finished",

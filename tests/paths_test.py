@@ -28,6 +28,8 @@ ALLOWED = {
   "fipo_jax/rewards/process": ("pathlib shutil tempfile", "homes of the verifiers' processes"),
   "fipo_jax/rewards/sandbox": ("os.open os.scandir os.path.isdir os.path.realpath", "what verifiers may touch"),
   "fipo_jax/rewards/score": ("pathlib", "reward.file: a program"),
+  "fipo_jax/rewards/trial": ("open", "lines that a program for a workstation tries a verifier on"),
+  "fipo_jax/benchmarks/": ("*", "a workstation's own folders"),
   "fipo_jax/rewards/worker": ("open os.path.exists", "/proc"),
   "fipo_jax/rollout/http": ("pathlib is_file glob shutil", "weights for servers, which read folders of a disk"),
   "fipo_jax/rollout/servers": ("rename", "of weights, in what a server answers"),

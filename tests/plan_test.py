@@ -9,7 +9,7 @@ from absl import flags
 from tolerances import close
 
 from fipo_jax import config as config_lib
-from fipo_jax.pods import answers, forecast, iteration, measured, public
+from fipo_jax.pods import answers, forecast, iteration, measured, plan, public
 from fipo_jax.pods.costs import Efficiencies
 from fipo_jax.pods.simulated import Lengths
 from launch import plan as command
@@ -89,7 +89,7 @@ def test_a_split_takes_as_long_as_the_longer_of_its_parts():
 def test_forecasts_are_shown_together(whole, tmp_path):
   path = tmp_path / "a_row.json"
   path.write_text(json.dumps([whole]))
-  (found,) = command.read(path)
+  (found,) = plan.read_results([path])
   line = answers.table([found]).splitlines()[2]
   assert line.startswith("| a_row | 16 | 64 | ") and f"**{whole['iteration_s']:,.0f}**" in line
   assert "DOES NOT FIT" in answers.table([found | {"fits": False}])
@@ -248,7 +248,7 @@ def test_the_table_shows_each_figure_with_its_source():
 
 
 def test_mistakes_are_one_line(capsys, monkeypatch):
-  given = dict(table=False, config=None, topology=None, out=None, plot=None, results=[], check=[])
+  given = dict(table=False, config=None, out=None, plot=None, results=[], check=[]) | dataclasses.asdict(plan.Asked())
   monkeypatch.setattr(flags, "FLAGS", type("Given", (), given | {"check": ["a"], "plot": "x.png"}))
   with pytest.raises(SystemExit):
     command.main(["plan"])

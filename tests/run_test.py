@@ -12,7 +12,7 @@ import types
 
 import pytest
 
-from fipo_jax import command_line, processes
+from fipo_jax import command_line, commands, processes
 from launch import run
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -52,9 +52,10 @@ def refuses(monkeypatch, capsys):
 
   monkeypatch.chdir(ROOT)
   monkeypatch.setattr(os, "_exit", exits)
-  given = {"_COORDINATOR": "", "_NUM_PROCESSES": 0, "_PROCESS_ID": -1, "_ALLOW": [], "_STEP": None}
-  for flag, value in given.items():
-    monkeypatch.setattr(run, flag, types.SimpleNamespace(value=value))
+  flag = lambda value: types.SimpleNamespace(value=value)
+  monkeypatch.setattr(run, "_PROCESSES", commands.Processes(flag(""), flag(0), flag(-1)))
+  monkeypatch.setattr(run, "_ALLOW", flag([]))
+  monkeypatch.setattr(run, "_STEP", flag(None))
   monkeypatch.setattr(command_line, "experiment", lambda: "quickstart")
   monkeypatch.setattr(command_line, "overrides", lambda: {"data.source": 1, "data.path": 1})
   before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]

@@ -24,14 +24,13 @@ import jax
 import numpy as np
 import pytest
 
-from fipo_jax import config, loop
+from fipo_jax import command_line, config, loop
 from fipo_jax.data.tokenizer import characters
 from fipo_jax.models import PRESETS, hf, make_model
 from fipo_jax.rollout import Sampling
 from fipo_jax.rollout.http import HttpEngine
 from fipo_jax.rollout.wire import EngineError, Wire
 from fipo_jax.types import Prompt
-from launch import run
 
 PYTHON = os.environ.get("FIPO_VLLM", "")
 START_S = 600.0
@@ -93,7 +92,7 @@ def test_training_with_a_real_server(model, tmp_path):
   (tmp_path / "verifier.py").write_text(VERIFIER)
   os.chdir(ROOT)
   with serving(model, log) as url:
-    c = run.load_experiment("experiments/quickstart.py")
+    c = command_line.load_experiment("experiments/quickstart.py")
     c.update_from_flattened_dict({
       "workdir": str(tmp_path / "run"), "model.path": str(model), "model.base_experiment": "",
       "reward.file": str(tmp_path / "verifier.py"), "steps": 2, "data.size": 64, "rollout.max_response_tokens": 12,

@@ -1,0 +1,15 @@
+"""BENCHMARKS: name -> what measures it, and the flags of launch/benchmark.py that it reads, in their order."""
+
+from fipo_jax.benchmarks import gap, gradient_sums, sampler, scan, update, verdicts
+
+BENCHMARKS = {
+  "future_kl": (scan.future_kl,),
+  "gap": (gap.gap, "model", "tokens"),
+  "longtail": (sampler.longtail,),
+  "real_sampler": (sampler.real_sampler, "model"),
+  "rewards": (verdicts.rewards,),
+  "sampler": (sampler.sampler,),
+  "step": (update.step,),
+  "sums": (gradient_sums.sums, "config", "updates"),
+  "train": (update.train, "config", "micro_batches"),
+}
