@@ -30,7 +30,6 @@ def evaluate(
   sampling,
   progress=None,
   watch: Callable[[list[list[Rollout]]], bool] | None = None,
-  inspect: Callable[[list[list[Rollout]]], None] | None = None,
 ) -> dict[str, float]:
   """Samples, scores and summarises; see `summary` for what comes back.
 
@@ -39,7 +38,6 @@ def evaluate(
     score: fills text, pred, accuracy, score and reward of each rollout in place.
     progress: passed to the engine; called with (samples done, samples in total).
     watch: passed to the engine, which it may end early.
-    inspect: called with the scored groups, in prompt order, for whoever writes samples to a file.
   Raises:
     processes.Stopping: it was ended early.
     ValueError: no prompts, or samples_per_prompt below 1.
@@ -54,8 +52,6 @@ def evaluate(
   if not all(r.finished for group in groups for r in group):
     raise processes.Stopping
   score(groups)
-  if inspect is not None:
-    inspect(groups)
   return summary(groups)
 
 
@@ -136,22 +132,6 @@ def exact_per_prompt(preds: Sequence[str | None], accs: Sequence[float]) -> dict
     "cons_tie_mean": float(np.mean([value[vote] for vote in tied])),
     "cons_first_valid_only": float(value[_most_frequent(valid)[0]]) if valid else 0.0,
     "n_tied": len(tied),
-  }
-
-
-def exact_metrics(
-  data_sources: Sequence[str],
-  sample_inputs: Sequence[str],
-  preds: Sequence[str | None],
-  accs: Sequence[float],
-) -> dict[str, dict[str, float]]:
-  """Source -> `exact_per_prompt` averaged over its prompts (n_tied left out); lists over samples."""
-  by_source = collections.defaultdict(list)
-  for (source, _), index in _by_prompt(data_sources, sample_inputs).items():
-    by_source[source].append(exact_per_prompt([preds[i] for i in index], [accs[i] for i in index]))
-  return {
-    source: {name: float(np.mean([r[name] for r in rows])) for name in rows[0] if name != "n_tied"}
-    for source, rows in by_source.items()
   }
 
 

@@ -34,9 +34,12 @@ def check_grpo(report, folder, entry):
   rewards_B = z["token_level_rewards"].astype(np.float64).sum(1)
   keys = [str(k) for k in z["index"]]
   ddof = 1 if setting(config, "norm_adv_by_std_in_grpo", True) else None
-  ours_B = advantages.group_relative_ragged(
-    rewards_B, keys, std_ddof=ddof, epsilon=setting(config, "epsilon", 1e-6)
-  )
+  ours_B = np.zeros_like(rewards_B)
+  for key in set(keys):
+    rows = [i for i, other in enumerate(keys) if other == key]
+    ours_B[rows] = advantages.group_relative(
+      rewards_B[rows][None], std_ddof=ddof, epsilon=setting(config, "epsilon", 1e-6)
+    )[0]
   mask_BT = z["response_mask"].astype(bool)
   ours_BT = np.where(mask_BT, ours_B[:, None], 0.0)
   size_B = np.array([keys.count(k) for k in keys])
@@ -135,7 +138,12 @@ def check_validation(report, folder, entry):
         report.close(
           f"{source} {variable} {name}", found.get(name, np.nan), number, tolerance, group="bootstrap"
         )
-  exact = evaluate.exact_metrics(*lists)
+  prompts: dict[str, dict[str, list[int]]] = {}
+  for i, (source, prompt) in enumerate(zip(*lists[:2], strict=True)):
+    prompts.setdefault(source, {}).setdefault(prompt, []).append(i)
+  of = lambda rows: evaluate.exact_per_prompt([case["pred"][i] for i in rows], [case["acc"][i] for i in rows])
+  means = lambda rows: {name: np.mean([row[name] for row in rows]) for name in rows[0] if name != "n_tied"}
+  exact = {source: means([of(rows) for rows in by.values()]) for source, by in prompts.items()}
   for source, metrics in case.get("exact_mean_over_prompts", {}).items():
     for name, number in metrics.items():
       report.close(

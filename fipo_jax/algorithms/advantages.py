@@ -7,8 +7,6 @@ group.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-
 import numpy as np
 
 
@@ -75,31 +73,6 @@ def batch_normalised(rewards_PG, epsilon: float = 1e-8) -> np.ndarray:
 def rewards_themselves(rewards_PG) -> np.ndarray:
   """For objectives that find their advantages elsewhere (`gae.gae`), or read none."""
   return np.asarray(rewards_PG, np.float64)
-
-
-def group_relative_ragged(
-  rewards_B, groups_B: Sequence[Hashable], *, std_ddof: int | None = 1, epsilon: float = 1e-6
-) -> np.ndarray:
-  """The same for groups of different sizes, in any order: samples with equal `groups_B` form a
-  group.
-
-  Args:
-    rewards_B: [B] rewards.
-    groups_B: [B] group keys.
-  Returns: [B] float64. Raises ValueError as `group_relative`, or when the lengths differ.
-  """
-  rewards_B = np.asarray(rewards_B, np.float64)
-  if rewards_B.shape != (len(groups_B),):
-    raise ValueError(
-      f"rewards_B has shape {rewards_B.shape}; expected one per key ({len(groups_B)})."
-    )
-  members: dict[Hashable, list[int]] = {}
-  for i, key in enumerate(groups_B):
-    members.setdefault(key, []).append(i)
-  advantages_B = np.zeros_like(rewards_B)
-  for rows in members.values():
-    advantages_B[rows] = _one_group(rewards_B[rows], std_ddof, epsilon)
-  return advantages_B
 
 
 def _one_group(rewards_G: np.ndarray, std_ddof: int | None, epsilon: float) -> np.ndarray:
