@@ -41,7 +41,9 @@ def _now() -> float:
 class Lease:
   """The lease of a folder, held from the construction on until `release`.
 
-  Raises ValueError when another process has it and goes on renewing it; BucketError when the bucket refuses.
+  Raises ValueError when another process of this machine has it; processes.Missing when one of another machine goes on
+  renewing it: that may be what a scheduler has replaced, so the start is to be tried again (76), not given up (2);
+  BucketError when the bucket refuses.
   """
 
   def __init__(self, folder):
@@ -91,11 +93,11 @@ class Lease:
       if _is_dead(holder) or age >= LEASE_S:
         console.say(f"workdir={self.folder}: {holder['who']} had it, and has ended or renews it no more: taken over")
         return generation
-      if _is_here(holder) or (first not in (None, generation) and _now() - begun >= LEASE_S):
-        raise ValueError(
-          f"workdir={str(self.folder)!r}: {holder['who']} is working in it; wait for its end, stop it, or use another "
-          "workdir."
-        )
+      said = f"workdir={str(self.folder)!r}: {holder['who']} is working in it; wait for its end, stop it, or use another."
+      if _is_here(holder):
+        raise ValueError(said)
+      if first not in (None, generation) and _now() - begun >= LEASE_S:
+        raise processes.Missing(said)
       if first is None:
         console.say(f"workdir={self.folder}: {holder['who']} has it; waiting up to {LEASE_S:g} s for its end")
         first = generation

@@ -38,7 +38,7 @@ from fipo_jax.train.checkpoint import Checkpointer, steps_in
 from tests import gcs_server, loop_test
 from tests.checkpoint_test import abstract, make, same
 from tests.loop_test import GOLDEN, ROOT, model, small, without_time  # noqa: F401
-from tests.processes_test import ends, launch
+from tests.processes_test import ends, launch, launch_all
 
 
 @pytest.fixture(scope="module")
@@ -345,8 +345,9 @@ def test_a_lease_of_another_machine_is_waited_for(folder, short, monkeypatch, ca
   """Its holder renews it: refused, after a while. It no longer does: taken over once it has run out."""
   held = lease.Lease(folder)
   elsewhere(monkeypatch)
-  with pytest.raises(ValueError, match="is working in it; wait for its end"):
+  with pytest.raises(processes.Missing, match="is working in it; wait for its end") as caught:
     lease.Lease(folder)
+  assert processes_code(caught.value) == processes.EXIT_LOST  # a scheduler tries again: it may be what it has replaced
   held._over.set()  # as if it were gone
   held._thread.join()
   generation = held._generation
@@ -703,6 +704,27 @@ def test_a_run_whose_lease_another_takes_ends_and_goes_on_later(server, folder, 
   logged = steps_of(folder / "run/metrics.jsonl")[-1]
   ((out, _),) = ends([launch(values | {"steps": logged + 2}, devices=8)], code=0, timeout=600)
   assert "resumes from step" in out and steps_of(folder / "run/metrics.jsonl")[-1] == logged + 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("who", [0, 1])
+def test_processes_of_which_one_is_killed_are_one_run_in_a_bucket(server, folder, model, tmp_path, who):  # noqa: F811
+  """As on a disk that both see: the bucket has one lease, process 0's, and each process writes its own shards."""
+  values = in_bucket(model, folder, tmp_path, **EVERY_STEP)
+  job = launch_all(2, 4, values)
+  while max(steps_in(folder / "run/checkpoints"), default=0) < 3:
+    assert all(p.poll() is None for p in job), [p.communicate() for p in job]
+    time.sleep(0.2)
+  job[who].kill()
+  said = [p.communicate(timeout=300) for p in job]
+  assert [p.returncode for p in job][1 - who] == processes.EXIT_LOST, said
+  assert f"error: nothing was heard of process {who}" in said[1 - who][1]
+  before = len(server.requests)
+  ends(launch_all(2, 4, values), code=0, timeout=600)
+  ends(launch_all(2, 4, values | {"workdir": str(tmp_path / "local")}), code=0, timeout=600)
+  same_run(folder / "run", tmp_path / "local")
+  assert steps_in(folder / "run/checkpoints")[-2:] == [8, 9]
+  assert any("/state/" in name for method, name, _ in server.requests[before:] if method == "POST")
 
 
 @pytest.mark.slow
