@@ -1,7 +1,7 @@
 """DAPO on Qwen2.5-32B, the paper's baseline: run_dapo_qwen2.5_32b.sh and arXiv 2603.19835 Table 2.
 
     python launch/run.py --config=experiments/dapo_qwen2_5_32b.py --config.model.path=Qwen2.5-32B \
-      --config.data.path=dapo-math-17k.parquet --config.eval.path=aime-2024.parquet
+      --config.data.path=data/dapo-math-17k.parquet
 
 As fipo_qwen2_5_32b.py, but for the objective and for 16 smaller updates per rollout instead of 8.
 """

@@ -1,7 +1,7 @@
 """DAPO on Qwen2.5-Math-7B, the baseline of arXiv 2603.19835 Table 5.
 
     python launch/run.py --config=experiments/dapo_qwen2_5_math_7b.py --config.model.path=Qwen2.5-Math-7B \
-      --config.data.path=dapo-math-17k.parquet --config.eval.path=aime-2024.parquet
+      --config.data.path=data/dapo-math-17k.parquet
 
 Not a controlled comparison with fipo_qwen2_5_math_7b.py, in the paper as here: half the samples per prompt, shorter
 responses, twice the updates per rollout.

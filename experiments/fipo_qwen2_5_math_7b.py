@@ -1,7 +1,7 @@
 """FIPO on Qwen2.5-Math-7B: arXiv 2603.19835 Table 5.
 
     python launch/run.py --config=experiments/fipo_qwen2_5_math_7b.py --config.model.path=Qwen2.5-Math-7B \
-      --config.data.path=dapo-math-17k.parquet --config.eval.path=aime-2024.parquet
+      --config.data.path=data/dapo-math-17k.parquet
 
 f in [0.8, 1.2] and a safety threshold of 3, 32 samples per prompt of up to 10,240 tokens. The published config.json
 ends at 4,096 positions; the authors raised that to 32,768, as here. batch.micro_rows suits 8 chips, one row each.

@@ -1,7 +1,7 @@
 """FIPO on Qwen3-8B-Base: the settings of arXiv 2603.19835 for 32B, on a model that its authors did not train.
 
     python launch/run.py --config=experiments/fipo_qwen3_8b.py --config.model.path=Qwen3-8B-Base \
-      --config.data.path=dapo-math-17k.parquet --config.eval.path=aime-2024.parquet
+      --config.data.path=data/dapo-math-17k.parquet
 
 No published figures to compare with, and not run yet. Any other dense Qwen3 goes the same way: name its folder.
 batch.micro_rows suits 8 chips, one row each.

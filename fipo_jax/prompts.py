@@ -119,6 +119,22 @@ def open_sets(cfg, tokenizer: Tokenizer) -> tuple[list[EvalSet], list[str]]:
   return sets, notes
 
 
+def count(s: EvalSet) -> int | None:
+  """How many problems a set has, for a plan: what it says itself, else what is in its file. None: that is not here.
+
+  Repeated questions count once, prompts that are too long count too: no tokenizer is asked. Buckets are not read.
+  """
+  if s.cfg.eval.prompts:
+    return s.cfg.eval.prompts
+  several = s.cfg.eval.path if isinstance(s.cfg.eval.path, tuple | list) else [s.cfg.eval.path]
+  if not all(several) or any(paths.is_remote(path) for path in several):
+    return None
+  try:
+    return len(_own_records(s, []))
+  except FileNotFoundError:
+    return None
+
+
 def open_data(cfg, tokenizer: Tokenizer) -> tuple[pipeline.PromptStream, list[EvalSet], list[str], overlap_lib.Overlap]:
   """The endless training stream, the evaluation sets, which share no text with it, notes on both, what they share.
 

@@ -19,8 +19,10 @@ def test_valid(path, monkeypatch, tmp_path):
   if SOURCES[c.data.source].is_file:  # the user's to name
     with pytest.raises(ValueError, match="data.path=''"):
       prompts.check(c)
-    c.data.path = str(tmp_path / "prompts")
-    (tmp_path / "prompts").touch()
+    (tmp_path / "prompts.parquet").touch()
+    c.data.path = str(tmp_path / "prompts.parquet")
+    for named in c.eval.sets.values():
+      named.path = c.data.path
   prompts.check(c)
   assert c.is_locked
   assert set(c.keys()) == set(config.default().keys())

@@ -53,6 +53,7 @@ MAY_IMPORT = {
   "fipo_jax/evaluate": (*MIDDLE, "fipo_jax/data/", "fipo_jax/rewards/", "fipo_jax/rollout/"),
   "fipo_jax/rollback": (*FILES, "fipo_jax/processes", "fipo_jax/alarms", "fipo_jax/train/"),
   "fipo_jax/evaluation/": MIDDLE,
+  "fipo_jax/evaluation/published": (),  # for whoever draws figures, the report too
   "fipo_jax/evaluation/measure": (*MIDDLE, "fipo_jax/evaluate", "fipo_jax/evaluation/statistics"),
   "fipo_jax/evaluation/program": (
     *MIDDLE, *STAGES, "fipo_jax/assemble", "fipo_jax/collect", "fipo_jax/describe", "fipo_jax/evaluation/",
@@ -76,7 +77,7 @@ MAY_IMPORT = {
   "fipo_jax/sweeps/": ("fipo_jax/config", "fipo_jax/changes", "fipo_jax/workdir", "fipo_jax/assemble"),
   "fipo_jax/pods/": (
     *MIDDLE, "fipo_jax/models/", "fipo_jax/rewards/", "fipo_jax/rollout/", "fipo_jax/train/", "fipo_jax/assemble",
-    "fipo_jax/collect", "fipo_jax/saved", "fipo_jax/evaluation/sets",
+    "fipo_jax/collect", "fipo_jax/prompts", "fipo_jax/saved", "fipo_jax/evaluation/sets",
   ),
   "launch/": ("fipo_jax/", "launch/interpreter"),
   "experiments/": ("fipo_jax/config", "fipo_jax/algorithms/presets"),

@@ -195,4 +195,23 @@ ROWS = (
     "return ocp.SaveArgs(shard_axes=(0,)) if large else ocp.SaveArgs()", "return ocp.SaveArgs()",
     "export_test.py::test_an_export_has_the_bytes_of_the_model_in_memory", "an export reads a checkpoint many times",
   ),
+  # ---- published figures ----
+  (
+    "published_beside_other_sample_counts", "fipo_jax/evaluation/published.py",
+    'p.figure in {f"{kind}@{samples}" for kind in EACH}', "p.figure",
+    "recipe_test.py::test_published_figures_stand_beside_their_like_alone", "cons@16 is laid beside cons@32",
+  ),
+  (
+    "published_beside_half_a_set", "fipo_jax/evaluation/published.py", " or problems != PROBLEMS[name]", "",
+    "recipe_test.py::test_published_figures_stand_beside_their_like_alone", "15 problems are compared with 30",
+  ),
+  (
+    "published_changed_by_hand", "fipo_jax/evaluation/published.py", '"aime24", FIPO, avg=47)', '"aime24", FIPO, avg=41)',
+    "recipe_test.py::test_published_results_are_the_copy_and_the_page", "a baseline that nobody has reported",
+  ),
+  (
+    "published_is_not_said", "fipo_jax/evaluation/program.py",
+    "for line in published.lines(s.name, found[s.name]):", "for line in ():",
+    "program_test.py::test_it_finds_what_training_found_and_goes_on_where_it_was_cut", "figures without their reference",
+  ),
 )

@@ -286,4 +286,30 @@ ROWS = (
     "run_test.py::test_an_end_does_not_depend_on_the_disk_of_its_log",
     "no process ends, none is started again, and the pod is paid for",
   ),
-)  # fmt: skip
+  # ---- what is evaluated, the recipe ----
+  (
+    "plan_takes_a_number_for_what_a_file_has", "fipo_jax/pods/iteration.py",
+    "    problems = known or cfg.eval.prompts\n", "    problems = cfg.eval.prompts\n",
+    "plan_test.py::test_what_is_evaluated_is_counted_where_it_is_here", "MATH-500 costs as much as AIME",
+  ),
+  (
+    "plan_evaluates_with_the_limit_of_training", "fipo_jax/pods/iteration.py",
+    "max_tokens=s.cfg.rollout.max_response_tokens)", "max_tokens=run.cfg.rollout.max_response_tokens)",
+    "plan_test.py::test_what_is_evaluated_is_counted_where_it_is_here", "a set's own limit is not seen",
+  ),
+  (
+    "pod_sets_are_checked_on_the_pod", "fipo_jax/pods/programs.py",
+    "  if cfg.eval.every:\n    sets_lib.check_limits(cfg)", "  if False:\n    sets_lib.check_limits(cfg)",
+    "pod_test.py::test_what_cannot_work_is_refused", "a wrong name costs a start of all hosts",
+  ),
+  (
+    "pod_files_of_sets_are_not_said", "fipo_jax/pods/jobs/job.py", "for s in sets_lib.of(cfg) if s.name}", "for s in ()}",
+    "pod_test.py::test_a_folder_on_a_claim_outlives_pods_and_what_only_the_image_has_is_said",
+    "a file that no pod has is met there",
+  ),
+  (
+    "recipe_trains_with_another_rate", "experiments/fipo_qwen2_5_32b.py",
+    "c.optimizer.learning_rate = 1e-6", "c.optimizer.learning_rate = 2e-6",
+    "recipe_test.py::test_the_page_says_what_is_published_and_what_we_set", "the published run is another",
+  ),
+)

@@ -12,6 +12,7 @@ from fipo_jax import config as config_lib
 from fipo_jax.pods import answers, forecast, iteration, measured, plan, public
 from fipo_jax.pods.costs import Efficiencies
 from fipo_jax.pods.simulated import Lengths
+from fipo_jax.rollout import Sampling
 from launch import plan as command
 
 ALL = Efficiencies(1, 1, 1, 1, 1, look_s=1e-4, decision_s=1e-5, decisions=4)
@@ -54,6 +55,7 @@ def test_a_forecast_adds_up(whole, tmp_path):
   assert f["fits"] and "sizes alone" in f["sources"]["train"]
   text = forecast.describe(f, 2.0)
   assert f["decide"] == 4 and f["cache_dtype"] == "bfloat16"  # a 64th of the limit
+  assert "evaluation: 4 problems x 2" in text
   assert "16 chips" in text and "a test" in text and f"{2 * f['chip_hours_100']:,.0f} USD" in text
   json.dumps(f)
 
@@ -226,6 +228,28 @@ def test_a_search_tries_trainer_and_sampler_and_keeps_what_fits(monkeypatch):
   monkeypatch.setattr(forecast, "TRAINER", {"batch.micro_rows": (4096,)})
   with pytest.raises(ValueError, match="no setting of the trainer fits on v5e-16"):
     forecast.search(tiny(), "v5e-16", 1, workload(), ALL, [])
+
+
+def test_what_is_evaluated_is_counted_where_it_is_here(tmp_path, monkeypatch):
+  lines = "".join(f'{{"prompt": "p{i % 6}", "answer": "1"}}\n' for i in range(9))  # three are there twice
+  (tmp_path / "whole.jsonl").write_text(lines)
+  cfg = tiny()
+  cfg.eval.sets = {
+    "few": {"path": "gone.jsonl", "prompts": 3}, "gone": {"path": "gone.jsonl", "max_response_tokens": 100},
+    "bucket": {"path": "gs://bucket/x.jsonl"},
+    "whole": {"path": str(tmp_path / "whole.jsonl"), "samples_per_prompt": 5},
+  }  # fmt: skip
+  found = dict(zip(("bucket", "few", "gone", "whole"), iteration.evaluated(cfg), strict=True))
+  assert {name: problems for name, (problems, _) in found.items()} == {"bucket": 4, "few": 3, "gone": 4, "whole": 6}
+  assert found["whole"][1] == "whole: 6 problems x 5" and found["few"][1] == "few: 3 problems x 2"
+  assert found["gone"][1].endswith("(of eval.prompts: gone.jsonl is not here to be counted)")
+  run, asked = iteration.types.SimpleNamespace(), []
+  run.cfg, run.sampling = cfg, lambda evaluation: Sampling(max_tokens=256, stop_ids=(0,))
+  run.engine = iteration.types.SimpleNamespace(
+    generate=lambda prompts, n, *, key, sampling: asked.append((len(prompts), n, sampling.max_tokens))
+  )
+  iteration.evaluation(run, workload())
+  assert asked == [(4, 2, 256), (3, 2, 256), (4, 2, 100), (6, 5, 256)]
 
 
 @pytest.mark.parametrize(("source", "fits"), [("the compiler", True), ("sizes", False)])

@@ -282,6 +282,7 @@ def test_code_in_a_bucket_is_fetched_and_becomes_the_program(tmp_path):
   (dict(target="xpk", mounts=("gs://b=/m",)), "does not read it"),
   (dict(target="tpu-vm", topology="v7x-128"), "--topology=v7x-128: there are no TPU VMs of it"),
   (dict(target="kueue"), "--queue='': --target=kueue needs the name"),
+  (dict(fields={"eval.main": "aime23"}), "eval.main='aime23': no such set in eval.sets"),
   (dict(target="slurm", nodes=-1, gpus=8), "--nodes=-1 --gpus=8: say how many nodes"),
   (dict(fields={"batch.prompts": 500}), "batch.prompts=500 is not divisible by batch.minibatch_prompts=64"),
 ])  # fmt: skip
@@ -292,10 +293,15 @@ def test_what_cannot_work_is_refused(how, says):
 
 
 def test_a_folder_on_a_claim_outlives_pods_and_what_only_the_image_has_is_said():
-  made = make(fields={"workdir": "/data/runs/own", "model.path": "/data/qwen"}, mounts=("pvc:own=/data",))
+  files = {f"eval.sets.{name}.path": f"/data/{name}.parquet" for name in ("aime24", "aime25")}
+  own = {"workdir": "/data/runs/own", "model.path": "/data/qwen", **files}
+  made = make(fields=own, mounts=("pvc:own=/data",))
   assert made.workdir == "/data/runs/own" and made.name == "own" and not made.notes
   assert "--config.compile_cache=/data/runs/compile_cache" in made.command
-  assert make().notes == ("model.path=Qwen2.5-32B: read from the image in each pod, where nothing here has looked",)
+  assert make().notes == (
+    "model.path=Qwen2.5-32B; eval.sets.aime24.path=data/aime-2024.parquet; eval.sets.aime25.path=data/aime-2025.jsonl: "
+    "read from the image in each pod, where nothing here has looked",
+  )
 
 
 def test_grace_is_that_of_a_run(tmp_path):

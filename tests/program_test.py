@@ -11,7 +11,7 @@ import pytest
 
 from fipo_jax import config, loop, processes
 from fipo_jax.data.tokenizer import characters
-from fipo_jax.evaluation import fingerprint, program, sets
+from fipo_jax.evaluation import fingerprint, program, published, sets
 from fipo_jax.evaluation.samples import Samples
 from fipo_jax.models import hf, make_model
 from fipo_jax.rewards.score import Scorer
@@ -67,7 +67,9 @@ def test_the_best_are_those_of_the_metric_that_is_named(trained):
     checkpoint.choose(folder, 7)
 
 
-def test_it_finds_what_training_found_and_goes_on_where_it_was_cut(trained, model, tmp_path, monkeypatch):  # noqa: F811
+def test_it_finds_what_training_found_and_goes_on_where_it_was_cut(
+  trained, model, tmp_path, monkeypatch, capsys  # noqa: F811
+):
   first = evaluated(model, trained, tmp_path / "a.json")
   assert first == json.loads((tmp_path / "a.json").read_text())
   last = lines(trained)[-1]
@@ -87,7 +89,11 @@ def test_it_finds_what_training_found_and_goes_on_where_it_was_cut(trained, mode
     return generate(self, prompts, *arguments, **named)
 
   monkeypatch.setattr(NativeEngine, "generate", counted)
+  figure = published.Published("theirs", "own", "avg@2", 0.25, "somewhere")
+  monkeypatch.setattr(published, "PROBLEMS", {"own": 5})
+  monkeypatch.setattr(published, "PUBLISHED", (figure,))
   again = evaluated(model, trained, tmp_path / "a.json")
+  assert "; published: 0.25 theirs (somewhere)" in capsys.readouterr().out
   assert asked == [2, 4] and again["sets"] == first["sets"]
   assert sorted(file.read_text().splitlines()[1:]) == sorted(line.rstrip("\n") for line in text[1:])
   with pytest.raises(ValueError, match="holds responses of another evaluation: .*top_p: 1.0 -> 0.5; name another"):

@@ -1,7 +1,7 @@
 """The upper clip of the ratio: 1.28 or 1.4 on Qwen2.5-32B, an experiment of arXiv 2603.19835 (appendix D.1).
 
     python launch/sweep.py --sweep=experiments/sweeps/clip_high.py --config.model.path=Qwen2.5-32B \
-      --config.data.path=dapo-math-17k.parquet --config.eval.path=aime-2024.parquet
+      --config.data.path=data/dapo-math-17k.parquet
 
 The paper reports an early surge of length and entropy (to between 2 and 3) with 1.4, and no better accuracy.
 """

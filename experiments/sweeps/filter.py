@@ -1,7 +1,7 @@
 """With and without the rules against extreme ratios on Qwen2.5-Math-7B, the ablation of arXiv 2603.19835.
 
     python launch/sweep.py --sweep=experiments/sweeps/filter.py --config.model.path=Qwen2.5-Math-7B \
-      --config.data.path=dapo-math-17k.parquet --config.eval.path=aime-2024.parquet
+      --config.data.path=data/dapo-math-17k.parquet
 
 The paper's best accuracy in percent on AIME 2024 / 2025: 40 / 19 with filtering, 38 / 21 without. Which rules
 "without" switches off is our reading: all three. Too likely tokens stay in Future-KL, no response is dropped, and f of

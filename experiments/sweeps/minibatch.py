@@ -1,7 +1,7 @@
 """Optimizer steps per rollout: mini-batches of 64 or 32 prompts on Qwen2.5-32B, the ablation of arXiv 2603.19835.
 
     python launch/sweep.py --sweep=experiments/sweeps/minibatch.py --config.model.path=Qwen2.5-32B \
-      --config.data.path=dapo-math-17k.parquet --config.eval.path=aime-2024.parquet
+      --config.data.path=data/dapo-math-17k.parquet
 
 The paper finds 64 stable; with 32 (16 steps per rollout) the length often stops growing, while one run that went well
 came to about 60% on AIME 2024.

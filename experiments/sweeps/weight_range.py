@@ -1,7 +1,7 @@
 """Amplify only, or dampen too: the range of f on Qwen2.5-Math-7B, the ablation of arXiv 2603.19835.
 
     python launch/sweep.py --sweep=experiments/sweeps/weight_range.py --config.model.path=Qwen2.5-Math-7B \
-      --config.data.path=dapo-math-17k.parquet --config.eval.path=aime-2024.parquet
+      --config.data.path=data/dapo-math-17k.parquet
 
 The paper's best accuracy in percent on AIME 2024 / 2025: 40 / 19 with [0.8, 1.2], 36 / 19 with [1, 1.2].
 """

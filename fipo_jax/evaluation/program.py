@@ -30,7 +30,7 @@ from fipo_jax import (
   sharding,
   workdir,
 )
-from fipo_jax.evaluation import fingerprint, measure
+from fipo_jax.evaluation import fingerprint, measure, published
 from fipo_jax.evaluation import sets as sets_lib
 from fipo_jax.evaluation.samples import Samples
 from fipo_jax.evaluation.sets import EvalSet
@@ -147,6 +147,8 @@ def evaluate(cfg, weights: Weights, out: str = "") -> dict[str, Any]:
       with console.phase("intervals"):
         found[s.name] = {"specification": specification[s.name], **measure.measure(groups, s.name)}
       console.say(said(s, found[s.name]))
+      for line in published.lines(s.name, found[s.name]):
+        console.say(line)
     engine.release()
   result = {
     "format": FORMAT, "model": facts, "version": made_by, "sets": found, "overlap": overlap,

@@ -20,7 +20,7 @@ from fipo_jax.pods import costs as costs_lib
 from fipo_jax.pods import public
 from fipo_jax.pods.chips import CHIPS, describe_topology, topology_of
 from fipo_jax.pods.costs import Efficiencies, Trained
-from fipo_jax.pods.iteration import PHASES, Workload, simulate
+from fipo_jax.pods.iteration import PHASES, Workload, evaluated, simulate
 from fipo_jax.pods.programs import (
   GIB,
   Plan,
@@ -171,7 +171,7 @@ def forecast(
     "memory_gib": memory, "fits": max(memory["train"], memory["rollout"]) <= chip.hbm_gib, "limit_gib": chip.hbm_gib,
     "sources": {name: of.source for name, of in trained.items()},
     "efficiencies": {k: {"value": v, "from": said[k]} for k, v in dataclasses.asdict(by).items() if k in said},
-    "notes": notes,
+    "evaluated": [line for _, line in evaluated(cfg)] if cfg.eval.every else [], "notes": notes,
   }  # fmt: skip
 
 
@@ -229,6 +229,8 @@ def describe(f: dict[str, Any], price: float) -> str:
   say("tokens", f"{f['tokens'] / 1e6:.1f} M sampled, {f['tokens_trained'] / 1e6:.1f} M trained on in "
       f"{f['micro_batches']:.0f} micro-batches, rows {f['row_fill']:.0%} full; "
       f"{f['tokens_per_second_per_chip']:,.0f} tokens/s per chip over the whole iteration")  # fmt: skip
+  if f["evaluated"]:
+    say("evaluation", "; ".join(f["evaluated"]))
   say("idle", f"{f['idle_share']:.1%} of the time, as empty slots or waiting for the host; "
       f"{f['interrupted']:.0f} responses put back, {f['decode_programs']:.0f} decode programs")  # fmt: skip
   hours = lambda h: f"{h:,.0f} chip-hours" + (f" ({h * price:,.0f} USD)" if price else "")

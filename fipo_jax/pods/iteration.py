@@ -20,6 +20,7 @@ import jax
 import numpy as np
 
 from fipo_jax import collect
+from fipo_jax import prompts as prompts_lib
 from fipo_jax.evaluation import sets as sets_lib
 from fipo_jax.pods import costs as costs_lib
 from fipo_jax.pods.costs import Efficiencies, SamplingCosts, Trained
@@ -215,10 +216,22 @@ def draw(run, step: int):
 
 def evaluation(run, workload: Workload) -> None:
   """Samples for one evaluation; its responses are as long as those of training."""
-  for s in sets_lib.of(run.cfg):
-    prompts = _Stream(workload).take(s.cfg.eval.prompts or run.cfg.eval.prompts)  # how many a file has is not known
-    samples = s.cfg.eval.samples_per_prompt
-    run.engine.generate(prompts, samples, key=s.key(), sampling=run.sampling(evaluation=True))
+  for s, (problems, _) in zip(sets_lib.of(run.cfg), evaluated(run.cfg), strict=True):
+    sampling = dataclasses.replace(run.sampling(evaluation=True), max_tokens=s.cfg.rollout.max_response_tokens)
+    run.engine.generate(_Stream(workload).take(problems), s.cfg.eval.samples_per_prompt, key=s.key(), sampling=sampling)
+
+
+def evaluated(cfg) -> list[tuple[int, str]]:
+  """(problems, a line about it) of each set; of files that are not here eval.prompts is taken, and said."""
+  found = []
+  for s in sets_lib.of(cfg):
+    known = prompts_lib.count(s)
+    problems = known or cfg.eval.prompts
+    said = f"{s.name or 'evaluation'}: {problems} problems x {s.cfg.eval.samples_per_prompt}"
+    if known is None:
+      said += f" (of eval.prompts: {s.cfg.eval.path or s.cfg.data.name} is not here to be counted)"
+    found.append((problems, said))
+  return found
 
 
 def packed(cfg, groups, step: int) -> tuple[int, float, int]:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from fipo_jax import assemble
 from fipo_jax import config as config_lib
+from fipo_jax.evaluation import sets as sets_lib
 from fipo_jax.models import PRESETS, attention_splash, hf, make_model
 from fipo_jax.models.transformer import NUMERICS, TILED, Model, ModelConfig
 from fipo_jax.pods.chips import Chip, Described
@@ -367,3 +368,6 @@ def validate(cfg) -> None:
   if cfg.model.preset:
     cfg.model.path, cfg.model.alphabet = "", cfg.model.alphabet or "0"
   config_lib.validate(cfg)
+  if cfg.eval.every:
+    sets_lib.check_limits(cfg)
+    sets_lib.best_by(cfg)

@@ -14,6 +14,7 @@ import re
 
 from fipo_jax import config as config_lib
 from fipo_jax import lines, paths, processes, sharding
+from fipo_jax.evaluation import sets as sets_lib
 from fipo_jax.pods import programs
 from fipo_jax.pods.chips import CHIPS, Chip, Described, describe_topology, topology_of
 
@@ -222,8 +223,10 @@ def _check_folders(cfg, mounts: tuple[Mount, ...]) -> None:
 def _local_files(cfg, mounts: tuple[Mount, ...]) -> list[str]:
   """What only the image can have, as nothing here can know."""
   found = {}
-  for field in ("model.path", "data.path", "eval.path", "reward.file"):
-    value = config_lib.at(cfg, field)
+  values = {field: config_lib.at(cfg, field) for field in ("model.path", "data.path", "eval.path", "reward.file")}
+  if cfg.eval.every:
+    values |= {f"eval.sets.{s.name}.path": s.cfg.eval.path for s in sets_lib.of(cfg) if s.name}
+  for field, value in values.items():
     given = (value,) if isinstance(value, str) else tuple(value)
     found[field] = [p for p in given if p and not p.startswith("gs://") and _mount_of(p, mounts) is None]
   if cfg.model.preset:

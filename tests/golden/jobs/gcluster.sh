@@ -1,6 +1,6 @@
 #!/bin/bash
 # Grace 3600 s: the default; --measured=RUN takes it from a run on such a slice.
-# Note: model.path=Qwen2.5-32B: read from the image in each pod, where nothing here has looked.
+# Note: model.path=Qwen2.5-32B; eval.sets.aime24.path=data/aime-2024.parquet; eval.sets.aime25.path=data/aime-2025.jsonl: read from the image in each pod, where nothing here has looked.
 # Note: Spot: 15 s from notice to kill, whatever the grace; what counts there is the last checkpoint.
 # Restarts count, also those after 75: the flag only says which codes are no failure for good.
 # Before v1.103 the parts of --mount are separated by : instead of ;.

@@ -1,6 +1,6 @@
 #!/bin/bash
 # Grace 3600 s: the default; --measured=RUN takes it from a run on such a slice.
-# Note: model.path=Qwen2.5-32B: read from the image in each pod, where nothing here has looked.
+# Note: model.path=Qwen2.5-32B; eval.sets.aime24.path=data/aime-2024.parquet; eval.sets.aime25.path=data/aime-2025.jsonl: read from the image in each pod, where nothing here has looked.
 #
 # Start:  gcloud alpha compute tpus queued-resources create fipo-32b --node-count=2 --node-prefix=fipo-32b --project=PROJECT --zone=ZONE --accelerator-type=v5p-128 --runtime-version=v2-alpha-tpuv5 --reserved --reservation=ours --metadata-from-file=startup-script=THIS_FILE
 # Watch:  gcloud compute tpus queued-resources describe fipo-32b --project=PROJECT --zone=ZONE

@@ -1,6 +1,6 @@
 #!/bin/bash
 # Grace 3600 s: the default; --measured=RUN takes it from a run on such a slice.
-# Note: model.path=Qwen2.5-32B: read from the image in each pod, where nothing here has looked.
+# Note: model.path=Qwen2.5-32B; eval.sets.aime24.path=data/aime-2024.parquet; eval.sets.aime25.path=data/aime-2025.jsonl: read from the image in each pod, where nothing here has looked.
 # Restarts count, also those after 75; 42 and 127 to 255 restart whatever is listed, so 130 does too.
 # Stop: xpk workload delete --workload fipo-32b --cluster CLUSTER
 exec xpk workload create \
