@@ -206,12 +206,14 @@ ROWS = (
     "recipe_test.py::test_published_figures_stand_beside_their_like_alone", "15 problems are compared with 30",
   ),
   (
-    "published_changed_by_hand", "fipo_jax/evaluation/published.py", '"aime24", FIPO, avg=47)', '"aime24", FIPO, avg=41)',
+    "published_changed_by_hand", "fipo_jax/evaluation/published.py",
+    '"aime24", FIPO, avg=47)', '"aime24", FIPO, avg=41)',
     "recipe_test.py::test_published_results_are_the_copy_and_the_page", "a baseline that nobody has reported",
   ),
   (
     "published_is_not_said", "fipo_jax/evaluation/program.py",
     "for line in published.lines(s.name, found[s.name]):", "for line in ():",
-    "program_test.py::test_it_finds_what_training_found_and_goes_on_where_it_was_cut", "figures without their reference",
+    "program_test.py::test_it_finds_what_training_found_and_goes_on_where_it_was_cut",
+    "figures without their reference",
   ),
 )

@@ -303,7 +303,8 @@ ROWS = (
     "pod_test.py::test_what_cannot_work_is_refused", "a wrong name costs a start of all hosts",
   ),
   (
-    "pod_files_of_sets_are_not_said", "fipo_jax/pods/jobs/job.py", "for s in sets_lib.of(cfg) if s.name}", "for s in ()}",
+    "pod_files_of_sets_are_not_said", "fipo_jax/pods/jobs/job.py",
+    "for s in sets_lib.of(cfg) if s.name}", "for s in ()}",
     "pod_test.py::test_a_folder_on_a_claim_outlives_pods_and_what_only_the_image_has_is_said",
     "a file that no pod has is met there",
   ),

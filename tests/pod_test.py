@@ -282,7 +282,7 @@ def test_code_in_a_bucket_is_fetched_and_becomes_the_program(tmp_path):
   (dict(target="xpk", mounts=("gs://b=/m",)), "does not read it"),
   (dict(target="tpu-vm", topology="v7x-128"), "--topology=v7x-128: there are no TPU VMs of it"),
   (dict(target="kueue"), "--queue='': --target=kueue needs the name"),
-  (dict(fields={"eval.main": "aime23"}), "eval.main='aime23': no such set in eval.sets"),
+  (dict(fields={"checkpoint.best_by": "aime23/accuracy"}), "checkpoint.best_by='aime23/accuracy': no such set"),
   (dict(target="slurm", nodes=-1, gpus=8), "--nodes=-1 --gpus=8: say how many nodes"),
   (dict(fields={"batch.prompts": 500}), "batch.prompts=500 is not divisible by batch.minibatch_prompts=64"),
 ])  # fmt: skip
