@@ -81,6 +81,7 @@ MAY_IMPORT = {
   ),
   "launch/": ("fipo_jax/", "launch/interpreter"),
   "experiments/": ("fipo_jax/config", "fipo_jax/algorithms/presets"),
+  "experiments/gpu/": ("fipo_jax/models/tensor_files",),
   "tests/": ("fipo_jax/", "launch/", "experiments/"),
 }
 
