@@ -71,6 +71,11 @@ def test_a_torn_piece_and_another_package_are_refused(model, tmp_path):
     machine.take(tmp_path / "pieces", tmp_path / "store")
   with pytest.raises(ValueError, match="piece_001, piece_002.* missing; take them first"):
     machine.join(tmp_path / "store")  # the first was whole, and is there
+  packed(model, tmp_path / "other", 0.003)
+  machine.take(tmp_path / "other", tmp_path / "torn")
+  (tmp_path / "torn/piece_000").write_bytes(b"x" * 3145)  # on the disk, since it was taken
+  with pytest.raises(ValueError, match="all.tar: not what was packed; delete --store"):
+    machine.join(tmp_path / "torn")
   packed(model, tmp_path / "pieces", 0.003)
   with pytest.raises(ValueError, match="holds pieces of another package"):
     machine.take(tmp_path / "pieces", tmp_path / "store")
@@ -95,7 +100,7 @@ def test_only_what_the_machine_lacks_is_needed():
     pack.fetch_wheels({}, "2.7", pathlib.Path("nowhere"))
 
 
-def stage_runs(tmp_path, monkeypatch, *, seconds=0.0, ends=(0,)):
+def stage_runs(tmp_path, monkeypatch, *, took=0.0, ends=(0,)):
   """`machine.main(run)` with stages that only write what they would; (exit code, stages that ran, files brought)."""
   store, ran = tmp_path / "store", []
   store.mkdir(exist_ok=True)
@@ -105,7 +110,7 @@ def stage_runs(tmp_path, monkeypatch, *, seconds=0.0, ends=(0,)):
   def command(self, name, limit_s, *command):
     ran.append(name)
     if name == "train":
-      self.trained_for = limit_s
+      assert 0 < limit_s < 60 - 45 - took  # what evaluation took is left for the other one
       code = next(codes)
       (store / "run/checkpoints/7").mkdir(parents=True, exist_ok=True)
       (store / "run/metrics.jsonl").write_text("{}\n")
@@ -126,7 +131,8 @@ def test_a_run_goes_on_where_the_minutes_ended(tmp_path, monkeypatch):
   code, ran, brought = stage_runs(tmp_path, monkeypatch, ends=(machine.STOPPED,))
   assert code == machine.STOPPED and ran == ["before", "train", "after", "compare"]
   assert {"before.json", "after_step7.json", "compare_step7.json", "log.txt", "metrics.jsonl"} <= set(brought)
-  code, ran, _ = stage_runs(tmp_path, monkeypatch, ends=(0,))
+  (tmp_path / "store/evaluation_s").write_text("5.0")
+  code, ran, _ = stage_runs(tmp_path, monkeypatch, took=5.0, ends=(0,))
   assert code == 0 and ran == ["train", "compare"]  # the model was evaluated, and step 7 too
   code, ran, _ = stage_runs(tmp_path, monkeypatch)
   assert code == 0 and ran == ["compare"]
@@ -137,14 +143,15 @@ def test_what_failed_ends_it_and_what_there_is_is_brought(tmp_path, monkeypatch)
   assert code == 2 and ran == ["before", "train"] and "before.json" in brought and "metrics.jsonl" in brought
 
 
-def test_a_stage_is_told_to_stop_at_its_limit_and_killed_after_the_grace(tmp_path, monkeypatch, capsys):
-  stages = machine.Stages(tmp_path, machine.time.monotonic() + 60)
+def test_a_stage_is_told_to_stop_at_its_limit_and_killed_after_the_grace(tmp_path, capsys):
+  stages = machine.Stages(tmp_path, machine.time.monotonic() + 60, 30)
   heeds = "import signal, sys, time\nsignal.signal(15, lambda *a: sys.exit(75))\nprint('up')\ntime.sleep(60)"
   assert stages.run("heeds", 1.5, "-c", heeds) == 75
-  monkeypatch.setattr(machine, "GRACE_S", 0.5)
+  stages.grace_s = 0.5
   deaf = "import signal, time\nsignal.signal(15, signal.SIG_IGN)\ntime.sleep(60)"
-  assert stages.run("deaf", 1.5, "-c", deaf) == -9
+  assert stages.run("deaf", 1.5, "-c", deaf) == machine.STOPPED
   said = capsys.readouterr().out
+  assert "deaf: killed after --grace_s=0.5; what its last checkpoint has is left" in said
   assert "heeds: exit code 75 after" in said and "up" in (tmp_path / "log.txt").read_text()
 
 

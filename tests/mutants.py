@@ -35,6 +35,7 @@ import mutants_algorithms
 import mutants_bazel
 import mutants_doors
 import mutants_evaluation
+import mutants_gpu
 import mutants_gs
 import mutants_long_chain
 import mutants_models
@@ -295,7 +296,7 @@ def main(arguments=None) -> int:
 MUTANTS = tuple(
   Mutant(*row)
   for table in (
-    mutants_algorithms, mutants_bazel, mutants_doors, mutants_evaluation, mutants_gs, mutants_long_chain,
+    mutants_algorithms, mutants_bazel, mutants_doors, mutants_evaluation, mutants_gpu, mutants_gs, mutants_long_chain,
     mutants_training, mutants_models,
     mutants_pods, mutants_rewards, mutants_runs, mutants_sight,
   )

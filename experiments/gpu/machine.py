@@ -28,7 +28,6 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 STOPPED = 75  # as fipo_jax.processes
-GRACE_S = 45.0  # to save and end, beside what evaluation will take
 BROUGHT_MIB = 15.0  # of a file that is brought back
 KEPT = ("metrics.jsonl", "samples.jsonl", "config.json", "result.json", "starts.json")  # of the run's folder
 
@@ -143,15 +142,15 @@ def environment(store: pathlib.Path) -> dict[str, str]:
 class Stages:
   """Commands of the repository that run until a deadline, with all they say in STORE/log.txt."""
 
-  def __init__(self, store: pathlib.Path, end: float):
-    self.store, self.end = store, end
+  def __init__(self, store: pathlib.Path, end: float, grace_s: float):
+    self.store, self.end, self.grace_s = store, end, grace_s
     self.log = (store / "log.txt").open("a")
 
   def left(self) -> float:
     return self.end - time.monotonic()
 
   def run(self, name: str, limit_s: float, *command: str) -> int:
-    """Its exit code; at the limit it gets SIGTERM, and after the grace SIGKILL."""
+    """Its exit code; at the limit it gets SIGTERM, and after the grace SIGKILL, which counts as stopped, too."""
     started = time.monotonic()
     self.log.write(f"---- {name}: {' '.join(command)}\n")
     self.log.flush()
@@ -162,10 +161,12 @@ class Stages:
     except subprocess.TimeoutExpired:
       child.send_signal(signal.SIGTERM)
       try:
-        code = child.wait(GRACE_S)
+        code = child.wait(self.grace_s)
       except subprocess.TimeoutExpired:
         child.kill()
-        code = child.wait()
+        child.wait()
+        code = STOPPED
+        print(f"{name}: killed after --grace_s={self.grace_s:g}; what its last checkpoint has is left", flush=True)
     print(f"{name}: exit code {code} after {time.monotonic() - started:.0f} s, {self.left():.0f} s left", flush=True)
     return code
 
@@ -174,7 +175,7 @@ def run(given, overrides: list[str]) -> int:
   """All stages, as far as the minutes go."""
   store = given.store
   began = time.monotonic()
-  stages = Stages(store, began + 60 * given.minutes)
+  stages = Stages(store, began + 60 * given.minutes, given.grace_s)
   unpack(store)
   print(f"unpacked: {stages.left():.0f} s left", flush=True)
   fields = [f"--config.compile_cache={store / 'xla'}", *overrides]
@@ -188,13 +189,14 @@ def run(given, overrides: list[str]) -> int:
       return code
     seconds.write_text(f"{time.monotonic() - started:.1f}")
   if not (work / "result.json").exists():
-    limit = stages.left() - float(seconds.read_text()) - GRACE_S
+    limit = stages.left() - float(seconds.read_text()) - given.grace_s
     code = stages.run("train", limit, "launch/run.py", config, f"--config.model.path={store / 'model'}",
                       f"--config.workdir={work}", *fields)  # fmt: skip
     if code not in (0, STOPPED):
       return code
   step = max((int(p.name) for p in work.glob("checkpoints/*") if p.name.isdigit()), default=0)
   if not step:
+    print("no checkpoint yet; the same command goes on", flush=True)
     return STOPPED
   after = store / f"after_step{step}.json"
   if not after.exists():
@@ -229,6 +231,7 @@ def main(argv: list[str]) -> int:
   parser.add_argument("--store", type=pathlib.Path)
   parser.add_argument("--out", type=pathlib.Path)
   parser.add_argument("--minutes", type=float, default=8)
+  parser.add_argument("--grace_s", type=float, default=45, help="to finish an update and save, when training must stop")
   parser.add_argument("--algorithm", default="")
   parser.add_argument("--experiment", default="experiments/real_gpu.py")
   given, overrides = parser.parse_known_args(argv)
