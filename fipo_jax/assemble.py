@@ -302,10 +302,12 @@ def check_inputs_alike(cfg, model: Model, stream, sets: list[EvalSet]) -> None:
   })  # fmt: skip
 
 
-def open_checkpointer(cfg) -> Checkpointer:
+def open_checkpointer(cfg, *, read_only: bool = False) -> Checkpointer:
   """The checkpoints of a run."""
   c = cfg.checkpoint
-  return Checkpointer(cfg.workdir, keep=c.keep, best=c.keep_best, folder=c.folder)
+  return Checkpointer(
+    cfg.workdir, keep=c.keep, best=c.keep_best, every=c.keep_every, folder=c.folder, read_only=read_only
+  )
 
 
 def with_model(cfg: ml_collections.ConfigDict) -> ml_collections.ConfigDict:

@@ -279,8 +279,10 @@ class Spent:
     return self.kept_s / max(time.time() - self.first, 1e-9)
 
 
-def begin_training(cfg, step: int, logged: list[dict[str, Any]]) -> tuple[Spent | None, str]:
-  """Notes that training begins, from `step`, and what was dropped for that.
+def begin_training(
+  cfg, step: int, logged: list[dict[str, Any]], *, devices: str = "", rollbacks: int = 0
+) -> tuple[Spent | None, str]:
+  """Notes that training begins, from `step` on these devices after so many rollbacks, and what was dropped for that.
 
   After the metrics were cut: a kill in between leaves what was lost uncounted, never counted twice.
   Args: logged: `logged` from before that.
@@ -290,7 +292,8 @@ def begin_training(cfg, step: int, logged: list[dict[str, Any]]) -> tuple[Spent 
     return None, ""
   folder, rows = paths.of(cfg.workdir), logged
   starts = _starts(folder)
-  starts[-1] |= {"training": round(time.time(), 3), **goodput.lost(rows, step)}
+  where = {"devices": devices, "rollbacks": rollbacks}
+  starts[-1] |= {"training": round(time.time(), 3), **where, **goodput.lost(rows, step)}
   _write(folder / STARTS, starts)
   kept_s = goodput.seconds_of(row for row in rows if row["step"] <= step)
   said = goodput.said(goodput.account(starts, kept_s, time.time())) if len(starts) > 1 else ""
