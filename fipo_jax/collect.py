@@ -38,11 +38,16 @@ def collect(run: Run, step: int, progress) -> tuple[list[Group], dict[str, float
     groups, values = sample_groups(run, step, progress)
   finally:
     run.engine.release()
+  return groups, values | give_advantages(run, groups)
+
+
+def give_advantages(run: Run, groups: list[Group]) -> dict[str, float]:
+  """Fills the advantages of scored groups from their rewards; returns what there is to say of the groups."""
   rewards_PG = np.array([[r.reward for r in group] for group in groups])
   for group, row in zip(groups, run.advantages(rewards_PG), strict=True):
     for rollout, advantage in zip(group, row, strict=True):
       rollout.advantage = float(advantage)
-  return groups, values | describe_trained(groups, advantages=run.credit is None)
+  return describe_trained(groups, advantages=run.credit is None)
 
 
 def demonstrations(run: Run) -> list[Group]:
