@@ -74,6 +74,11 @@ MAY_IMPORT = {
   ),
   "fipo_jax/tokens": ("fipo_jax/types", "fipo_jax/processes", "fipo_jax/assemble", "fipo_jax/train/"),
   "fipo_jax/export": (*MIDDLE, "fipo_jax/assemble", "fipo_jax/models/", "fipo_jax/train/"),
+  "fipo_jax/replays/": (
+    *MIDDLE, "fipo_jax/assemble", "fipo_jax/collect", "fipo_jax/describe", "fipo_jax/loop", "fipo_jax/rollback",
+    "fipo_jax/rollout/", "fipo_jax/tokens", "fipo_jax/train/", "fipo_jax/workdir",
+  ),
+  "fipo_jax/replays/compare": (),
   "fipo_jax/sweeps/": ("fipo_jax/config", "fipo_jax/changes", "fipo_jax/workdir", "fipo_jax/assemble"),
   "fipo_jax/pods/": (
     *MIDDLE, "fipo_jax/models/", "fipo_jax/rewards/", "fipo_jax/rollout/", "fipo_jax/train/", "fipo_jax/assemble",

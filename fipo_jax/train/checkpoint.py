@@ -42,7 +42,7 @@ class _WithoutTraces(logging.Filter):
   """
 
   def filter(self, record: logging.LogRecord) -> bool:
-    expected = record.exc_info or "read only" in str(record.msg)
+    expected = record.exc_info or "read_only" in str(record.msg) or "read only" in str(record.msg)
     return not (expected and "orbax" in record.pathname)
 
 
