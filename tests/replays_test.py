@@ -52,14 +52,14 @@ def replayed(model, tmp_path_factory):  # noqa: F811
   folder = tmp_path_factory.mktemp("brief")
   loop.train(small(model, folder / "run", **BRIEF))
   with workdir.hold(folder / "run"):
-    before = tree(folder / "run")
+    trees = [tree(folder / "run")]
     found, said = again(folder / "run", 2, folder / "out", **FILTERED)
-    assert tree(folder / "run") == before
-  return folder, found, said
+    trees.append(tree(folder / "run"))
+  return folder, found, said, trees
 
 
 def test_a_step_is_made_again_bit_for_bit(replayed):
-  folder, found, said = replayed
+  folder, found, said, _ = replayed
   row = lines(folder / "run")[-1]
   assert found["equal"] and found["done"] and found["checkpoint"] == 1
   (compared,) = found["compared"]
@@ -69,8 +69,14 @@ def test_a_step_is_made_again_bit_for_bit(replayed):
     assert found["metrics"][name]["recorded"] == found["metrics"][name]["replayed"] == row[name]
 
 
+def test_the_run_is_left_alone(replayed):
+  """Not a file of it is made, changed, deleted or touched."""
+  before, after = replayed[-1]
+  assert len(before) > 40 and after == before
+
+
 def test_tokens_are_those_of_samples_and_all_of_them(replayed):
-  folder, found, _ = replayed
+  folder, found, _, _ = replayed
   records = lines(folder / "out", dump.TOKENS)
   samples = [r for r in lines(folder / "run", "samples.jsonl") if r["step"] == 2]
   assert len(records) == found["responses"] == 16 and len({(r["prompt_id"], r["sample"]) for r in records}) == 16
@@ -87,7 +93,7 @@ def test_tokens_are_those_of_samples_and_all_of_them(replayed):
 
 
 def test_gradients_by_layer_are_those_of_the_update(replayed):
-  folder, found, _ = replayed
+  folder, found, _, _ = replayed
   norms = lines(folder / "run")[-1]["minibatch/grad_norm"]
   for g, norm in zip(found["gradients"], norms, strict=True):
     close(g["norm"], norm, terms=62_000, scale=norm)
@@ -98,7 +104,7 @@ def test_gradients_by_layer_are_those_of_the_update(replayed):
 
 def test_what_the_step_would_have_been_stands_beside_it(replayed):
   """f of the second mini-batch is another, and so is its update; the first begins where it did."""
-  folder, found, said = replayed
+  folder, found, said, _ = replayed
   assert found["same_responses"] and found["changed"]["algorithm.weight_clip"] == [[1.0, 1.2], [0.8, 0.9]]
   was, other = (lines(folder / "out", name) for name in (dump.TOKENS, dump.CHANGED))
   assert [(r["prompt_id"], r["sample"], r["tokens"]) for r in was] == [
@@ -315,7 +321,8 @@ def test_an_attempt_that_was_rolled_back_and_the_one_after(model, tmp_path):  # 
   assert first["equal"] and "attempt 1 of 2, which the alarm entropy_explosion ended at step 3 (back to step 2)" in said
   assert first["metrics"]["alarms"]["replayed"] == ["entropy_explosion"]
   second, _ = again(tmp_path / "run", 3, tmp_path / "second")
-  assert second["equal"] and second["metrics"]["weight_std"]["replayed"] == 0 < first["metrics"]["weight_std"]["replayed"]
+  now, then = (found["metrics"]["weight_std"]["replayed"] for found in (second, first))
+  assert second["equal"] and now == 0 < then
   shutil.rmtree(folder_of(tmp_path / "run") / "2")  # so that the border is gone over
   third, said = again(tmp_path / "run", 3, tmp_path / "third")
   assert third["equal"] and third["checkpoint"] == 1

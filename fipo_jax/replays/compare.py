@@ -75,7 +75,7 @@ def said(found: list[Compared]) -> list[str]:
   different = [c for c in found if c.different]
   if not different:
     return [f"{steps}: all {found[-1].number} metrics are equal to those recorded, bit for bit", *lines]
-  for c in dict.fromkeys((different[0], different[-1])):
+  for c in different[:1] + different[1:][-1:]:
     most = "; ".join(d.said() for d in c.different[:4])
     lines.append(f"step {c.step}: {len(c.different)} of {c.number} metrics differ from those recorded; most: {most}")
   return lines

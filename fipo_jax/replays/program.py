@@ -232,7 +232,7 @@ class Machine:
 
     Returns its metrics.
     """
-    self.run.state = None  # room for the other
+    self.run.state = None  # for room
     run = before.back(assemble.under(self.run, self._placed(cfg)))
     if run.scorer is not self.run.scorer:
       self._stack.enter_context(run.scorer)
