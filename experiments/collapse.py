@@ -29,5 +29,6 @@ def get_config():
   c.optimizer.warmup_updates = 200  # 50 rollouts: what is usual must be seen before it can be lost
   c.checkpoint.every = 3
   c.checkpoint.keep = 4
+  c.checkpoint.keep_every = 3  # for launch/replay.py
   c.eval.every = 10
   return c

@@ -144,8 +144,7 @@ def sampling_of(cfg, tokenizer: Tokenizer, *, evaluation: bool) -> Sampling:
 def build(cfg: ml_collections.ConfigDict, *, allow: Collection[str] = (), step: int | str | None = None) -> Run:
   """Builds the run of a validated config, restoring the newest checkpoint of its workdir if there is one.
 
-  Says what it finds as it finds it, all of it before the first compile.
-
+  The workdir is the run's own from then on.
   Args:
     allow: fields that may differ from those of the run that is resumed, though they alter the training.
     step: resume from this checkpoint, a number or "best"; newer ones are set aside.
@@ -157,7 +156,23 @@ def build(cfg: ml_collections.ConfigDict, *, allow: Collection[str] = (), step: 
   console.say(describe.code(claimed.provenance))
   for note in claimed.notes:
     console.say(note)
-  cfg = rollback.replay(cfg)
+  rollbacks = len(rollback.records(cfg.workdir))
+  return open_run(rollback.replay(cfg), step, rollbacks=rollbacks, allow=allow, changes=claimed.changes)
+
+
+def open_run(
+  cfg, step: int | str | None, *, rollbacks: int, allow: Collection[str] = (), changes: Collection[str] = (),
+  read_only: bool = False,
+) -> Run:  # fmt: skip
+  """The run of a config as it stood after a step.
+
+  Says what it finds as it finds it, all of it before the first compile.
+
+  Args:
+    step: as in `build`. rollbacks, changes: see `Run`.
+    read_only: nothing in its workdir is written, moved or deleted; step is then a checkpoint, or 0 for the beginning.
+  Raises as `build`.
+  """
   checkpoint_lib.check_shared(checkpoint_lib.folder_of(cfg.workdir, cfg.checkpoint.folder))
   prepare_compiling(cfg)
   with console.phase("looking for devices"):
@@ -184,16 +199,19 @@ def build(cfg: ml_collections.ConfigDict, *, allow: Collection[str] = (), step: 
   for each in (rollback.overridden(cfg), cfg):  # what an alarm would change to is checked now
     make_objective(each.algorithm.name, terms=open_terms(each), **hyperparameters(each))
   steps, optimizer, abstract = open_steps(cfg, model, mesh)
-  checkpointer = open_checkpointer(cfg)
-  if step is not None:
+  checkpointer = open_checkpointer(cfg, read_only=read_only)
+  if read_only:
+    assert isinstance(step, int)
+  elif step is not None:
     step = checkpointer.start_from(step)
     workdir.keep_logs(cfg, step)
   else:
     step = checkpointer.latest() or 0
   console.say(describe.schedule(cfg, stream))
-  console.say(f"resumes from step {step}" if step else "a new run")
+  if not read_only:
+    console.say(f"resumes from step {step}" if step else "a new run")
   with console.phase("trying the verifier"):
-    scorer, about_golds = open_scorer(cfg, stream, sets, check=not step)
+    scorer, about_golds = open_scorer(cfg, stream, sets, check=not step and not read_only)
   try:
     for note in about_golds:
       console.say(note)
@@ -202,8 +220,8 @@ def build(cfg: ml_collections.ConfigDict, *, allow: Collection[str] = (), step: 
         state, host = checkpointer.restore(step, abstract)
       else:
         state, host = fresh_state(cfg, model, optimizer, abstract, mesh), {"seconds": 0.0, "counters": {}}
-    rollbacks = len(rollback.records(cfg.workdir))
-    host |= stored.rescued(cfg.workdir, [step, rollbacks])
+    if not read_only:
+      host |= stored.rescued(cfg.workdir, [step, rollbacks])
     same_data = "data" not in host or resume_data(stream, host["data"], allow)
     surplus, pending, begun = (stored.decode(host.pop(name, {})) for name in ("surplus", "pending", "begun"))
     if begun:
@@ -216,18 +234,38 @@ def build(cfg: ml_collections.ConfigDict, *, allow: Collection[str] = (), step: 
     watch = alarms.Watch(limits, cfg.model.dtype)
     if "watch" in host:
       watch.restore(host["watch"])
-    ddof = cfg.algorithm.advantage_std_ddof
     return Run(
-      cfg, mesh, model, tokenizer, state, steps,
-      advantages=make_advantages(cfg.algorithm.name, cfg.algorithm.advantage, std_ddof=None if ddof < 0 else ddof),
-      credit=open_credit(cfg), control=open_control(cfg), reference=open_reference(cfg, model, mesh), engine=engine,
+      cfg, mesh, model, tokenizer, state, steps, advantages=open_advantages(cfg), credit=open_credit(cfg),
+      control=open_control(cfg), reference=open_reference(cfg, model, mesh), engine=engine,
       stream=stream, sets=sets, scorer=scorer, checkpointer=checkpointer, step=step, host=host,
       timers=metrics.Timers(), surplus=surplus, pending=stored.with_prompts(pending, stream.find), watch=watch,
-      rollbacks=rollbacks, begun=stored.with_prompts(begun, stream.find), changes=claimed.changes,
+      rollbacks=rollbacks, begun=stored.with_prompts(begun, stream.find), changes=list(changes),
     )  # fmt: skip
   except BaseException:
     scorer.close()
     raise
+
+
+def under(run: Run, cfg: ml_collections.ConfigDict) -> Run:
+  """The same run, at the same step, under other fields of algorithm, optimizer, batch, rollout or reward.
+
+  What those fields make is made again; state, prompts and whatever waits are shared. A scorer of its own is the
+  caller's to close.
+  Raises ValueError for fields that cannot be.
+  """
+  make_objective(cfg.algorithm.name, terms=open_terms(cfg), **hyperparameters(cfg))
+  steps, _, _ = open_steps(cfg, run.model, run.mesh)
+  changed = dict(
+    steps=steps, advantages=open_advantages(cfg), credit=open_credit(cfg), control=open_control(cfg),
+    host=dict(run.host), timers=metrics.Timers(),
+  )  # fmt: skip
+  if bool(cfg.algorithm.reference_kl_coef) != (run.reference is not None):
+    changed["reference"] = open_reference(cfg, run.model, run.mesh)
+  if cfg.rollout != run.cfg.rollout:
+    changed["engine"] = open_engine(cfg, run.model, run.mesh, run.tokenizer)
+  if cfg.reward != run.cfg.reward:
+    changed["scorer"], _ = open_scorer(cfg, run.stream, run.sets, check=False)
+  return dataclasses.replace(run, cfg=cfg, **changed)
 
 
 def prepare_compiling(cfg) -> None:
@@ -302,10 +340,12 @@ def check_inputs_alike(cfg, model: Model, stream, sets: list[EvalSet]) -> None:
   })  # fmt: skip
 
 
-def open_checkpointer(cfg) -> Checkpointer:
+def open_checkpointer(cfg, *, read_only: bool = False) -> Checkpointer:
   """The checkpoints of a run."""
   c = cfg.checkpoint
-  return Checkpointer(cfg.workdir, keep=c.keep, best=c.keep_best, folder=c.folder)
+  return Checkpointer(
+    cfg.workdir, keep=c.keep, best=c.keep_best, every=c.keep_every, folder=c.folder, read_only=read_only
+  )
 
 
 def with_model(cfg: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
@@ -488,6 +528,12 @@ def open_terms(cfg) -> Terms:
     sampler_ratio_cap=a.sampler_ratio_cap or None, value_clip=a.value_clip or None,
     value_coef=a.value_coef if a.name == "ppo" else 0.0,
   )  # fmt: skip
+
+
+def open_advantages(cfg) -> Callable:
+  """Rewards [P, G] -> advantages [P, G], as objective or config say."""
+  ddof = cfg.algorithm.advantage_std_ddof
+  return make_advantages(cfg.algorithm.name, cfg.algorithm.advantage, std_ddof=None if ddof < 0 else ddof)
 
 
 def open_control(cfg) -> Callable | None:

@@ -38,11 +38,16 @@ def collect(run: Run, step: int, progress) -> tuple[list[Group], dict[str, float
     groups, values = sample_groups(run, step, progress)
   finally:
     run.engine.release()
+  return groups, values | give_advantages(run, groups)
+
+
+def give_advantages(run: Run, groups: list[Group]) -> dict[str, float]:
+  """Fills the advantages of scored groups from their rewards; returns what there is to say of the groups."""
   rewards_PG = np.array([[r.reward for r in group] for group in groups])
   for group, row in zip(groups, run.advantages(rewards_PG), strict=True):
     for rollout, advantage in zip(group, row, strict=True):
       rollout.advantage = float(advantage)
-  return groups, values | describe_trained(groups, advantages=run.credit is None)
+  return describe_trained(groups, advantages=run.credit is None)
 
 
 def demonstrations(run: Run) -> list[Group]:
@@ -148,6 +153,8 @@ def sample_groups(run: Run, step: int, progress) -> tuple[list[Group], dict[str,
   }
   if draws:
     values |= run.engine.usage.values()
+  if missing := without_verdict(seen):
+    values["unverified"] = missing
   if len(kept) < want and (not kept or c.on_exhausted == "stop"):
     run.surplus = kept  # saved with the run
     limit = f"max_draws={c.max_draws}" if draws == c.max_draws else f"all {len(drawn)} prompts were drawn"
@@ -271,7 +278,8 @@ def begin_score(run: Run, groups: list[Group], cfg=None) -> Callable[[], None]:
   def job(i: int) -> Job:
     r = rollouts[i]
     r.text = run.tokenizer.decode(r.tokens)
-    return Job(verifier_of(c, r.prompt), r.text, r.prompt.answer, r.prompt.extras, r.prompt.text)
+    key = (r.prompt.id, r.sample)
+    return Job(verifier_of(c, r.prompt), r.text, r.prompt.answer, r.prompt.extras, r.prompt.text, key)
 
   verdicts = begin_verify(run, job, len(rollouts))
 
@@ -311,6 +319,14 @@ def refuse_silence(run: Run, groups: list[Group]) -> None:
   if all(r.failed for r in rollouts):
     raise ValueError(f"none of the first {len(rollouts)} responses could be verified{unverified(run, groups)}.")
   run.verified = True
+
+
+def without_verdict(groups: list[Group]) -> list[tuple[int, int, str]]:
+  """(Prompt's id, number of the sample, "timeout" or "error") of responses without a verdict, for a replay.
+
+  Another process, on another day, may find the time.
+  """
+  return [(r.prompt.id, r.sample, f) for g in groups for r in g for f in r.flags if f in ("timeout", "error")]
 
 
 def unverified(run: Run, groups: list[Group]) -> str:

@@ -41,11 +41,16 @@ def define_processes() -> Processes:
 
 def join(given: Processes) -> None:
   """Starts JAX, and waits for the other processes."""
-  if int(os.environ.get("JAX_NUM_CPU_DEVICES", 1)) > 1 or given.num_processes.value > 1:
+  prepare_devices(given.num_processes.value)
+  processes.start(given.coordinator.value, given.num_processes.value, given.process_id.value)
+
+
+def prepare_devices(num_processes: int = 1) -> None:
+  """Before JAX starts, on several devices."""
+  if int(os.environ.get("JAX_NUM_CPU_DEVICES", 1)) > 1 or num_processes > 1:
     # XLA's concurrent CPU schedule lets devices enter collectives of one program in different orders: a deadlock.
     flag = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
-  processes.start(given.coordinator.value, given.num_processes.value, given.process_id.value)
 
 
 def step_of(value: str | None) -> int | str | None:

@@ -213,6 +213,7 @@ def default() -> ml_collections.ConfigDict:
   c.checkpoint.every = 5  # iterations; the last one is always saved
   c.checkpoint.every_s = 0.0  # seconds after which an iteration is saved though it is none of those; 0 = never
   c.checkpoint.keep = 2  # the newest
+  c.checkpoint.keep_every = 0  # besides them, for good: iterations that are multiples of it, to replay from; 0 = none
   c.checkpoint.keep_best = 0  # besides them: the best by best_by, of iterations that are evaluated
   c.checkpoint.best_by = "accuracy"  # or pass@N, cons@N, reward; of eval.main, or "NAME/accuracy" of a set by name
   c.checkpoint.folder = ""  # local or gs://, seen by every process; "" = workdir/checkpoints
@@ -297,7 +298,8 @@ def _check_ranges(c) -> None:
     "eval.prompts", "eval.samples_per_prompt", "checkpoint.every", "checkpoint.keep", "rollout.temperature",
   )  # fmt: skip
   not_negative(
-    "seed", "checkpoint.keep_best", "rollout.cache_tokens", "rollout.retry_s", "rollout.min_tokens", "rollout.tensor",
+    "seed", "checkpoint.keep_best", "checkpoint.keep_every", "rollout.cache_tokens", "rollout.retry_s",
+    "rollout.min_tokens", "rollout.tensor",
     "model.tile_tokens", "algorithm.clip_low", "algorithm.clip_high", "algorithm.dual_clip", "rollout.top_k",
     "eval.top_k", "algorithm.delta_clamp", "algorithm.participation_ratio", "model.max_position",
     "eval.temperature", "reward.workers", "reward.write_mb", "reward.response_characters",
@@ -307,6 +309,12 @@ def _check_ranges(c) -> None:
     "algorithm.value_coef", "algorithm.value_clip", "checkpoint.every_s",
     "log.stall_s", "log.stall_factor", "log.stall_first_s",
   )  # fmt: skip
+  if (every := c.checkpoint.keep_every) % c.checkpoint.every:
+    near = max(round(every / c.checkpoint.every), 1) * c.checkpoint.every
+    raise ValueError(
+      f"checkpoint.keep_every={every} must be a multiple of checkpoint.every={c.checkpoint.every}: others are not "
+      f"saved; try {near}."
+    )
   for step in c.log.profile_steps:
     if not (isinstance(step, int) and 0 < step <= c.steps):
       raise ValueError(

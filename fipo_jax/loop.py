@@ -35,6 +35,7 @@ from fipo_jax.rollback import Rollback, roll_back
 from fipo_jax.rollout import stored
 from fipo_jax.rollout.http import EngineError
 from fipo_jax.sharding import OnHost
+from fipo_jax.tokens import Look, Minibatch, write_samples
 from fipo_jax.train import batching
 from fipo_jax.types import Batch, Rollout
 
@@ -88,7 +89,8 @@ def train_watched(cfg, **how) -> dict[str, Any]:
   console.say(describe.grace(run.host.get("grace_s")))
   logged, samples_bytes = workdir.logged(cfg), round(cfg.log.samples_mb * 1e6)
   log = metrics.Log(cfg.workdir, resume_step=run.step or -1, samples_bytes=samples_bytes, boards=boards)
-  run.spent, so_far = workdir.begin_training(cfg, run.step, logged)
+  devices = describe.mesh(run.mesh)
+  run.spent, so_far = workdir.begin_training(cfg, run.step, logged, devices=devices, rollbacks=run.rollbacks)
   if so_far:
     console.say(so_far)
   with (
@@ -110,19 +112,28 @@ def train_watched(cfg, **how) -> dict[str, Any]:
         stalls.moved(step)
         before = drawn(run)
         try:
-          groups, values = collect(run, step, progress)
+          _, run.host["owed"] = iterate(run, step, progress, functools.partial(write_samples, log=log))
         except DataExhausted as reason:
           end_early(run, progress, str(reason))
           break
         except (EngineError, processes.Stopping):
           keep_begun(run, before)
           raise
-        run.host["owed"] = values | learn(run, groups, step, log, progress)
-        run.step = step
         conclude(run, run.host["owed"], log, progress)
     except processes.Stopping:
       stop(run)
     return finish(run)
+
+
+def iterate(run: Run, step: int, progress, look: Look) -> tuple[list[list[Rollout]], dict[str, Any]]:
+  """One iteration: groups are collected and learnt from. Returns them, and the metrics.
+
+  Nothing but `run` is changed: a replay makes the same iteration by it. look: see `learn`.
+  """
+  groups, values = collect(run, step, progress)
+  values |= learn(run, groups, step, progress, look)
+  run.step = step
+  return groups, values
 
 
 def conclude(run: Run, values: dict[str, Any], log, progress) -> None:
@@ -163,10 +174,11 @@ def evaluates(cfg, step: int) -> bool:
   return bool(cfg.eval.every) and (step % cfg.eval.every == 0 or step == cfg.steps)
 
 
-def learn(run: Run, groups: list[list[Rollout]], step: int, log, progress) -> dict[str, Any]:
+def learn(run: Run, groups: list[list[Rollout]], step: int, progress, look: Look) -> dict[str, Any]:
   """One optimizer step per mini-batch; old log-probs of all of them are taken first, by the trainer's own program.
 
   Of the mini-batches one is on the mesh, and the next on its way. Packing them twice is cheaper than room for all.
+  look: called with each of them before its update.
   """
   c = run.cfg.batch
   minibatches = batching.minibatches(groups, c.prompts // c.minibatch_prompts, seed=run.cfg.seed, step=step)
@@ -186,12 +198,11 @@ def learn(run: Run, groups: list[list[Rollout]], step: int, log, progress) -> di
       jax.block_until_ready(records[-2:-1])  # so that no more than this mini-batch waits beside the one at work
       batch = dataclasses.replace(run.place(p.batch), **{name: x.back() for name, x in known.items()})
       tokens, used = tokens + int((p.batch.segments > 0).sum()), used + p.used
-      if n == len(minibatches) and run.cfg.log.samples and run.cfg.algorithm.name != "sft":
-        write_samples(run, step, minibatch, p, batch, log)
       instead = {}
       if run.control:
         logp = run.steps.score(run.state.params, batch, p.used)["logp"]
         batch, instead = run.control(batch, logp, jax.random.fold_in(run.key(step, STREAM_CONTROL), n))
+      look(run, Minibatch(step, n, len(minibatches), minibatch, p, batch))
       run.state, record = run.steps.update(run.state, batch, p.used)
       if instead:
         record = {k: v for k, v in record.items() if not k.startswith("weight_")} | instead
@@ -253,29 +264,6 @@ def numbers(records: dict[str, Any]) -> dict[str, float]:
     square = values.pop("weight_offset_square") - (values["weight_mean"] - 1) ** 2
     values["weight_std"] = math.sqrt(max(square, 0.0))
   return values
-
-
-def write_samples(run: Run, step: int, groups, packed: batching.Packed, batch, log) -> None:
-  """A few responses of the last mini-batch, token by token, with the Future-KL and f that its update will use.
-
-  Under algorithm.control f is 1 here: the changed weights go into the advantages.
-  """
-  rollouts = [r for group in groups for r in group]
-  inside = [i for i, place in enumerate(packed.places) if place.micro == 0][: run.cfg.log.samples]
-  arrays = jax.device_get(run.steps.inspect(run.state.params, jax.tree.map(lambda x: x[0], batch)))
-  if not processes.is_first():  # who writes
-    return
-  for i in inside:
-    r, place = rollouts[i], packed.places[i]
-    at = (place.row, slice(place.start, place.stop))
-    log.sample(step, {
-      "prompt": r.prompt.text, "response": run.tokenizer.decode(r.tokens), "answer": r.prompt.answer,
-      "reward": r.reward, "accuracy": r.accuracy, "advantage": r.advantage, "stop_reason": r.stop_reason,
-      "tokens": [run.tokenizer.decode([t], skip_special=False) for t in r.tokens],
-      "sampler_logp": r.logp, "logp": arrays["logp"][at], "entropy": arrays["entropy"][at],
-      "future_kl": arrays["future_kl"][at] if "future_kl" in arrays else None,
-      "weight": arrays["weight"][at] if "weight" in arrays else None,
-    })  # fmt: skip
 
 
 def evaluate(run: Run, progress) -> dict[str, float]:

@@ -100,11 +100,7 @@ class JsonLines:
       )
     if self._file is None:
       return
-    nonfinite: list[str] = []
-    plain = {name: _plain(value, name, nonfinite) for name, value in record.items()}
-    if nonfinite:
-      plain["nonfinite"] = list(dict.fromkeys(nonfinite))
-    line = json.dumps(plain, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    line = as_line(record)
     with self._writing():
       self._file.append(line)
       if flush:
@@ -128,6 +124,15 @@ class JsonLines:
       yield
     except OSError as error:
       raise unwritable(self.path.parent, error) from error
+
+
+def as_line(record: Mapping) -> bytes:
+  """A record as a line of JSON. Values that are not finite become null and are named under "nonfinite"."""
+  nonfinite: list[str] = []
+  plain = {name: _plain(value, name, nonfinite) for name, value in record.items()}
+  if nonfinite:
+    plain["nonfinite"] = list(dict.fromkeys(nonfinite))
+  return json.dumps(plain, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
 def _plain(value, name: str, nonfinite: list[str]):

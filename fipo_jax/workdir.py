@@ -126,7 +126,7 @@ def _examine(cfg, allow: Collection[str], step: int | str | None) -> tuple[Claim
   """The claim, and the records of all starts with this one."""
   folder = paths.of(cfg.workdir)
   # Through JSON on both sides, so that tuples and lists compare equal.
-  now, starts, notes, changes = json.loads(cfg.to_json()), _starts(folder), [], []
+  now, starts, notes, changes = json.loads(cfg.to_json()), starts_of(folder), [], []
   with paths.field("checkpoint.folder" if cfg.checkpoint.folder else "workdir", cfg.checkpoint.folder or cfg.workdir):
     steps = checkpoint.steps_in(checkpoint.folder_of(cfg.workdir, cfg.checkpoint.folder))
   if step is not None and not (step in steps or (step == "best" and steps)):
@@ -203,7 +203,7 @@ def _steps_of(workdir, old: dict[str, Any]) -> list[int]:
   return checkpoint.steps_in(_checkpoints_of(workdir, old))
 
 
-def _starts(folder) -> list[dict[str, Any]]:
+def starts_of(folder) -> list[dict[str, Any]]:
   try:
     return json.loads(paths.read_text(folder / STARTS))
   except (FileNotFoundError, ValueError):  # none, or torn: it is a record of the past and no part of the run
@@ -279,8 +279,10 @@ class Spent:
     return self.kept_s / max(time.time() - self.first, 1e-9)
 
 
-def begin_training(cfg, step: int, logged: list[dict[str, Any]]) -> tuple[Spent | None, str]:
-  """Notes that training begins, from `step`, and what was dropped for that.
+def begin_training(
+  cfg, step: int, logged: list[dict[str, Any]], *, devices: str = "", rollbacks: int = 0
+) -> tuple[Spent | None, str]:
+  """Notes that training begins, from `step` on these devices after so many rollbacks, and what was dropped for that.
 
   After the metrics were cut: a kill in between leaves what was lost uncounted, never counted twice.
   Args: logged: `logged` from before that.
@@ -289,8 +291,9 @@ def begin_training(cfg, step: int, logged: list[dict[str, Any]]) -> tuple[Spent 
   if not processes.is_first():
     return None, ""
   folder, rows = paths.of(cfg.workdir), logged
-  starts = _starts(folder)
-  starts[-1] |= {"training": round(time.time(), 3), **goodput.lost(rows, step)}
+  starts = starts_of(folder)
+  where = {"devices": devices, "rollbacks": rollbacks}
+  starts[-1] |= {"training": round(time.time(), 3), **where, **goodput.lost(rows, step)}
   _write(folder / STARTS, starts)
   kept_s = goodput.seconds_of(row for row in rows if row["step"] <= step)
   said = goodput.said(goodput.account(starts, kept_s, time.time())) if len(starts) > 1 else ""
@@ -303,7 +306,7 @@ def end(cfg) -> None:
     return
   folder = paths.of(cfg.workdir)
   with contextlib.suppress(OSError):  # a full disk, or a bucket that refuses, has been said
-    starts = _starts(folder)
+    starts = starts_of(folder)
     mine = starts and (starts[-1].get("pid"), starts[-1].get("host")) == (os.getpid(), socket.gethostname())
     if mine and "ended" not in starts[-1]:
       starts[-1]["ended"] = round(time.time(), 3)
@@ -312,7 +315,7 @@ def end(cfg) -> None:
 
 def account(cfg) -> dict[str, float]:
   """`goodput.account` of a run that is finished, on process 0; of one that was so before, as it was then."""
-  starts, rows, now = _starts(paths.of(cfg.workdir)), logged(cfg), time.time()
+  starts, rows, now = starts_of(paths.of(cfg.workdir)), logged(cfg), time.time()
   newest = max((row.get("time", 0.0) for row in rows), default=0.0)
   while len(starts) > 1 and goodput.began(starts[-1]) > newest and "ended" in starts[-2]:
     now = starts[-2]["ended"]

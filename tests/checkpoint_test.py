@@ -102,6 +102,35 @@ def test_the_best_are_kept_besides(tmp_path):
   assert not any((tmp_path / "checkpoints/deleted").iterdir())
 
 
+def test_some_are_kept_for_good(tmp_path):
+  """Multiples of `every`, besides the newest and the best, by whichever start."""
+  s = make(abstract(), 0)
+  for steps in ((1, 2, 3), (4, 5, 6, 7)):
+    saver = Checkpointer(tmp_path, keep=1, best=1, every=3)
+    for step in steps:
+      saver.save(step, s, {}, 0.5 if step == 2 else None)
+    saver.close()
+  assert steps_in(folder_of(tmp_path)) == [2, 3, 6, 7]
+
+
+def test_looking_changes_nothing(tmp_path):
+  """A step is read while another process saves the next one; where there is no folder, none is made."""
+  s = make(abstract(), 3)
+  saver = Checkpointer(tmp_path, keep=2)
+  saver.save(1, s, {"n": 1})
+  saver.close()
+  (tmp_path / "checkpoints/2.orbax-checkpoint-tmp-123").mkdir()
+  seen = lambda: sorted((str(p), p.stat().st_mtime_ns) for p in tmp_path.rglob("*"))
+  before = seen()
+  reader = Checkpointer(tmp_path, keep=1, read_only=True)
+  restored, host = reader.restore(1, abstract(fsdp=2))
+  reader.close()
+  same(s, restored)
+  assert host == {"n": 1} and seen() == before
+  assert Checkpointer(tmp_path / "none", keep=1, read_only=True).latest() is None
+  assert not (tmp_path / "none").exists()
+
+
 def test_a_folder_elsewhere(tmp_path):
   saver = Checkpointer(tmp_path / "run", keep=1, folder=str(tmp_path / "elsewhere"))
   saver.save(3, make(abstract(), 0), {})

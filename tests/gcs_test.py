@@ -486,15 +486,15 @@ def saved(folder, *steps, keep=2, accuracy=None, **more):
 
 
 def test_checkpoints_of_a_bucket_are_kept_as_on_a_disk(server, folder):
-  saver = saved(folder, 1, 2, 3, 4, keep=1, best=1, accuracy={1: 0.1, 2: 0.9, 3: 0.2, 4: 0.3})
+  saver = saved(folder, 1, 2, 3, 4, keep=1, best=1, every=3, accuracy={1: 0.1, 2: 0.9, 3: 0.2, 4: 0.3})
   saver.close()
-  assert steps_in(folder / "checkpoints") == [2, 4] and paths.names(folder / "checkpoints") == ["2", "4"]
+  assert steps_in(folder / "checkpoints") == [2, 3, 4] and paths.names(folder / "checkpoints") == ["2", "3", "4"]
   again = Checkpointer(folder, keep=1, best=1)
   assert again.start_from("best") == again.latest() == 2
   restored(again, 2)
   aside = paths.names(folder / "checkpoints/aside")
-  assert len(aside) == 1 and aside[0].startswith("4-")
-  assert paths.is_file(folder / "checkpoints/aside" / aside[0] / checkpoint.COMMIT)
+  assert [name.partition("-")[0] for name in aside] == ["3", "4"]
+  assert paths.is_file(folder / "checkpoints/aside" / aside[1] / checkpoint.COMMIT)
   again.close()
   moved = [n for n in server.objects(f"{folder.name}/checkpoints/aside") if "state" in n]
   assert len(moved) > 5 and not server.objects(f"{folder.name}/checkpoints/4/")

@@ -71,9 +71,15 @@ MAY_IMPORT = {
   "fipo_jax/loop": (
     *MIDDLE, *STAGES, "fipo_jax/alarms", "fipo_jax/assemble", "fipo_jax/collect", "fipo_jax/dashboards",
     "fipo_jax/describe", "fipo_jax/evaluate", "fipo_jax/goodput", "fipo_jax/report", "fipo_jax/rollback",
-    "fipo_jax/tracing", "fipo_jax/workdir",
+    "fipo_jax/tokens", "fipo_jax/tracing", "fipo_jax/workdir",
   ),
+  "fipo_jax/tokens": ("fipo_jax/types", "fipo_jax/processes", "fipo_jax/assemble", "fipo_jax/train/"),
   "fipo_jax/export": (*MIDDLE, "fipo_jax/assemble", "fipo_jax/models/", "fipo_jax/train/"),
+  "fipo_jax/replays/": (
+    *MIDDLE, "fipo_jax/assemble", "fipo_jax/collect", "fipo_jax/describe", "fipo_jax/loop", "fipo_jax/rollback",
+    "fipo_jax/rollout/", "fipo_jax/tokens", "fipo_jax/train/", "fipo_jax/workdir",
+  ),
+  "fipo_jax/replays/compare": (),
   "fipo_jax/sweeps/": ("fipo_jax/config", "fipo_jax/changes", "fipo_jax/workdir", "fipo_jax/assemble"),
   "fipo_jax/pods/": (
     *MIDDLE, "fipo_jax/models/", "fipo_jax/rewards/", "fipo_jax/rollout/", "fipo_jax/train/", "fipo_jax/assemble",

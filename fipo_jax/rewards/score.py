@@ -32,7 +32,7 @@ _FILE = Verifier(verify=lambda *_: None, write=None)  # stands for a user's func
 class Job:
   """A response to verify. verifier: a row of VERIFIERS, "file" or "weighted". prompt: only for error messages.
 
-  answer: the ground truth; a tuple holds several, of which any is right.
+  answer: the ground truth; a tuple holds several, of which any is right. key: (prompt's id, number of the sample).
   """
 
   verifier: str
@@ -40,6 +40,7 @@ class Job:
   answer: str | tuple[str, ...]
   extras: dict[str, Any] = dataclasses.field(default_factory=dict)
   prompt: str = ""
+  key: tuple[int, int] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +85,8 @@ class Scorer:
   that batches can be submitted while others are still being scored.
 
   timeouts, errors: how many jobs ended so.  first_error: message of the first error, "" if none.
+  known: of a replay: jobs by key that ended without a verdict then, with "timeout" or "error"; they do so again, and
+  no process is asked.
   """
 
   def __init__(
@@ -149,6 +152,7 @@ class Scorer:
     self._wake, self._woken = multiprocessing.Pipe(duplex=False)[::-1]
     self._closing = False
     self.timeouts, self.errors, self.first_error = 0, 0, ""
+    self.known: dict[tuple[int, int], str] = {}
 
   def __enter__(self) -> Scorer:
     return self
@@ -180,7 +184,12 @@ class Scorer:
     for job in jobs:
       if job.verifier not in self.verifiers:
         raise ValueError(f"verifier={job.verifier!r} is not one of: {', '.join(self.verifiers)}.")
-    return self._submit(_Batch(list(jobs), trial)).future
+    batch = _Batch(list(jobs), trial)
+    for i, job in enumerate(jobs):
+      if flag := self.known.get(job.key):
+        batch.results[i] = Scored(self._wrong_score, 0.0, None, (flag,))
+        batch.left -= 1
+    return self._submit(batch).future
 
   def score(self, jobs: Sequence[Job]) -> list[Scored]:
     """Scores all jobs, in their order. Raises: as `submit`."""
@@ -212,10 +221,10 @@ class Scorer:
     return batch
 
   def _arrived(self, batch: _Batch) -> None:
-    if not batch.jobs and not batch.wait_ready:
-      batch.settle(result=[])
+    if not batch.left and not batch.wait_ready:
+      batch.settle(result=batch.results)
       return
-    self._waiting.extend((batch, i) for i in range(len(batch.jobs)))
+    self._waiting.extend((batch, i) for i, found in enumerate(batch.results) if found is None)
     if batch.wait_ready:
       self._starting.append(batch)
     self._wake.send_bytes(b".")

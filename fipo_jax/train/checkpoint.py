@@ -36,10 +36,14 @@ COMMIT = "commit_success.txt"  # Orbax's word that a step is whole
 
 
 class _WithoutTraces(logging.Filter):
-  """Each thread of Orbax that meets an error logs it with its stack, some hundred lines; `Checkpointer` raises it."""
+  """Each thread of Orbax that meets an error logs it with its stack, some hundred lines; `Checkpointer` raises it.
+
+  That a folder is only read is what was asked for.
+  """
 
   def filter(self, record: logging.LogRecord) -> bool:
-    return not (record.exc_info and "orbax" in record.pathname)
+    expected = record.exc_info or "read_only" in str(record.msg) or "read only" in str(record.msg)
+    return not (expected and "orbax" in record.pathname)
 
 
 logging.getLogger("absl").addFilter(_WithoutTraces())
@@ -141,15 +145,17 @@ def _pieces(state: TrainState) -> TrainState:
 
 @dataclasses.dataclass
 class _Keep(PreservationPolicy):
-  """The newest steps, and besides those with the best accuracy, the later of equals."""
+  """The newest steps; besides those with the best accuracy, the later of equals, and multiples of every (0 = none)."""
 
   newest: int
   best: int
+  every: int = 0
 
   def should_preserve(self, checkpoints, *, context):
     accuracy = lambda c: (c.metrics or {}).get("accuracy", UNMEASURED)
     ranked = sorted((c for c in checkpoints if accuracy(c) != UNMEASURED), key=lambda c: (accuracy(c), c.step))
     kept = {c.step for c in [*checkpoints[-self.newest :], *ranked[len(ranked) - min(self.best, len(ranked)) :]]}
+    kept |= {c.step for c in checkpoints if self.every and c.step % self.every == 0}
     return [c.step in kept for c in checkpoints]
 
 
@@ -176,20 +182,24 @@ class Checkpointer:
   """Saves and restores a run.
 
   Args:
-    keep: newest steps kept. best: so many with the best accuracy are kept besides.
+    keep: newest steps kept. best: so many with the best accuracy are kept besides. every: as are its multiples.
     folder: see `folder_of`.
+    read_only: to look beside whoever owns the run: nothing there is made, moved or deleted.
   since: when the last save began, or this object, by time.monotonic. seconds: until the last save was durable; 0 before
   the first.
   """
 
-  def __init__(self, workdir, *, keep: int, best: int = 0, folder: str = ""):
-    self.folder = folder_of(workdir, folder)
+  def __init__(
+    self, workdir, *, keep: int, best: int = 0, every: int = 0, folder: str = "", read_only: bool = False
+  ):
+    self.folder, self._read_only = folder_of(workdir, folder), read_only
     self.since, self.seconds = time.monotonic(), 0.0
     self._clear(torn=True)
     self._manager = ocp.CheckpointManager(
       self.folder,
       options=ocp.CheckpointManagerOptions(
-        preservation_policy=_Keep(keep, best), enable_async_checkpointing=True, todelete_subdir=DELETED,
+        preservation_policy=_Keep(keep, best, every), enable_async_checkpointing=True,
+        todelete_subdir=None if read_only else DELETED, read_only=read_only, create=not read_only,
         async_options=ocp.options.AsyncOptions(post_finalization_callback=self._is_durable),
         best_fn=lambda metrics: metrics["accuracy"],  # has metrics written; the policy decides
       ),
@@ -308,7 +318,7 @@ class Checkpointer:
 
   def _clear(self, *, torn: bool = False) -> None:
     """Deletes what was moved out of the way and, at the start, what saves that were cut off have left."""
-    if not processes.is_first():
+    if self._read_only or not processes.is_first():
       return
     left = [self.folder / DELETED / name for name in paths.names(self.folder / DELETED)]
     if torn and (there := paths.names(self.folder)):

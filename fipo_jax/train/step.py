@@ -32,11 +32,14 @@ Objective = Callable[..., TokenLoss]
 class Steps:
   """update(state, batch, used) -> (state, metrics); donates state.
   score(params, batch, used) -> {"logp": [M, R, T]}, with a value head also "values".
-  inspect(params, batch [R, T]) -> per-token arrays."""
+  inspect(params, batch [R, T]) -> per-token arrays.
+  squares(params, batch, used) -> sums of the squares of the gradient that update would take: a tree as params, of
+  stacked layers [L]."""
 
   update: Callable
   score: Callable
   inspect: Callable
+  squares: Callable
 
 
 def make_steps(
@@ -90,12 +93,22 @@ def make_steps(
     metrics = {**out.metrics, "entropy": diagnostics.token_mean(jax.lax.stop_gradient(entropy_RT), b.mask > 0)}
     return out.loss.total, (out.loss.count, metrics)
 
-  def update(state: TrainState, batch: Batch, used: jax.Array):
+  def gradients(params, batch: Batch, used: jax.Array):
+    """(total loss, (count, metrics), gradients of the mean)."""
     grad = jax.value_and_grad(total_loss, has_aux=True)
     # Narrowed once for all micro-batches. Their gradients are narrow too (as products of narrow operands are); the sum
     # over micro-batches is float32.
-    total, (count, metrics), grads = _accumulate(grad, narrow(state.params), batch, used)
-    grads = jax.tree.map(lambda g: g / jnp.maximum(count, 1e-8).astype(g.dtype), grads)
+    total, (count, metrics), grads = _accumulate(grad, narrow(params), batch, used)
+    return total, (count, metrics), jax.tree.map(lambda g: g / jnp.maximum(count, 1e-8).astype(g.dtype), grads)
+
+  def squares(params, batch: Batch, used: jax.Array):
+    grads = gradients(params, batch, used)[-1]
+    layered = lambda path: getattr(path[0], "key", None) == "layers"
+    of = lambda path, g: jnp.sum(jnp.square(g), axis=tuple(range(int(layered(path)), g.ndim)))
+    return jax.tree_util.tree_map_with_path(of, grads)
+
+  def update(state: TrainState, batch: Batch, used: jax.Array):
+    total, (count, metrics), grads = gradients(state.params, batch, used)
     norm = optax.global_norm(grads)
     finite = jnp.isfinite(norm) & jnp.isfinite(total)
     ok = finite & (count > 0)
@@ -135,7 +148,8 @@ def make_steps(
 
   def inspect(params, b: Batch):
     logp_RT, entropy_RT, values_RT = outputs(params, b, with_entropy=True)
-    return {**objective(logp_RT, b, entropy_RT, values_RT).per_token, "logp": logp_RT, "entropy": entropy_RT}
+    given = {"old_logp": b.old_logp, "advantages": b.advantages}
+    return {**objective(logp_RT, b, entropy_RT, values_RT).per_token, **given, "logp": logp_RT, "entropy": entropy_RT}
 
   params = states.params
   return Steps(
@@ -147,6 +161,9 @@ def make_steps(
       score, in_shardings=(params, rows, everywhere), out_shardings=rows, compiler_options=compiler_options
     ),
     inspect=jax.jit(inspect, in_shardings=(params, one), out_shardings=everywhere),
+    squares=jax.jit(
+      squares, in_shardings=(params, rows, everywhere), out_shardings=everywhere, compiler_options=compiler_options
+    ),
   )
 
 
