@@ -258,6 +258,7 @@ def numbers(records: dict[str, Any]) -> dict[str, float]:
 def write_samples(run: Run, step: int, groups, packed: batching.Packed, batch, log) -> None:
   """A few responses of the last mini-batch, token by token, with the Future-KL and f that its update will use.
 
+  old_logp: before any update of this step; keep: 1 on tokens that are in the loss, 0 on those of a rejected response.
   Under algorithm.control f is 1 here: the changed weights go into the advantages.
   """
   rollouts = [r for group in groups for r in group]
@@ -272,9 +273,9 @@ def write_samples(run: Run, step: int, groups, packed: batching.Packed, batch, l
       "prompt": r.prompt.text, "response": run.tokenizer.decode(r.tokens), "answer": r.prompt.answer,
       "reward": r.reward, "accuracy": r.accuracy, "advantage": r.advantage, "stop_reason": r.stop_reason,
       "tokens": [run.tokenizer.decode([t], skip_special=False) for t in r.tokens],
-      "sampler_logp": r.logp, "logp": arrays["logp"][at], "entropy": arrays["entropy"][at],
-      "future_kl": arrays["future_kl"][at] if "future_kl" in arrays else None,
-      "weight": arrays["weight"][at] if "weight" in arrays else None,
+      "sampler_logp": r.logp, **{name: arrays[name][at] for name in ("old_logp", "logp", "entropy")},
+      **{name: arrays[name][at] if name in arrays else None for name in ("future_kl", "weight")},
+      "keep": arrays["keep"][at].astype(int), "advantages": arrays["advantages"][at] if run.credit else None,
     })  # fmt: skip
 
 

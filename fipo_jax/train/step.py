@@ -135,7 +135,8 @@ def make_steps(
 
   def inspect(params, b: Batch):
     logp_RT, entropy_RT, values_RT = outputs(params, b, with_entropy=True)
-    return {**objective(logp_RT, b, entropy_RT, values_RT).per_token, "logp": logp_RT, "entropy": entropy_RT}
+    known = {"old_logp": b.old_logp, "advantages": b.advantages, "logp": logp_RT, "entropy": entropy_RT}
+    return {**objective(logp_RT, b, entropy_RT, values_RT).per_token, **known}
 
   params = states.params
   return Steps(
