@@ -39,6 +39,7 @@ import mutants_gs
 import mutants_long_chain
 import mutants_models
 import mutants_pods
+import mutants_report
 import mutants_rewards
 import mutants_runs
 import mutants_sight
@@ -297,7 +298,7 @@ MUTANTS = tuple(
   for table in (
     mutants_algorithms, mutants_bazel, mutants_doors, mutants_evaluation, mutants_gs, mutants_long_chain,
     mutants_training, mutants_models,
-    mutants_pods, mutants_rewards, mutants_runs, mutants_sight,
+    mutants_pods, mutants_report, mutants_rewards, mutants_runs, mutants_sight,
   )
   for row in table.ROWS
 )
