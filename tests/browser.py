@@ -88,10 +88,12 @@ class Browser:
     return said["result"].get("value")
 
   def wait(self, script: str) -> Any:
-    """The value of an expression once it is true."""
-    end = time.monotonic() + ANSWER_S
-    while not (value := self.run(script)):
+    """The value of an expression once it is true; what fails meanwhile, as in a page that is left, is tried again."""
+    end, value = time.monotonic() + ANSWER_S, None
+    while not value:
       assert time.monotonic() < end, f"never came true: {script}"
+      with contextlib.suppress(RuntimeError):
+        value = self.run(script)
       time.sleep(0.05)
     return value
 

@@ -218,4 +218,11 @@ ROWS = (
     "report_page_test.py::test_it_fits_the_window_and_follows_the_colours_of_the_system",
     "one scrolls to the side on a phone",
   ),
+  (
+    "report_shift_of_rounded", "fipo_jax/report/tokens.py",
+    "return a - b if numbers else None",
+    "return number(a) - number(b) if numbers else None",
+    "report_test.py::test_differences_of_log_probs_are_taken_before_they_are_rounded",
+    "a shift is the rounding of two log-probs",
+  ),
 )

@@ -350,11 +350,19 @@ def test_sets_have_a_line_each_and_failures_one(tmp_path):
 # ---- tokens ----
 
 
+def test_differences_of_log_probs_are_taken_before_they_are_rounded():
+  given = {"step": 1, "tokens": ["a", "b"], "logp": [-12.34567, -1.0], "old_logp": [-12.34523, None],
+           "sampler_logp": [-12.34524, -1.0]}  # fmt: skip
+  record = tokens.compact(json.dumps(given).encode())
+  assert record["shift"] == [-0.00044, None] and record["gap"] == [1e-05, None] and record["old_logp"][0] == -12.35
+  assert "logp" not in record and "sampler_logp" not in record
+
+
 def test_numbers_of_tokens_are_short_and_columns_as_long_as_the_text():
-  given = SAMPLE | {"logp": [-1.23456789, None], "entropy": None, "old_logp": [None] * 3}
+  given = SAMPLE | {"logp": [-1.23456789, None], "entropy": None, "weight": [None] * 3}
   record = tokens.compact(json.dumps(given).encode())
   assert record["logp"] == [-1.235, None, None] and record["reward"] == 1 and record["tokens"] == SAMPLE["tokens"]
-  assert "entropy" not in record and "old_logp" not in record
+  assert "entropy" not in record and "weight" not in record and "shift" not in record
   assert tokens.number(1.23456e-5) == 1.2e-05 and tokens.number(True) is None and tokens.number(float("nan")) is None
 
 

@@ -19,14 +19,13 @@ const LISTED = 100, BESIDE = 8, TOP = 20;
 
 // ---- numbers of a token ----
 
-const minus = (a, b) => a && b && a.map((v, i) => v === null || b[i] === null ? null : v - b[i]);
 const FIELDS = {
   future_kl: {label: "Future-KL F", unit: "nats", of: s => s.future_kl},
   weight: {label: "weight f", unit: "", middle: 1, of: s => s.weight},
   weighted: {label: "weighted advantage A·f", unit: "deviations", of: weighted},
-  shift: {label: "log-prob shift", unit: "nats", of: s => minus(s.logp, s.old_logp)},
+  shift: {label: "log-prob shift", unit: "nats", of: s => s.shift},
   entropy: {label: "entropy", unit: "nats", amount: true, of: s => s.entropy},
-  gap: {label: "sampler gap", unit: "nats", of: s => minus(s.old_logp, s.sampler_logp)},
+  gap: {label: "sampler gap", unit: "nats", of: s => s.gap},
   keep: {label: "mask: in the loss", unit: "", mask: true, of: s => s.keep},
 };
 const READ = [["F", "future_kl"], ["f", "weight"], ["A·f", "weighted"], ["shift", "shift"], ["entropy", "entropy"],
@@ -174,7 +173,11 @@ function read(view, i) {
   parts[0].append(element("b", "", `“${inLine(s.tokens[i])}”`));
   const say = (name, value) => { const part = element("span", "", `${name} `); part.append(element("b", "", value)); parts.push(part); };
   for (const [name, field] of READ) { const own = values(s, field); if (own) say(name, said(own[i])); }
-  for (const [name, own] of [["log p", s.logp], ["before", s.old_logp], ["sampler", s.sampler_logp]]) if (own) say(name, said(own[i]));
+  const old = s.old_logp && s.old_logp[i], off = (own, sign) => own && s.old_logp && own[i] !== null ? old + sign * own[i] : null;
+  for (const [name, v] of [["log p", s.logp ? s.logp[i] : off(s.shift, 1)], ["before", old],
+                           ["sampler", s.sampler_logp ? s.sampler_logp[i] : off(s.gap, -1)]]) {
+    if (typeof v === "number") say(name, said(v));
+  }
   if (s.keep) say("in the loss", s.keep[i] ? "yes" : "no");
   $("readout").replaceChildren(...parts);
 }

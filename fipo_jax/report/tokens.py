@@ -1,7 +1,7 @@
 """Responses token by token, as the page gets them: some of all that were written, their numbers rounded.
 
-Numbers that others give are made in the page: the shift logp − old_logp, the sampler's gap old_logp − sampler_logp,
-the weighted advantage A·f.
+What is small beside its parts is made before they are rounded: the shift logp − old_logp and the sampler's gap
+old_logp − sampler_logp stand for the two. The page makes the weighted advantage A·f.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Any
 from fipo_jax.report.read import Run
 
 MOST_MB = 2.0  # 10⁶ bytes of all responses of a page
-COLUMNS = ("sampler_logp", "old_logp", "logp", "entropy", "future_kl", "weight", "advantages", "keep")
+COLUMNS = ("sampler_logp", "old_logp", "logp", "shift", "gap", "entropy", "future_kl", "weight", "advantages", "keep")
+DIFFERENCES = (("shift", "logp", "old_logp", "logp"), ("gap", "old_logp", "sampler_logp", "sampler_logp"))
 NUMBERS = ("reward", "accuracy", "advantage")
 TEXTS = ("prompt", "answer", "stop_reason", "set")
 
@@ -73,6 +74,10 @@ def compact(line: bytes) -> dict[str, Any] | None:
   texts = record.get("tokens")
   if not isinstance(texts, list) or not texts:
     texts = [record.get("response") or ""]
+  for name, left, right, gone in DIFFERENCES:
+    if isinstance(record.get(left), list) and isinstance(record.get(right), list):
+      record[name] = [_minus(a, b) for a, b in zip(record[left], record[right], strict=False)]
+      record[gone] = None
   found: dict[str, Any] = {"step": record["step"], "tokens": [str(text) for text in texts]}
   found |= {name: str(record[name]) for name in TEXTS if record.get(name) is not None}
   found |= {name: value for name in NUMBERS if (value := number(record.get(name))) is not None}
@@ -82,6 +87,11 @@ def compact(line: bytes) -> dict[str, Any] | None:
       values = [number(value) for value in values[: len(texts)]]
       found[name] = values + [None] * (len(texts) - len(values))
   return found
+
+
+def _minus(a, b) -> float | None:
+  numbers = isinstance(a, int | float) and isinstance(b, int | float)
+  return a - b if numbers else None
 
 
 def number(value) -> float | int | None:
