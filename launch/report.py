@@ -9,7 +9,6 @@ Exit codes: 0 done; 1 an error on the way, such as a full disk; 2 a mistake.
 
 from __future__ import annotations
 
-import errno
 import pathlib
 import sys
 
@@ -19,7 +18,7 @@ from launch import interpreter  # noqa: F401, I001 - first: it may end the progr
 
 from absl import app, flags
 
-from fipo_jax import command_line, processes
+from fipo_jax import command_line, commands
 from fipo_jax.report import tokens, write
 
 _RUN = flags.DEFINE_multi_string("run", [], "A run's folder; again for another.")
@@ -29,16 +28,14 @@ _SAMPLES_MB = flags.DEFINE_float("samples_mb", tokens.MOST_MB, "10^6 bytes of re
 
 
 def main(argv) -> None:
-  try:
-    if len(argv) > 1:
-      raise ValueError(f"unexpected argument {argv[1]!r}: a run is named by --run={argv[1]}.")
-    make = write.watch if _WATCH.value else write.report
-    print(make(_RUN.value, _OUT.value, samples_mb=_SAMPLES_MB.value))
-  except (ValueError, OSError) as e:
-    if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
-      print(f"error: {e}", file=sys.stderr)
-      sys.exit(processes.EXIT_ERROR)
-    command_line.fail(str(e))
+  if len(argv) > 1:
+    command_line.fail(f"unexpected argument {argv[1]!r}: a run is named by --run={argv[1]}.")
+  commands.alone(run)
+
+
+def run() -> None:
+  make = write.watch if _WATCH.value else write.report
+  print(make(_RUN.value, _OUT.value, samples_mb=_SAMPLES_MB.value))
 
 
 if __name__ == "__main__":

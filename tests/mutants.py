@@ -79,7 +79,8 @@ def rotten(mutant: Mutant, root: pathlib.Path = ROOT) -> str:
   if mutant.old == mutant.new:
     return "it changes nothing"
   try:
-    compile(mutated(mutant, root), mutant.file, "exec")
+    if path.suffix == ".py":  # scripts and styles of the report are tried by a browser alone
+      compile(mutated(mutant, root), mutant.file, "exec")
   except SyntaxError as error:
     return f"it does not compile: {error}"
   return ""
