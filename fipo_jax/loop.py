@@ -21,7 +21,6 @@ from fipo_jax import (
   metrics,
   paths,
   processes,
-  report,
   stalls,
   tracing,
   workdir,
@@ -31,6 +30,7 @@ from fipo_jax.alarms import Alarm
 from fipo_jax.assemble import STREAM_CONTROL, Run, build, sampling_of
 from fipo_jax.collect import DataExhausted, collect, score
 from fipo_jax.models import hf
+from fipo_jax.report import write
 from fipo_jax.rollback import Rollback, roll_back
 from fipo_jax.rollout import stored
 from fipo_jax.rollout.http import EngineError
@@ -454,7 +454,7 @@ def finish(run: Run) -> dict[str, Any]:
     console.say(goodput.said(result["goodput"]))
     paths.write(folder / "result.json", json.dumps(result, indent=1) + "\n")
     if cfg.log.report and (run.step or before):  # else there is nothing to draw
-      made["report"] = report.write_report(folder)
+      made["report"] = write.report([folder])
     made["result"] = folder / "result.json"
     metrics.summary_table(result, made)
   processes.barrier("the files of the finished run", processes.WORK_S)

@@ -35,7 +35,7 @@ MAY_IMPORT = {
   "fipo_jax/benchmarks/": (
     *MIDDLE, *STAGES, "fipo_jax/assemble", "fipo_jax/collect", "fipo_jax/pods/chips", "fipo_jax/pods/programs",
   ),
-  "fipo_jax/report": FILES,
+  "fipo_jax/report/": FILES,
   "fipo_jax/processes": (),
   "fipo_jax/config": (*LOW, "fipo_jax/alarms", "fipo_jax/paths"),
   "fipo_jax/sharding": LOW,
@@ -70,7 +70,7 @@ MAY_IMPORT = {
   "fipo_jax/collect": (*MIDDLE, *STAGES, "fipo_jax/assemble", "fipo_jax/evaluate"),
   "fipo_jax/loop": (
     *MIDDLE, *STAGES, "fipo_jax/alarms", "fipo_jax/assemble", "fipo_jax/collect", "fipo_jax/dashboards",
-    "fipo_jax/describe", "fipo_jax/evaluate", "fipo_jax/goodput", "fipo_jax/report", "fipo_jax/rollback",
+    "fipo_jax/describe", "fipo_jax/evaluate", "fipo_jax/goodput", "fipo_jax/report/", "fipo_jax/rollback",
     "fipo_jax/tokens", "fipo_jax/tracing", "fipo_jax/workdir",
   ),
   "fipo_jax/tokens": ("fipo_jax/types", "fipo_jax/processes", "fipo_jax/assemble", "fipo_jax/train/"),
@@ -124,7 +124,7 @@ TREE = dict.fromkeys(
     "fipo_jax/types",
     "fipo_jax/metrics",
     "fipo_jax/loop",
-    "fipo_jax/report",
+    "fipo_jax/report/write",
     "fipo_jax/data/__init__",
     "fipo_jax/data/sources",
     "fipo_jax/data/pipeline",
@@ -144,8 +144,8 @@ TREE = dict.fromkeys(
   [
     ("fipo_jax/__init__", "from fipo_jax import types", "fipo_jax/types"),
     ("fipo_jax/types", "import fipo_jax.metrics", "fipo_jax/metrics"),
-    ("fipo_jax/report", "from fipo_jax.types import Mean", "fipo_jax/types"),
-    ("fipo_jax/metrics", "from fipo_jax import report", "fipo_jax/report"),
+    ("fipo_jax/report/write", "from fipo_jax.types import Mean", "fipo_jax/types"),
+    ("fipo_jax/metrics", "from fipo_jax.report import write", "fipo_jax/report/write"),
     ("fipo_jax/data/pipeline", "from fipo_jax.models import layers", "fipo_jax/models/layers"),
     ("fipo_jax/data/pipeline", "from fipo_jax.data import SOURCES", "fipo_jax/data/__init__"),
     ("fipo_jax/data/pipeline", "import fipo_jax.data", "fipo_jax/data/__init__"),
@@ -177,7 +177,7 @@ def test_forbidden_import_is_found(path, line, other):
     ),
     (
       "fipo_jax/loop",
-      "from fipo_jax import metrics, report\nfrom fipo_jax.data import SOURCES, pipeline",
+      "from fipo_jax import metrics\nfrom fipo_jax.report import write\nfrom fipo_jax.data import SOURCES, pipeline",
     ),
     ("launch/run", "from fipo_jax import loop\nimport jax, os.path"),
   ],

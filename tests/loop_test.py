@@ -136,6 +136,22 @@ def test_samples_are_told_token_by_token(whole):
     assert record["reward"] == record["accuracy"]
 
 
+def test_samples_say_what_their_future_kl_is_made_of(whole):
+  decay, moved = 0.5 ** (1 / experiment("experiments/quickstart.py").algorithm.half_life_tokens), 0.0
+  for record in lines(whole[0], "samples.jsonl"):
+    logp, old_logp, sampler_logp = (np.asarray(record[name]) for name in ("logp", "old_logp", "sampler_logp"))
+    if record["step"] == 1:  # later ones may have been sampled by an earlier policy
+      np.testing.assert_allclose(old_logp, sampler_logp, atol=rounding(tokens=12))
+    assert record["mask"] == [1] * len(logp)
+    behind, expected = 0.0, []
+    for shift in (logp - old_logp)[::-1]:
+      behind = shift + decay * behind
+      expected.append(behind)
+    np.testing.assert_allclose(record["future_kl"], expected[::-1], atol=rounding(tokens=12))
+    moved = max(moved, np.abs(logp - old_logp).max())
+  assert moved > rounding(tokens=12)
+
+
 def test_a_supervised_run_from_a_preset_exports_a_model_with_its_tokenizer(tmp_path):
   c = experiment("experiments/quickstart_base.py", workdir=str(tmp_path / "run"), steps=2, compile_cache="")
   c.data.size, c.eval.every, c.batch.prompts, c.batch.minibatch_prompts, c.batch.micro_rows = 64, 0, 8, 8, 8

@@ -41,6 +41,7 @@ import mutants_long_chain
 import mutants_models
 import mutants_pods
 import mutants_replays
+import mutants_report
 import mutants_rewards
 import mutants_runs
 import mutants_sight
@@ -80,7 +81,8 @@ def rotten(mutant: Mutant, root: pathlib.Path = ROOT) -> str:
   if mutant.old == mutant.new:
     return "it changes nothing"
   try:
-    compile(mutated(mutant, root), mutant.file, "exec")
+    if path.suffix == ".py":  # scripts and styles of the report are tried by a browser alone
+      compile(mutated(mutant, root), mutant.file, "exec")
   except SyntaxError as error:
     return f"it does not compile: {error}"
   return ""
@@ -299,7 +301,7 @@ MUTANTS = tuple(
   for table in (
     mutants_algorithms, mutants_bazel, mutants_doors, mutants_evaluation, mutants_gpu, mutants_gs, mutants_long_chain,
     mutants_training, mutants_models,
-    mutants_pods, mutants_replays, mutants_rewards, mutants_runs, mutants_sight,
+    mutants_pods, mutants_replays, mutants_report, mutants_rewards, mutants_runs, mutants_sight,
   )
   for row in table.ROWS
 )

@@ -168,11 +168,6 @@ ROWS = (
     'run.host["after"].get(run.cfg.checkpoint.best_by) if measured', 'run.host["after"]["accuracy"] if measured',
     "program_test.py::test_the_best_are_those_of_the_metric_that_is_named", "the best by another metric is kept",
   ),
-  (
-    "eval_sets_are_not_drawn", "fipo_jax/report.py", 'fnmatch.filter(keys, name) if "*" in name else [name]',
-    '[k for k in keys if k.startswith(name[:-1])] if name.endswith("*") else [name]',
-    "report_test.py::test_named_evaluation_sets_have_panels_of_their_own", "a report shows one set of several",
-  ),
   # ---- export ----
   (
     "export_of_the_newest", "fipo_jax/train/checkpoint.py",

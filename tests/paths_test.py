@@ -15,6 +15,7 @@ ALLOWED = {
   "fipo_jax/workdir": ("pathlib mkdir os.open os.path.realpath", "the lock of a disk, and where our own code lies"),
   "fipo_jax/lease": ("pathlib", "/proc"),
   "fipo_jax/metrics": ("pathlib", "/proc"),
+  "fipo_jax/report/page": ("read_text", "our own scripts and styles"),
   "fipo_jax/rollout/native": ("open", "/proc"),
   "fipo_jax/models/hf": ("rename", "a model of a disk replaces another"),
   "fipo_jax/command_line": ("pathlib is_file read_text os.path.isfile os.path.exists glob", "experiments: programs"),
