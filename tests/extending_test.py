@@ -7,6 +7,7 @@ import sys
 
 import jax
 import numpy as np
+import pages
 import pytest
 
 from fipo_jax import assemble, command_line, config, loop
@@ -16,21 +17,15 @@ from fipo_jax.rollout import ENGINES, Sampling
 from fipo_jax.types import Batch, Prompt
 from tests.loop_test import ROOT, lines, model, settings  # noqa: F401
 
-PAGE = ROOT / "docs/extending.md"
+PAGE = "docs/extending.md"
 TABLES = (OBJECTIVES, ESTIMATORS, SOURCES, ENGINES)
 EXPERIMENTS = ("tripled", "plain", "median", "chance")
-
-
-def files() -> dict[str, str]:
-  """Name -> content: the blocks of the page that begin with a name. JSON has no comments, so that line is not its."""
-  blocks = re.findall(r"^```\w*\n# (\S+)\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
-  return {name: text if name.endswith(".jsonl") else f"# {name}\n{text}" for name, text in blocks}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
   folder = tmp_path_factory.mktemp("extending")
-  for name, text in files().items():
+  for name, text in pages.files(PAGE).items():
     (folder / name).write_text(text)
   return folder
 
@@ -46,12 +41,12 @@ def load(folder):
 
 
 def test_the_page_has_an_example_of_each():
-  assert sorted(files()) == sorted(["my_reward.py", "lines.jsonl", *(f"{name}.py" for name in EXPERIMENTS)])
+  assert sorted(pages.files(PAGE)) == sorted(["my_reward.py", "lines.jsonl", *(f"{name}.py" for name in EXPERIMENTS)])
 
 
 def test_the_reward_agrees_with_its_lines(folder):
   """By the page's own command."""
-  (command,) = re.findall(r"^    (python launch/verify.py .*)$", PAGE.read_text(), re.MULTILINE)
+  (command,) = re.findall(r"^    (python launch/verify.py .*)$", pages.text_of(PAGE), re.MULTILINE)
   words = [sys.executable, str(ROOT / "launch/verify.py"), *command.split()[2:], "--workers=1"]
   done = subprocess.run(words, cwd=folder, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr

@@ -43,6 +43,7 @@ import mutants_rewards
 import mutants_runs
 import mutants_sight
 import mutants_training
+import mutants_words
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -297,7 +298,7 @@ MUTANTS = tuple(
   for table in (
     mutants_algorithms, mutants_bazel, mutants_doors, mutants_evaluation, mutants_gs, mutants_long_chain,
     mutants_training, mutants_models,
-    mutants_pods, mutants_rewards, mutants_runs, mutants_sight,
+    mutants_pods, mutants_rewards, mutants_runs, mutants_sight, mutants_words,
   )
   for row in table.ROWS
 )
