@@ -2,7 +2,8 @@
 
 COMMANDS is a list of command lines, [program, argument, ...] each. Of each comes back {"error": "" or what was wrong,
 "flags": the program's flags, without those of libraries}. A command line is read by the program's own parser, and its
-experiment is loaded with the overrides. Each is a fork of this process, which has imported what all of them import.
+experiment is loaded with the overrides; what launch/run.py would train is checked as it does. Each is a fork of this
+process, which has imported what all of them import.
 """
 
 import argparse
@@ -19,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 
 from absl import app, flags  # noqa: E402
 
-from fipo_jax import command_line, commands, loop, report  # noqa: E402, F401
+from fipo_jax import assemble, command_line, commands, config, loop, report  # noqa: E402, F401
 from fipo_jax.evaluation import program as evaluation  # noqa: E402, F401
 from fipo_jax.pods import jobs, plan  # noqa: E402, F401
 from fipo_jax.sweeps import program as sweeps  # noqa: E402
@@ -36,6 +37,9 @@ def read_flags(main, argv=None, flags_parser=None):
   flags_parser(sys.argv)
   if "config" in flags.FLAGS and flags.FLAGS["config"].present:
     _ = flags.FLAGS.config.workdir  # a config is loaded when a field of it is asked for
+    if sys.argv[0] == "launch/run.py":
+      config.validate(flags.FLAGS.config)
+      assemble.check_tables(flags.FLAGS.config, command_line.overrides())
   raise Read
 
 

@@ -17,6 +17,11 @@ ROWS = (
     "commands_test.py::test_commands_are_read_by_their_programs", "a command of the page ends with code 2",
   ),
   (
+    "words_config_that_cannot_be", "docs/data.md",
+    "--config.batch.row_tokens=640", "--config.batch.row_tokens=64",
+    "commands_test.py::test_commands_are_read_by_their_programs", "a command of the page is refused at its start",
+  ),
+  (
     "words_flag_of_a_command", "launch/curves.py",
     '"--out", required=True', '"--output", required=True',
     "commands_test.py::test_commands_are_read_by_their_programs", "a flag was renamed, and its page was not",
