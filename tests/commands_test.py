@@ -26,7 +26,7 @@ PYTHON = r"(?:VLLM_\S+ )?(?:\.venv/bin/)?python(?:3)? "
 # Lines of code blocks, by what is done with them. The first rule that fits counts; a line that fits none is an error.
 #   dry      a program of ours: read by its own parser, and run for real where REAL says so
 #   make     a target of the Makefile
-#   test     pytest, on files that exist
+#   test     pytest, on files that exist; script: of experiments/, likewise
 #   others   a program of others, or what a shell does; whoever writes such a line has tried it
 #   text     no command: a formula, data, what a program prints, code that another test runs or that is a fragment
 RULES = (
@@ -34,6 +34,7 @@ RULES = (
   ("dry", rf"{PYTHON}tests/(?:golden_check|configuration_test|mutants)\.py"),
   ("make", r"make "),
   ("test", rf"{PYTHON}-m pytest"),
+  ("script", rf"(?:{PYTHON}|sh |bash |)experiments/\S+\.(?:py|sh)\b"),
   ("others", r"(?:gcloud|kubectl|docker|bazel|sbatch|tensorboard|pip install|VLLM_SERVER_DEV_MODE=1 vllm serve) ?"),
   ("others", r'sh -c "\$\(sed -n 1p lines\.txt\)"'),
   ("variables", r"[A-Z]+=\S+(?:\s+[A-Z]+=\S+)*$"),
@@ -161,8 +162,8 @@ def test_make_and_pytest_find_what_they_are_told():
       if kind(line) == "make":
         named = [w for w in shlex.split(line.text, comments=True)[1:] if "=" not in w]
         assert named and set(named) <= targets, f"{line.where}: {line.text}"
-      if kind(line) == "test":
-        assert all((ROOT / w).exists() for w in line.text.split() if w.startswith("tests/")), line
+      if kind(line) in ("test", "script"):
+        assert all((ROOT / w).exists() for w in line.text.split() if w.startswith(("tests/", "experiments/"))), line
 
 
 @pytest.mark.parametrize("page", pages.PAGES)
@@ -210,7 +211,7 @@ def test_links_lead_somewhere(page):
 
 def test_each_page_says_who_needs_it_and_readme_is_short():
   for page in pages.PAGES[1:]:
-    assert re.match(r"# [^\n]+\n\nFor whoever ", pages.text_of(page)), page
+    assert re.match(r"# [^\n]+\n\nFor \w", pages.text_of(page)), page
   readme = pages.text_of("README.md")
   assert len(readme.splitlines()) <= 130
   assert {link.partition("#")[0] for link in pages.links("README.md")} >= set(pages.PAGES[1:])
