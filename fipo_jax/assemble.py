@@ -468,7 +468,7 @@ def open_engine(cfg, model: Model, mesh, tokenizer) -> Engine:
       api_key=os.environ.get("FIPO_API_KEY", ""), model_name=r.model_name, text=text,
       say=console.say,
     ),
-  }[r.engine]  # fmt: skip
+  }.get(r.engine, {})  # fmt: skip
   return ENGINES[r.engine](model.policy(), sharding.for_rollout(mesh, r.tensor), **limits, **own)
 
 

@@ -38,7 +38,7 @@ def default() -> ml_collections.ConfigDict:
   c.algorithm.clip_high = 0.28  # fipo, dapo
   c.algorithm.dual_clip = 10.0  # c: cap on the ratio where the advantage is negative; 0 = off; fipo, dapo
   c.algorithm.gspo_clip_low = 3e-4  # gspo: the range of a whole response's mean ratio
-  c.algorithm.gspo_clip_high = 4e-4
+  c.algorithm.gspo_clip_high = 4e-4  # gspo: above 1; the paper's ranges
   c.algorithm.cispo_ratio_cap = 5.0  # cispo: cap on the importance ratio
   c.algorithm.delta_clamp = 20.0  # nats; bound on |logp - old_logp|; 0 = none
   c.algorithm.half_life_tokens = 32.0  # tau: a shift this far ahead counts half
@@ -82,10 +82,10 @@ def default() -> ml_collections.ConfigDict:
   c.model.logits_mib = 384.0  # MiB of a device for logits, the part of the head they need and its gradient
 
   c.mesh = ml_collections.ConfigDict()  # sizes; -1 = all devices left
-  c.mesh.data = 1
-  c.mesh.fsdp = -1
-  c.mesh.context = 1
-  c.mesh.tensor = 1
+  c.mesh.data = 1  # copies of the weights; the only axis that may cross slices
+  c.mesh.fsdp = -1  # rows, and pieces of weights and moments
+  c.mesh.context = 1  # pieces of a row
+  c.mesh.tensor = 1  # heads, MLP width, vocabulary
 
   c.data = ml_collections.ConfigDict()
   c.data.source = "reasoning_gym"  # a row of SOURCES
@@ -107,7 +107,7 @@ def default() -> ml_collections.ConfigDict:
   c.data.instruct_messages = False  # whether that is also done with what the user says last in a list of messages
   c.data.system = ""  # what the system's turn says, where a record has none of its own; "" = no such turn
   c.data.chat_template = True  # render with the model's chat template; False = the instruction as it is
-  c.data.max_prompt_tokens = 2048
+  c.data.max_prompt_tokens = 2048  # rendered, template included
   c.data.on_long_prompt = "drop"  # drop (and count) | error
   # Several sources, drawn by weight: name -> {"weight": 0.3, "path": "x.jsonl"} and whatever else of data differs.
   c.data.mixture = ml_collections.ConfigDict(type_safe=False)
@@ -115,9 +115,9 @@ def default() -> ml_collections.ConfigDict:
   c.rollout = ml_collections.ConfigDict()
   c.rollout.engine = "native"  # a row of ENGINES
   c.rollout.samples_per_prompt = 16  # G
-  c.rollout.max_response_tokens = 20_480
-  c.rollout.temperature = 1.0
-  c.rollout.top_p = 1.0
+  c.rollout.max_response_tokens = 20_480  # its end token included
+  c.rollout.temperature = 1.0  # logits are divided by it; log-probabilities are those at this temperature
+  c.rollout.top_p = 1.0  # share of the probability that can be drawn; 1 = all
   c.rollout.top_k = 0  # 0 = off
   c.rollout.min_p = 0.0  # 0 = off
   c.rollout.min_tokens = 0  # no stop token is drawn before a response has so many
@@ -165,7 +165,7 @@ def default() -> ml_collections.ConfigDict:
 
   c.dynamic_sampling = ml_collections.ConfigDict()
   c.dynamic_sampling.enabled = True  # draw again until batch.prompts groups have mixed accuracy
-  c.dynamic_sampling.max_draws = 10
+  c.dynamic_sampling.max_draws = 10  # per iteration; each a rollout of its own
   c.dynamic_sampling.max_age = 1  # iterations from its first token that a surplus group may wait; 0 = thrown away
   c.dynamic_sampling.on_exhausted = "train"  # train on what there is | stop (saved, evaluated, with a message)
 
@@ -177,31 +177,31 @@ def default() -> ml_collections.ConfigDict:
 
   c.optimizer = ml_collections.ConfigDict()
   c.optimizer.name = "adamw"  # a row of OPTIMIZERS: adamw | muon
-  c.optimizer.learning_rate = 1e-6
+  c.optimizer.learning_rate = 1e-6  # after warm-up
   c.optimizer.value_learning_rate = 1e-5  # of ppo's value head; follows the same schedule
   c.optimizer.schedule = "constant"  # after warm-up: constant | cosine (to 0 at the last update)
   c.optimizer.warmup_updates = 80  # optimizer steps
-  c.optimizer.b1 = 0.9
-  c.optimizer.b2 = 0.999
-  c.optimizer.eps = 1e-8
-  c.optimizer.weight_decay = 0.1
+  c.optimizer.b1 = 0.9  # decay of the first moment, per update
+  c.optimizer.b2 = 0.999  # decay of the second
+  c.optimizer.eps = 1e-8  # added to the root of the second moment
+  c.optimizer.weight_decay = 0.1  # decoupled, times the learning rate; of all parameters, as the script
   c.optimizer.momentum_dtype = ""  # of the first moment: float32 | bfloat16; "" = model.param_dtype
   c.optimizer.offload = False  # moments stay in the host's memory between updates
-  c.optimizer.clip_norm = 1.0
+  c.optimizer.clip_norm = 1.0  # bound on the global norm of an update's gradient
   c.optimizer.max_skipped_updates = 8  # non-finite updates are skipped; so many in a row end the run
 
   c.eval = ml_collections.ConfigDict()
   c.eval.every = 5  # iterations; also before the first and after the last; 0 = never
-  c.eval.prompts = 30
+  c.eval.prompts = 30  # held-out problems; AIME has 30
   c.eval.data_seed = 0  # generated sources: seed of the held-out problems
   # Held-out files of any kind; "" = what data.source has: other seed, other split, or the first eval.prompts records.
   c.eval.path = ml_collections.FieldReference("", field_type=object)
   c.eval.split = "test"  # for tfds
-  c.eval.samples_per_prompt = 32
-  c.eval.temperature = 1.0
-  c.eval.top_p = 0.7
-  c.eval.top_k = 0
-  c.eval.min_p = 0.0
+  c.eval.samples_per_prompt = 32  # accuracy is their mean: avg@32
+  c.eval.temperature = 1.0  # 0 = greedy
+  c.eval.top_p = 0.7  # the script's validation
+  c.eval.top_k = 0  # 0 = off
+  c.eval.min_p = 0.0  # 0 = off
   c.eval.repetition_penalty = 1.0  # 1 = off
   # Several sets by name, each with what differs from data and eval: name -> {"path": "x.parquet", "prompts": 0 for all,
   # "samples_per_prompt": 32, "verifier": ..., "temperature": ..., "max_response_tokens": ...}; fields in

@@ -93,7 +93,8 @@ class Lease:
       if _is_dead(holder) or age >= LEASE_S:
         console.say(f"workdir={self.folder}: {holder['who']} had it, and has ended or renews it no more: taken over")
         return generation
-      said = f"workdir={str(self.folder)!r}: {holder['who']} is working in it; wait for its end, stop it, or use another."
+      where = f"workdir={str(self.folder)!r}"
+      said = f"{where}: {holder['who']} is working in it; wait for its end, stop it, or use another."
       if _is_here(holder):
         raise ValueError(said)
       if first not in (None, generation) and _now() - begun >= LEASE_S:

@@ -51,7 +51,12 @@ def unread(cfg: ml_collections.ConfigDict) -> list[str]:
   if cfg.eval.path:
     read |= {*SOURCES["file"].fields.values()}
   default = config_lib.default()
-  return [field for field in sorted(known - read) if config_lib.at(cfg, field) != config_lib.at(default, field)]
+  return [f for f in sorted(known - read) if _plain(config_lib.at(cfg, f)) != _plain(config_lib.at(default, f))]
+
+
+def _plain(value: Any) -> Any:
+  # A section that an experiment has set to {} takes only values of one type, and so is not equal to the default's.
+  return value.to_dict() if isinstance(value, ml_collections.ConfigDict) else value
 
 
 def parts_of(cfg: ml_collections.ConfigDict) -> dict[str, tuple[ml_collections.ConfigDict, float]]:

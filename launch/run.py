@@ -1,7 +1,7 @@
 """Trains: python launch/run.py --config=experiments/quickstart.py [--config.FIELD=VALUE ...]
 
 On a workdir that already holds this run, it resumes; --run=DIR goes on with the run in DIR. Whatever the user can mend
-ends in one line; nothing already written is lost. Many hosts: the same command on each; see "Many hosts" in the README.
+ends in one line; nothing already written is lost. Many hosts: the same command on each; see docs/operating.md.
 
 Exit codes: 0 done; 1 an error on the way; 2 a mistake found at the start, nothing was done; 75 told to stop (SIGTERM,
 Ctrl-C) and saved: start again to go on; 76 another process was lost, or the run stood still: start all again; 130 a

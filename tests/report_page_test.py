@@ -140,7 +140,7 @@ def test_filters_colours_and_readings_of_tokens(chromium, quickstart):
   choose(page, "to", "1")  # where numbers are large
   painted = "[...document.querySelectorAll('.t')].map(t => t.className + t.style.getPropertyValue('--a')).join()"
   seen = set()
-  for colour in ("future_kl", "weight", "weighted", "shift", "entropy", "gap", "keep"):
+  for colour in ("future_kl", "weight", "weighted", "shift", "entropy", "gap", "mask"):
     choose(page, "colour", colour)
     seen.add(page.run(painted))
   assert len(seen) >= 6  # a mask of ones, as gaps of none, may look alike

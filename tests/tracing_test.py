@@ -1,4 +1,4 @@
-"""A real trace of the trainer's programs on the CPU, and whether it reads like the README."""
+"""A real trace of the trainer's programs on the CPU, and whether it reads like docs/metrics.md."""
 
 import re
 

@@ -8,11 +8,14 @@ from typing import Protocol
 from fipo_jax.rollout.http import HttpEngine
 from fipo_jax.rollout.native import NativeEngine
 from fipo_jax.rollout.sampling import Sampling
+from fipo_jax.rollout.usage import Usage
 from fipo_jax.types import Prompt, Rollout
 
 
 class Engine(Protocol):
-  """What the loop asks of a sampler."""
+  """What the loop asks of a sampler. usage: how the last `generate` went, for the metrics."""
+
+  usage: Usage
 
   def update(self, params) -> None:
     """Takes the parameters to sample with from now on."""

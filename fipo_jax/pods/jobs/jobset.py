@@ -1,6 +1,6 @@
 """The JobSet that GKE starts, and what Kueue needs to queue it: as YAML that kubectl applies.
 
-Rules of failure, by exit code (README): 2 and 130 fail the JobSet at once, 75 starts it again without counting, as a
+Rules of failure, by code (docs/pods.md): 2 and 130 fail the JobSet at once, 75 starts it again without counting, as a
 disruption does; whatever else counts, up to --restarts.
 Source: github.com/kubernetes-sigs/jobset at 08dfbdf, pkg/controllers/failure_policy.go, pkg/webhooks/jobset_webhook.go;
 github.com/kubernetes/kubernetes, pkg/controller/job/pod_failure_policy.go, which words the messages.
