@@ -72,6 +72,7 @@ def test_combinations_that_would_do_nothing_or_fail_late_are_refused():
     ({"algorithm.name": "dapo", "algorithm.control": "past"}, "algorithm.control='past' changes the weight of fipo"),
     ({"algorithm.name": "ppo", "rollout.samples_per_prompt": 1}, "or dynamic_sampling.enabled=False"),
     ({"alarms.action": "rollback", "checkpoint.keep": 1}, "checkpoint.keep=1: .* keep 2 or more"),
+    ({"checkpoint.keep_every": 12}, "checkpoint.keep_every=12 must be a multiple of checkpoint.every=5: .*; try 10"),
   ):
     c = valid()
     c.update_from_flattened_dict(fields)

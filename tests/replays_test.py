@@ -353,3 +353,24 @@ def test_a_run_of_eight_devices_on_one(replayed, tmp_path):
   assert found["metrics"]["tokens_generated"]["recorded"] == found["metrics"]["tokens_generated"]["replayed"]
   loss = found["metrics"]["grad_norm"]
   close(loss["replayed"], loss["recorded"], terms=62_000, scale=loss["recorded"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ("arguments", "said"),
+  [
+    (["--step=3"], "--run=DIR: name the run"),
+    (["--run=RUN"], "--step=N: name the step"),
+    (["--run=RUN", "--step=0"], "--step"),
+    (["--run=RUN", "--step=9"], "--step=9: no metrics of it in"),
+    (["--run=RUN", "--step=1", "--config.workdir=x"], "--config.workdir: the run is that of --run"),
+    (["--run=RUN", "--step=1", "--config.algorithm.clip=1"], "--config.algorithm.clip: no such field"),
+    (["--run=RUN", "--step=1", "--config.seed=1"], "the state of the run is that of its own seed"),
+  ],
+)
+def test_mistakes_on_the_command_line(tmp_path, arguments, said):
+  left(tmp_path, rows=steps(1), **{"model.preset": "tiny", "model.alphabet": "ab"})
+  command = [sys.executable, "launch/replay.py", *(a.replace("RUN", str(tmp_path)) for a in arguments)]
+  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+  (line,) = done.stderr.strip().splitlines()
+  assert done.returncode == 2 and line.startswith("error: ") and said in line

@@ -76,6 +76,8 @@ class Recorder:
     if record["future_kl"] is None or not len(record["future_kl"]):
       return
     found = largest(record)
+    if any(found == {**known, "sample": found["sample"]} for _, _, known in self._top):
+      return  # samples of a prompt may be alike
     heapq.heappush(self._top, (abs(found["future_kl"]), -self.responses, found))
     if len(self._top) > TOP:
       heapq.heappop(self._top)
@@ -123,4 +125,7 @@ def named(folder, changed) -> list[str]:
   """Lines that name the files."""
   folder = paths.of(folder)
   names = [RECORD, TOKENS, *([CHANGED] if changed is not None else [])]
-  return [f"replay: {', '.join(str(folder / name) for name in names)}"]
+  return [
+    f"replay: {', '.join(str(folder / name) for name in names)}",
+    f"its responses token by token, as a page: python launch/report.py --run={folder}",
+  ]
