@@ -228,7 +228,7 @@ def default() -> ml_collections.ConfigDict:
   c.alarms.rollback_overrides = ml_collections.ConfigDict(type_safe=False)
 
   c.log = ml_collections.ConfigDict()
-  c.log.samples = 4  # responses a step written to samples.jsonl, token by token
+  c.log.samples = 4  # responses a step written to samples.jsonl, token by token; of an evaluation as many of each set
   c.log.samples_mb = 256  # 10⁶ bytes of samples.jsonl at most; beyond it the oldest half goes
   c.log.stall_s = 600.0  # seconds in which nothing moves until all stacks are written and the run ends; 0 = never
   c.log.stall_factor = 5.0  # of the longest that a phase stood still, in its median time, where that is more

@@ -35,7 +35,7 @@ from fipo_jax.rollback import Rollback, roll_back
 from fipo_jax.rollout import stored
 from fipo_jax.rollout.http import EngineError
 from fipo_jax.sharding import OnHost
-from fipo_jax.tokens import Look, Minibatch, write_samples
+from fipo_jax.tokens import Look, Minibatch, write_evaluated, write_samples
 from fipo_jax.train import batching
 from fipo_jax.types import Batch, Rollout
 
@@ -145,7 +145,7 @@ def conclude(run: Run, values: dict[str, Any], log, progress) -> None:
   cfg, step = run.cfg, run.step
   try:
     if evaluates(cfg, step):
-      run.host["after"] = evaluate(run, progress)
+      run.host["after"] = evaluate(run, progress, log)
       values |= {f"eval/{k}": v for k, v in run.host["after"].items()}
   finally:
     for name, seconds in run.timers.pop().items():
@@ -266,18 +266,25 @@ def numbers(records: dict[str, Any]) -> dict[str, float]:
   return values
 
 
-def evaluate(run: Run, progress) -> dict[str, float]:
+def evaluate(run: Run, progress, log=None) -> dict[str, float]:
   """Accuracy, length, truncation on the evaluation sets, with the engine's present weights.
 
-  Metrics of a set with a name as NAME/metric; those of the first set without one, too.
+  Metrics of a set with a name as NAME/metric; those of the first set without one, too. log: gets some responses; not
+  before training, for a run that is stopped in its first step does not make that evaluation again.
   """
   run.engine.update(run.policy_params())
   stop_asked = processes.StopPoll()
   result: dict[str, float] = {}
   with run.timers("evaluate"):
     for s in run.sets:
+
+      def judge(groups, s=s):
+        score(run, groups, s.cfg)
+        if log is not None:
+          write_evaluated(run, s.name, groups, log=log)
+
       own = evaluate_lib.evaluate(
-        run.engine, lambda groups, s=s: score(run, groups, s.cfg), list(s.prompts),
+        run.engine, judge, list(s.prompts),
         samples_per_prompt=s.cfg.eval.samples_per_prompt, key=s.key(),
         sampling=sampling_of(s.cfg, run.tokenizer, evaluation=True),
         progress=progress.task(f"evaluate {s.name}".strip()), watch=lambda _: stop_asked(),

@@ -61,10 +61,25 @@ def records(run: Run, m: Minibatch, micro: int, wanted: Sequence[int]) -> Iterat
     at = (place.row, slice(place.start, place.stop))
     found = {name: a[name][at] if name in a else None for name in BY_TOKEN}
     yield {
-      "minibatch": m.number, "prompt_id": r.prompt.id, "sample": r.sample,
-      "prompt": r.prompt.text, "response": run.tokenizer.decode(r.tokens), "answer": r.prompt.answer,
-      "reward": r.reward, "accuracy": r.accuracy, "advantage": r.advantage, "stop_reason": r.stop_reason,
-      "truncated": r.truncated, "rejected": not a["keep"][at].any(),
-      "tokens": [run.tokenizer.decode([t], skip_special=False) for t in r.tokens],
-      "sampler_logp": r.logp, **found, "mask": a["keep"][at].astype(int),
+      "minibatch": m.number, **said(run, r), "advantage": r.advantage, "rejected": not a["keep"][at].any(),
+      **found, "mask": a["keep"][at].astype(int),
     }  # fmt: skip
+
+
+def said(run: Run, r: Rollout) -> dict[str, Any]:
+  """What is known of a response wherever it was sampled."""
+  return {
+    "prompt_id": r.prompt.id, "sample": r.sample, "prompt": r.prompt.text, "response": run.tokenizer.decode(r.tokens),
+    "answer": r.prompt.answer, "reward": r.reward, "accuracy": r.accuracy, "stop_reason": r.stop_reason,
+    "truncated": r.truncated, "tokens": [run.tokenizer.decode([t], skip_special=False) for t in r.tokens],
+    "sampler_logp": r.logp,
+  }  # fmt: skip
+
+
+def write_evaluated(run: Run, name: str, groups: Sequence[Sequence[Rollout]], *, log) -> None:
+  """One response to each of the first prompts of an evaluation set, the same ones after every evaluation.
+
+  name: of the set. Laid beside each other they show what the policy has become.
+  """
+  for group in groups[: run.cfg.log.samples] if processes.is_first() else ():
+    log.sample(run.step, {"set": name or "eval", **said(run, group[0])})

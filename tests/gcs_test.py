@@ -583,7 +583,7 @@ def test_a_run_in_a_bucket(server, folder, model, tmp_path):  # noqa: F811
   before = len(server.requests)
   result = loop.train(c)
   run = folder / "run"
-  assert set(paths.names(run)) - {"heartbeat.json"} == {*NAMES, "report.html", "report.png"}
+  assert set(paths.names(run)) - {"heartbeat.json"} == {*NAMES, "report.html"}
   written = {name.split("/")[0] for method, name, _ in server.requests[before:] if method != "GET" and name}
   assert written == {folder.name} and not (tmp_path / "run").exists()
   assert json.loads(paths.read(run / "result.json")) == json.loads(json.dumps(result))

@@ -128,8 +128,12 @@ def test_future_kl_acts_from_the_second_mini_batch_on(whole):
     assert np.isfinite(record["loss"]) and record["sampler_gap_max"] <= rounding()
 
 
+def trained_on(workdir):
+  return [record for record in lines(workdir, "samples.jsonl") if "set" not in record]
+
+
 def test_samples_are_told_token_by_token(whole):
-  for record in lines(whole[0], "samples.jsonl"):
+  for record in trained_on(whole[0]):
     n = len(record["tokens"])
     assert n == len(record["logp"]) == len(record["future_kl"]) == len(record["weight"]) == len(record["sampler_logp"])
     assert "".join(t for t in record["tokens"] if not t.startswith("<")) == record["response"]
@@ -138,7 +142,7 @@ def test_samples_are_told_token_by_token(whole):
 
 def test_samples_say_what_their_future_kl_is_made_of(whole):
   decay, moved = 0.5 ** (1 / experiment("experiments/quickstart.py").algorithm.half_life_tokens), 0.0
-  for record in lines(whole[0], "samples.jsonl"):
+  for record in trained_on(whole[0]):
     logp, old_logp, sampler_logp = (np.asarray(record[name]) for name in ("logp", "old_logp", "sampler_logp"))
     if record["step"] == 1:  # later ones may have been sampled by an earlier policy
       np.testing.assert_allclose(old_logp, sampler_logp, atol=rounding(tokens=12))
@@ -150,6 +154,16 @@ def test_samples_say_what_their_future_kl_is_made_of(whole):
     np.testing.assert_allclose(record["future_kl"], expected[::-1], atol=rounding(tokens=12))
     moved = max(moved, np.abs(logp - old_logp).max())
   assert moved > rounding(tokens=12)
+
+
+def test_evaluations_leave_responses_to_the_same_prompts(whole):
+  found = [record for record in lines(whole[0], "samples.jsonl") if "set" in record]
+  assert [record["step"] for record in found] == [2] * 4 + [3] * 4 and {record["set"] for record in found} == {"eval"}
+  first, last = ([record["prompt"] for record in found if record["step"] == step] for step in (2, 3))
+  assert first == last and len(set(first)) == 4
+  for record in found:
+    assert len(record["tokens"]) == len(record["sampler_logp"]) and "logp" not in record
+    assert record["reward"] in (-1.0, 0.0, 1.0) and not {r["prompt"] for r in trained_on(whole[0])} & set(first)
 
 
 def test_a_supervised_run_from_a_preset_exports_a_model_with_its_tokenizer(tmp_path):

@@ -225,4 +225,18 @@ ROWS = (
     "report_test.py::test_differences_of_log_probs_are_taken_before_they_are_rounded",
     "a shift is the rounding of two log-probs",
   ),
+  (
+    "report_beside_another_prompt", "fipo_jax/report/tokens.js",
+    "(o.prompt !== undefined && o.prompt === s.prompt)",
+    "o.step === s.step",
+    "report_page_test.py::test_the_same_prompt_is_laid_side_by_side_across_steps",
+    "other prompts stand side by side",
+  ),
+  (
+    "evaluated_prompts_are_not_written", "fipo_jax/tokens.py",
+    "for group in groups[: run.cfg.log.samples] if processes.is_first() else ():",
+    "for group in groups[-run.cfg.log.samples :] if run.step > 2 else groups[: run.cfg.log.samples]:",
+    "loop_test.py::test_evaluations_leave_responses_to_the_same_prompts",
+    "evaluations leave other prompts each time",
+  ),
 )

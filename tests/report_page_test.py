@@ -12,6 +12,7 @@ from fipo_jax.report import write
 PROGRAM = browser.find()
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no chromium here; Debian has it as a package")
 PANEL = "#groups .panel"
+WINDOWS = ((400, False), (1280, False), (1280, True))  # the others are wider, or lighter
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +70,9 @@ def test_it_opens_without_errors_and_draws_its_curves(chromium, quickstart):
   assert page.errors == []
 
 
-@pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize("width", [1280, 400])
+@pytest.mark.parametrize(
+  ("width", "dark"), [(400, True), *(pytest.param(*case, marks=pytest.mark.slow) for case in WINDOWS)]
+)
 def test_it_fits_the_window_and_follows_the_colours_of_the_system(chromium, quickstart, width, dark):
   page = opened(chromium, quickstart, width=width, dark=dark)
   assert page.run("document.documentElement.scrollWidth") <= width
@@ -105,6 +107,7 @@ def test_the_axis_switches_and_one_cursor_and_one_zoom_are_for_all(chromium, qui
   assert page.errors == []
 
 
+@pytest.mark.slow
 def test_a_drag_zooms_and_a_key_hides_its_line(chromium, quickstart):
   page = opened(chromium, quickstart)
   left, top, width, height = place(page, f"{PANEL} .plot")
@@ -159,6 +162,23 @@ def test_filters_colours_and_readings_of_tokens(chromium, quickstart):
   assert page.errors == []
 
 
+@pytest.mark.slow
+def test_the_same_prompt_is_laid_side_by_side_across_steps(chromium, tmp_path):
+  samples = [{"step": step, "set": name, "prompt": f"{name} {n}", "tokens": [f"at {step}"], "sampler_logp": [-1.0]}
+             for step in (10, 20, 30) for name in ("aime", "own") for n in (1, 2)]  # fmt: skip
+  trained = [{"step": step, "prompt": f"new {step}", "tokens": ["x"], "future_kl": [1.0]} for step in (10, 20, 30)]
+  run = report_test.write_run(tmp_path / "run", samples=sorted(samples + trained, key=lambda s: s["step"]))
+  page = opened(chromium, write.report([run]))
+  choose(page, "set", "aime")
+  assert page.run("document.getElementById('count').textContent") == "6 of 15 responses."
+  page.run("document.getElementById('beside').click()")
+  heads = page.run("[...document.querySelectorAll('#texts .view h4')].map(h => h.textContent)")
+  assert [h.split(" · ")[0] for h in heads] == ["step 10", "step 20", "step 30"] and all("aime" in h for h in heads)
+  assert len(set(page.run("[...document.querySelectorAll('#texts .prompt')].map(h => h.textContent)"))) == 1
+  choose(page, "set", "training")
+  assert page.run("document.querySelectorAll('#texts .view').length") == 1 and page.errors == []
+
+
 HOSTILE = [
   "<script>document.title = 'hacked'</script>", "</script><script>document.title = 'hacked'</script>",
   "<img src=x onerror=\"document.title = 'hacked'\">", "<style>body { display: none }</style>", "<!--", "-->", "]]>",
@@ -188,6 +208,7 @@ def test_what_a_model_says_is_inert(chromium, tmp_path):
   assert page.errors == []
 
 
+@pytest.mark.slow
 def test_twenty_thousand_tokens_are_drawn_as_they_are_wanted(chromium, tmp_path):
   n = 20_000
   numbers = [((i * 37) % 101 - 50) / 50 for i in range(n)]
@@ -208,6 +229,7 @@ def test_twenty_thousand_tokens_are_drawn_as_they_are_wanted(chromium, tmp_path)
   assert time.monotonic() - begun < 60 and page.errors == []
 
 
+@pytest.mark.slow
 def test_runs_are_laid_over_each_other(chromium, tmp_path):
   runs = []
   for name, seed, rate in (("a_seed0", 0, 1.0), ("a_seed1", 1, 1.0), ("b", 0, 2.0)):
@@ -222,12 +244,13 @@ def test_runs_are_laid_over_each_other(chromium, tmp_path):
   assert page.run("document.getElementById('kinds').textContent") == "alarm" and page.errors == []
 
 
+@pytest.mark.slow
 def test_a_watched_page_loads_itself_again_and_keeps_its_axis(chromium, tmp_path, monkeypatch):
-  monkeypatch.setattr("fipo_jax.report.page.RELOAD_S", 1)
+  monkeypatch.setattr("fipo_jax.report.page.RELOAD_S", 3)
   page = opened(chromium, write.report([report_test.QUICKSTART], tmp_path, watched=True))
   chosen = "document.querySelector('#axis input[value=seconds]')"
-  page.wait(f"{chosen} && (window.before = true, {chosen}.click(), true)")
+  page.wait(f"document.querySelector('#sentence a') && (window.before = true, {chosen}.click(), true)")
   page.wait(f"!window.before && document.readyState === 'complete' && {chosen}.checked")
-  page.wait("document.getElementById('reload').textContent.includes('loads again every 1 s')")
+  page.wait("document.getElementById('reload').textContent.includes('loads again every 3 s')")
   page.open(write.report([report_test.QUICKSTART], tmp_path))
   assert page.run("document.getElementById('reload').textContent") == ""

@@ -15,12 +15,13 @@ import pytest
 from fipo_jax.report import compare, events, figures, page, read, summary, tokens, write
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-QUICKSTART = ROOT / "tests/runs/quickstart"  # some lines of a real run
+QUICKSTART = ROOT / "tests/a_run"  # some lines of a real run
 ROWS = [
   {"step": 0, "eval/accuracy": 0.1, "eval/response_tokens": 30.0},
   {"step": 1, "reward": 0.1, "accuracy": 0.2, "entropy": 1.5, "weight_mean": 1.0, "weight_std": 0.1,
    "seconds/rollout": 2.0, "seconds/update": 3.0, "seconds/step": 5.0, "minibatch/policy_kl": [0.0, 0.1]},
-  {"step": 2, "reward": None, "accuracy": 0.3, "weight_mean": 1.01, "nonfinite": ["reward"], "mine": 7.0},
+  {"step": 2, "reward": None, "accuracy": 0.3, "weight_mean": 1.01, "weight_std": 0.2, "nonfinite": ["reward"]},
+  {"step": 3, "weight_mean": 1.02, "mine": 7.0},
 ]  # fmt: skip
 SAMPLE = {
   "step": 2, "prompt": "1<2 & 3?", "response": "ab</pre>c", "answer": "6", "reward": 1.0, "accuracy": 1.0,
@@ -108,7 +109,7 @@ def test_a_page_is_whole_in_itself_and_runs_its_own_scripts_alone():
 
 
 def test_what_a_run_says_is_data(tmp_path):
-  said = "</script><script>alert(1)</script><!-- \u2028 \u202e <img src=x onerror=alert(2)> \ud800"
+  said = "</script ></script><script>alert(1)</script><!-- \u2028 \u202e <img src=x onerror=alert(2)> \ud800"
   run = write_run(
     tmp_path / "<b>run", rows=[{"step": 1, "loss": 1.0, said: 2.0, "alarms": [said], "changed": [said]}],
     samples=[SAMPLE | {"tokens": [said], "prompt": said, "answer": said}],
@@ -117,16 +118,19 @@ def test_what_a_run_says_is_data(tmp_path):
   )  # fmt: skip
   found = Page(write.report([run]).read_text())
   assert found.open == [] and found.loads == []
-  assert len(found.scripts) == 6  # four programs, two records
+  assert len(found.scripts) == 6 and not any("<" in text for kind, _, text in found.scripts if kind)
   (sample,) = found.data("responses")["samples"]
   assert sample["tokens"] == [said.replace("\ud800", "?")] and sample["prompt"] == sample["tokens"][0]
   assert any("alert(2)" in word for word in found.words)
+  others = [write_run(tmp_path / name, config={said: name}) for name in "ab"]  # a row of what differs
+  found = page_of(*others)
+  assert found.open == [] and found.loads == [] and len(found.scripts) == 6 and said in "".join(found.words)
 
 
 def test_where_the_time_went_is_told_in_shares(tmp_path):
   spent = {"productive_s": 1500.0, "lost_s": 200.0, "starting_s": 50.0, "waiting_s": 240.0, "other_s": 10.0}
   goodput = spent | {"share": 0.75, "wall_s": 2000.0, "starts": 3, "lost_steps": 4}
-  found = page_of(write_run(tmp_path / "run", result={"goodput": goodput, "steps": 2}))
+  found = page_of(write_run(tmp_path / "run", result={"goodput": goodput, "steps": 3}))
   text = "|".join(found.words)
   assert "Since the first start: 33 min" in text and "iterations that were kept|25 min|75.0%" in text
   assert "without a process|4 min|12.0%" in text and "update|3 s|60.0%" in text
@@ -171,7 +175,7 @@ def test_half_written_lines_are_left_out_and_counted(tmp_path):
       file.write('{"step": 3, "lo')
   (run / "result.json").write_text("{")
   found = read.run(run)
-  assert [row["step"] for row in found.rows] == [0, 1, 2] and len(found.samples) == 1 and found.result == {}
+  assert [row["step"] for row in found.rows] == [0, 1, 2, 3] and len(found.samples) == 1 and found.result == {}
   assert found.notes[:2] == [f"1 unreadable line of {name}.jsonl left out" for name in ("metrics", "samples")]
   assert found.notes[2].startswith("result.json is not JSON")
   assert dict(summary.summary(found))["files"] == "; ".join(found.notes)
@@ -180,7 +184,7 @@ def test_half_written_lines_are_left_out_and_counted(tmp_path):
 def test_parts_are_joined_and_of_a_step_that_is_there_twice_the_later_line_counts(tmp_path):
   run = tmp_path / "run"
   write_run(run, rows=None)
-  metrics = [ROWS[:2], [ROWS[1] | {"accuracy": 0.9}, ROWS[2]]]
+  metrics = [ROWS[:2], [ROWS[1] | {"accuracy": 0.9}, *ROWS[2:3]]]
   for name, parts in {"metrics": metrics, "samples": [[SAMPLE], [SAMPLE]]}.items():
     (run / name).mkdir()
     for number, rows in enumerate(parts):
@@ -237,9 +241,11 @@ def test_each_quantity_has_its_panel_and_what_no_panel_names_has_one_too(tmp_pat
 
 def test_columns_hold_what_exists_and_bands_the_spread_of_the_same_step(tmp_path):
   (track,) = drawn(write_run(tmp_path / "run"))["tracks"]
-  assert track["step"] == [0, 1, 2] and track["tokens"] is None and track["seconds"] == [0.0, 5.0, 5.0]
+  assert track["step"] == [0, 1, 2, 3] and track["tokens"] is None and track["seconds"] == [0.0, 5.0, 5.0, 5.0]
   assert track["columns"]["accuracy"] == {"y": [0.2, 0.3], "at": [1, 2]}
-  assert track["columns"]["weight_mean"] == {"y": [1.0, 1.01], "at": [1, 2], "bands": [[[0.9, None], [1.1, None]]]}
+  assert track["columns"]["weight_mean"] == {
+    "y": [1.0, 1.01, 1.02], "at": [1, 2, 3], "bands": [[[0.9, 0.81, None], [1.1, 1.21, None]]],
+  }  # fmt: skip
   assert track["columns"]["minibatch/policy_kl#2"] == {"y": [0.1], "at": [1]}
   assert "weight_std" not in track["columns"]
 
@@ -433,7 +439,7 @@ def test_a_watched_page_loads_itself_again_until_the_run_has_ended(tmp_path):
     elif len(seen) == 2:
       write_run(run, rows=ROWS)
     elif len(seen) == 3:
-      assert "step 2" in found
+      assert "step 3" in found
       write_run(run, rows=None, starts=[{"began": 1.0, "ended": 2.0}])
 
   assert write.watch([run], say=said.append, sleep=sleep) == run / "report.html"

@@ -75,8 +75,9 @@ const inLine = text => visible(text).replace(/\n/g, "⏎");
 
 // ---- filters ----
 
-const rejected = s => s.mask ? s.mask.some(v => v === 0) : null;
-const truncated = s => s.stop_reason === undefined ? null : s.stop_reason === "length";
+const rejected = s => s.rejected ?? (s.mask ? !s.mask.some(v => v) : null);
+const truncated = s => s.truncated ?? (s.stop_reason === undefined ? null : s.stop_reason === "length");
+const setOf = s => s.set || "training";
 const right = s => s.accuracy === undefined ? null : s.accuracy >= 1;
 const whole = new Map();
 const textOf = s => {
@@ -91,7 +92,7 @@ function passes(s) {
   return between(s.step, "from", "to") && between(s.tokens.length, "shortest", "longest")
     && between(s.reward === undefined ? NaN : s.reward, "least", "most")
     && is("right", right(s)) && is("truncated", truncated(s)) && is("rejected", rejected(s))
-    && (!set("run") || s.run === Number(f.run.value)) && (!set("text") || textOf(s).includes(f.text.value.toLowerCase()));
+    && (!set("set") || setOf(s) === f.set.value) && (!set("run") || s.run === Number(f.run.value)) && (!set("text") || textOf(s).includes(f.text.value.toLowerCase()));
 }
 
 // ---- one response ----
@@ -213,7 +214,8 @@ function list() {
     const item = element("li"), button = element("button");
     button.type = "button";
     const mark = right(s) === null ? "" : right(s) ? "✓" : "✗";
-    button.append(`${mark} step ${s.step} · ${said(s.reward)} · ${s.tokens.length} tokens`, element("small", "", inLine(s.prompt || "").slice(0, 80)));
+    const set = s.set ? ` · ${inLine(s.set)}` : "";
+    button.append(`${mark} step ${s.step} · ${said(s.reward)} · ${s.tokens.length} tokens${set}`, element("small", "", inLine(s.prompt || "").slice(0, 80)));
     button.addEventListener("click", () => choose(s));
     button.setAttribute("aria-current", String(s === chosen));
     item.append(button);
@@ -300,6 +302,9 @@ for (const [name, field] of Object.entries(FIELDS)) {
 form.elements.colour.value = Object.keys(FIELDS).find(name => samples.some(s => values(s, name))) || "future_kl";
 data.runs.forEach((name, n) => { const option = element("option", "", name); option.value = n; form.elements.run.append(option); });
 form.querySelector("[data-runs]").hidden = data.runs.length < 2;
+const sets = [...new Set(samples.map(setOf))].sort();
+sets.forEach(name => { const option = element("option", "", visible(name)); option.value = name; form.elements.set.append(option); });
+form.querySelector("[data-sets]").hidden = sets.length < 2;
 for (const [name, known] of [["right", right], ["truncated", truncated], ["rejected", rejected]])
   form.elements[name].disabled = samples.every(s => known(s) === null);
 form.addEventListener("input", event => event.target.name === "colour" ? recolour() : filter());

@@ -19,6 +19,7 @@ COLUMNS = ("sampler_logp", "old_logp", "logp", "shift", "gap", "entropy", "futur
 DIFFERENCES = (("shift", "logp", "old_logp", "logp"), ("gap", "old_logp", "sampler_logp", "sampler_logp"))
 NUMBERS = ("reward", "accuracy", "advantage")
 TEXTS = ("prompt", "answer", "stop_reason", "set")
+FLAGS = ("truncated", "rejected")
 
 
 def tokens(runs: list[Run], most_mb: float = MOST_MB) -> dict[str, Any]:
@@ -82,6 +83,7 @@ def compact(line: bytes) -> dict[str, Any] | None:
   found: dict[str, Any] = {"step": record["step"], "tokens": [str(text) for text in texts]}
   found |= {name: str(record[name]) for name in TEXTS if record.get(name) is not None}
   found |= {name: value for name in NUMBERS if (value := number(record.get(name))) is not None}
+  found |= {name: record[name] for name in FLAGS if isinstance(record.get(name), bool)}
   for name in COLUMNS:
     values = record.get(name)
     if isinstance(values, list) and any(number(value) is not None for value in values):
