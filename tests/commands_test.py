@@ -115,6 +115,10 @@ def place(tmp_path_factory):
   (folder / "runs/quickstart").mkdir(parents=True)
   for name, text in pages.files("docs/extending.md").items():
     (folder / name).write_text(text)
+  (folder / "data").mkdir()
+  sets = ("dapo-math-17k.parquet", "aime-2024.parquet", "aime-2025.jsonl")
+  for name in ("prompts.jsonl", "sums.parquet", *sets, *(f"data/{name}" for name in sets)):
+    (folder / name).touch()  # what the reader brings
   c = command_line.load_experiment(str(ROOT / "experiments/quickstart.py"))
   (folder / "runs/quickstart/config.json").write_text(c.to_json())
   return folder
@@ -228,6 +232,19 @@ def test_a_strangers_three_questions_are_answered_in_readme():
     assert re.search(rf"\b{code}\b", codes)
 
 
+def bill() -> list[str]:
+  """Seconds of an iteration and chip-hours of 100, as README says them."""
+  text = " ".join(pages.text_of("README.md").split())
+  return list(re.search(r"takes ([\d,]+) s an iteration, ([\d,]+) chip-hours", text).groups())
+
+
+def test_the_bill_is_one_on_all_pages():
+  seconds, hours = bill()
+  assert f"**{seconds} s an iteration, {hours} chip-hours per 100 steps**" in " ".join(
+    pages.text_of("docs/performance.md").split()
+  )
+
+
 # ---- for real ----
 
 
@@ -281,6 +298,9 @@ def test_what_takes_seconds_is_run_as_it_is_written(clone, line):
     ["bash", "-c", filled(line.text, variables)], cwd=clone, capture_output=True, text=True, env=environment(clone)
   )
   assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+  if "launch/plan.py --config" in line.text:
+    seconds, hours = bill()
+    assert f"iteration  {seconds} s" in done.stdout and f"{hours} chip-hours" in done.stdout
 
 
 @pytest.mark.slow
