@@ -61,6 +61,7 @@ REAL = (
   r"launch/evaluate\.py --run=runs/quickstart", r"launch/export\.py", r"launch/sweep\.py .*--emit",
   r"launch/plan\.py --config=\S+32b\.py --topology=v5p-128 ", r"launch/run\.py --run=DIR",
   r"launch/pod\.py .*slurm", r"launch/pod\.py .*--image=IMAGE",
+  r"launch/report\.py --run=runs/quickstart ", r"launch/replay\.py --run=runs/quickstart",
 )  # fmt: skip
 
 # Names of others that look like ours.
@@ -267,7 +268,7 @@ def clone(tmp_path_factory, model):  # noqa: F811
   """A clone in which a small run of the quickstart has ended."""
   folder = tracked(tmp_path_factory.mktemp("clone") / "project")
   own = settings(model, folder / "runs/quickstart")
-  own |= {"checkpoint.every": 1, "checkpoint.keep_best": 1, "eval.every": 1}
+  own |= {"checkpoint.every": 1, "checkpoint.keep": 3, "checkpoint.keep_best": 1, "eval.every": 1}
   flags = [f"--config.{name}={value}" for name, value in own.items()]
   done = subprocess.run(
     [sys.executable, "launch/run.py", "--config=experiments/quickstart.py", *flags], cwd=folder, capture_output=True,
