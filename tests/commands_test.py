@@ -61,6 +61,7 @@ REAL = (
   r"launch/evaluate\.py --run=runs/quickstart", r"launch/export\.py", r"launch/sweep\.py .*--emit",
   r"launch/plan\.py --config=\S+32b\.py --topology=v5p-128 ", r"launch/run\.py --run=DIR",
   r"launch/pod\.py .*slurm", r"launch/pod\.py .*--image=IMAGE",
+  r"launch/report\.py --run=runs/quickstart ", r"launch/replay\.py --run=runs/quickstart",
 )  # fmt: skip
 
 # Names of others that look like ours.
@@ -115,6 +116,10 @@ def place(tmp_path_factory):
   (folder / "runs/quickstart").mkdir(parents=True)
   for name, text in pages.files("docs/extending.md").items():
     (folder / name).write_text(text)
+  (folder / "data").mkdir()
+  sets = ("dapo-math-17k.parquet", "aime-2024.parquet", "aime-2025.jsonl")
+  for name in ("prompts.jsonl", "sums.parquet", *sets, *(f"data/{name}" for name in sets)):
+    (folder / name).touch()  # what the reader brings
   c = command_line.load_experiment(str(ROOT / "experiments/quickstart.py"))
   (folder / "runs/quickstart/config.json").write_text(c.to_json())
   return folder
@@ -228,6 +233,19 @@ def test_a_strangers_three_questions_are_answered_in_readme():
     assert re.search(rf"\b{code}\b", codes)
 
 
+def bill() -> list[str]:
+  """Seconds of an iteration and chip-hours of 100, as README says them."""
+  text = " ".join(pages.text_of("README.md").split())
+  return list(re.search(r"takes ([\d,]+) s an iteration, ([\d,]+) chip-hours", text).groups())
+
+
+def test_the_bill_is_one_on_all_pages():
+  seconds, hours = bill()
+  assert f"**{seconds} s an iteration, {hours} chip-hours per 100 steps**" in " ".join(
+    pages.text_of("docs/performance.md").split()
+  )
+
+
 # ---- for real ----
 
 
@@ -250,7 +268,7 @@ def clone(tmp_path_factory, model):  # noqa: F811
   """A clone in which a small run of the quickstart has ended."""
   folder = tracked(tmp_path_factory.mktemp("clone") / "project")
   own = settings(model, folder / "runs/quickstart")
-  own |= {"checkpoint.every": 1, "checkpoint.keep_best": 1, "eval.every": 1}
+  own |= {"checkpoint.every": 1, "checkpoint.keep": 3, "checkpoint.keep_best": 1, "eval.every": 1}
   flags = [f"--config.{name}={value}" for name, value in own.items()]
   done = subprocess.run(
     [sys.executable, "launch/run.py", "--config=experiments/quickstart.py", *flags], cwd=folder, capture_output=True,
@@ -281,6 +299,9 @@ def test_what_takes_seconds_is_run_as_it_is_written(clone, line):
     ["bash", "-c", filled(line.text, variables)], cwd=clone, capture_output=True, text=True, env=environment(clone)
   )
   assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+  if "launch/plan.py --config" in line.text:
+    seconds, hours = bill()
+    assert f"iteration  {seconds} s" in done.stdout and f"{hours} chip-hours" in done.stdout
 
 
 @pytest.mark.slow

@@ -37,7 +37,7 @@ def read_flags(main, argv=None, flags_parser=None):
   flags_parser(sys.argv)
   if "config" in flags.FLAGS and flags.FLAGS["config"].present:
     _ = flags.FLAGS.config.workdir  # a config is loaded when a field of it is asked for
-    if sys.argv[0] == "launch/run.py":
+    if sys.argv[0].endswith("launch/run.py"):
       config.validate(flags.FLAGS.config)
       assemble.check_tables(flags.FLAGS.config, command_line.overrides())
   raise Read

@@ -92,7 +92,7 @@ def test_the_estimator_is_its_equation(load):
 
 
 def test_the_engine_keeps_its_promises(load, model):  # noqa: F811
-  """Groups, the pending ones first; the same draw for the same key; a stop token in the response, and nothing after."""
+  """Groups, the pending ones first; the same draw for the same key and prompt; a stop token is the last."""
   c = load("chance")
   c.model.path = str(model)
   tokenizer, network = assemble.open_model(c)
@@ -104,6 +104,7 @@ def test_the_engine_keeps_its_promises(load, model):  # noqa: F811
   assert [[(r.prompt.id, r.sample) for r in g] for g in groups] == [[(p.id, n) for n in range(3)] for p in prompts]
   tokens = lambda groups: [r.tokens.tolist() for g in groups for r in g]
   assert tokens(groups) == tokens(draw(0)) != tokens(draw(1))
+  assert tokens(groups[:1]) != tokens(groups[1:])
   assert tokens(draw(1, pending=groups))[:6] == tokens(groups)
   for r in (r for g in groups for r in g):
     ends = np.isin(r.tokens, sampling.stop_ids)

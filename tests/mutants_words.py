@@ -52,6 +52,11 @@ ROWS = (
     "commands_test.py::test_flags_in_backticks_exist", "a page praises a flag that is not there",
   ),
   (
+    "words_bill", "docs/performance.md",
+    "**2,143 s an iteration", "**2,103 s an iteration",
+    "commands_test.py::test_the_bill_is_one_on_all_pages", "two pages, two bills",
+  ),
+  (
     "words_page_for_nobody", "docs/rollouts.md",
     "For whoever waits for sampling", "Sampling",
     "commands_test.py::test_each_page_says_who_needs_it_and_readme_is_short", "a page begins without saying for whom",
