@@ -72,7 +72,8 @@ ROWS = (
   ),
   (
     "credit_reads_on_after_equals", "fipo_jax/sweeps/credit.py",
-    "      after_equals = False\n", "", "credit_test.py::test_the_kind_of_every_token", "copied numbers count as results",
+    "      after_equals = False\n", "",
+    "credit_test.py::test_the_kind_of_every_token", "copied numbers count as results",
   ),
   (
     "credit_no_choice_after_no", "fipo_jax/sweeps/credit.py",

@@ -6,8 +6,8 @@ Before any run that is compared, and on another seed, other problems and other h
 before: the rate with the highest accuracy over the last ten iterations is taken, of two within a point the smaller. It
 goes into the experiment for all arms, FIPO's included.
 
-Found: 1e-4, with 0.665 (119 tokens, from 50); 2e-4 came to 0.434, with jumps of the policy KL up to 0.05. Smaller rates
-were not tried. A first tuning with at most 320 tokens had 0.633, and 8% of responses at the limit in its last iteration.
+Found: 1e-4, with 0.665 (119 tokens, from 50); 2e-4 came to 0.434, with jumps of the policy KL up to 0.05. Smaller
+rates were not tried. A first tuning with at most 320 tokens had 0.633, and 8% of responses at the limit in the end.
 """
 
 EXPERIMENT = "experiments/long_chain.py"
