@@ -232,13 +232,14 @@ def by_weight(runs: list[dict[str, Any]]) -> list[str]:
 def markdown(runs: list[dict[str, Any]], name: str, folders: list[str]) -> str:
   tokens, responses = sum(r["tokens"] for r in runs), sum(r["responses"] for r in runs)
   text = [
-    "# What does FIPO credit?", "",
+    "# What does FIPO credit?", "", "For whoever wonders which tokens Future-KL makes heavier.", "",
     f"{tokens:,} sampled tokens of {responses:,} responses of {len(runs)} run(s) of the countdown miniature "
     "(`experiments/long_chain.py`), each with the Future-KL F and the weight f of the last update of its step. Made by",
     "", "    python launch/credit.py " + " ".join(f"--run={f}" for f in folders) + " --out=docs/credit", "",
     "A number in front of brackets is the mean over runs, in them the range over runs. F[t] is the discounted sum of "
     "the log-probability shifts of token t and all that follow; f is exp F, kept within [1, 1.2] by the config; "
     "|shift| is how far the log-probability of the token itself has moved since sampling.", "",
+    *in_short(runs), "",
     f"![F and f by kind of token, by distance to the end, and what explains f]({name}.png)", "",
     "## By kind of token", "",
   ]  # fmt: skip
@@ -275,6 +276,20 @@ def markdown(runs: list[dict[str, Any]], name: str, folders: list[str]) -> str:
   rows.append(["|shift| and entropy", spread(runs, "rank correlation of |shift| with entropy", form=".2f")])
   text += _table(["pair", "correlation"], rows)
   return "\n".join(text).rstrip() + "\n"
+
+
+def in_short(runs: list[dict[str, Any]]) -> list[str]:
+  """What the tables say, in three sentences."""
+  order = by_weight(runs)
+  named = lambda some: ", ".join(f"{k} {mean(runs, 'kinds', k, 'f'):.3f}" for k in some)
+  response, position, kind = (mean(runs, "nested", name) for name in ("response", "position", "kind"))
+  return [
+    f"- **Which tokens.** The kinds of highest mean f: {named(order[:3])}; of the lowest: {named(order[-3:])}.",
+    f"- **What decides.** Of the variance of f, {response:.0%} lies between responses; the position in them explains "
+    f"{position - response:.0%} more, the kind of token another {kind - position:.0%}; {1 - kind:.0%} is left.",
+    f"- **Which way.** Mean f is {spread(runs, 'f where good')} where the advantage is positive, "
+    f"{spread(runs, 'f where bad')} where it is negative.",
+  ]  # fmt: skip
 
 
 def _table(header: list[str], rows: list[list[str]]) -> list[str]:
