@@ -56,6 +56,8 @@ def test_figures_of_samples_made_by_hand(tmp_path):
   assert (c["steps"], c["responses"], len(c["F"])) == (2, 2, 2 * len(TOKENS))
   assert c["first"][0] == 0 and c["last"][0] == len(TOKENS) - 1 and c["last"][len(TOKENS) - 1] == 0
   np.testing.assert_allclose(c["shift"], 0.1)
+  late = credit.read(write_run(tmp_path / "late", [sample(1, verdict, old_logp=[-0.45] * len(TOKENS))]))
+  np.testing.assert_allclose(late["shift"], 0.05)  # since the step began, whenever it was sampled
   found = credit.summary(c)
   assert found["f where bad"] == 1.0 and found["f where good"] > 1.0
   assert found["kinds"] == {}  # too few of any kind

@@ -82,8 +82,13 @@ ROWS = (
   ),
   (
     "credit_shift_turned", "fipo_jax/sweeps/credit.py",
-    'np.subtract(sample["logp"], sample["sampler_logp"])', 'np.subtract(sample["sampler_logp"], sample["logp"])',
+    'np.subtract(sample["logp"], before)', 'np.subtract(before, sample["logp"])',
     "credit_test.py::test_figures_of_samples_made_by_hand", "what is reinforced is said to be weakened",
+  ),
+  (
+    "credit_shift_since_sampling", "fipo_jax/sweeps/credit.py",
+    'before = sample.get("old_logp") or sample["sampler_logp"]', 'before = sample["sampler_logp"]',
+    "credit_test.py::test_figures_of_samples_made_by_hand", "groups that waited a step seem to have moved more",
   ),
   (
     "credit_from_the_start", "fipo_jax/sweeps/credit.py",

@@ -77,7 +77,8 @@ def _of_line(line: str) -> list[str]:
 def read(run: str) -> dict[str, Any]:
   """Columns over all sampled tokens of a run: response, kind, first, last (distance in tokens), F, f, entropy, ...
 
-  shift: log-probability at the last update minus that of sampling, nats.  good: whether the advantage is positive.
+  shift: log-probability at the last update minus that before the step's first one, nats (minus that of sampling in runs
+  of versions that kept no other).  good: whether the advantage is positive.
   Raises: ValueError when the run has no samples with Future-KL.
   """
   names = ("response", "kind", "first", "last", "F", "f", "entropy", "shift", "good")
@@ -95,7 +96,8 @@ def read(run: str) -> dict[str, Any]:
     columns["good"] += [sample["advantage"] > 0] * n
     for name, key in (("F", "future_kl"), ("f", "weight"), ("entropy", "entropy")):
       columns[name] += sample[key]
-    columns["shift"] += np.subtract(sample["logp"], sample["sampler_logp"]).tolist()
+    before = sample.get("old_logp") or sample["sampler_logp"]  # a sampler of an earlier step is farther away
+    columns["shift"] += np.subtract(sample["logp"], before).tolist()
     number += 1
     steps.add(sample["step"])
   if not number:
@@ -238,7 +240,7 @@ def markdown(runs: list[dict[str, Any]], name: str, folders: list[str]) -> str:
     "", "    python launch/credit.py " + " ".join(f"--run={f}" for f in folders) + " --out=docs/credit", "",
     "A number in front of brackets is the mean over runs, in them the range over runs. F[t] is the discounted sum of "
     "the log-probability shifts of token t and all that follow; f is exp F, kept within [1, 1.2] by the config; "
-    "|shift| is how far the log-probability of the token itself has moved since sampling.", "",
+    "|shift| is how far the log-probability of the token itself has moved since the step began.", "",
     *in_short(runs), "",
     f"![F and f by kind of token, by distance to the end, and what explains f]({name}.png)", "",
     "## By kind of token", "",
