@@ -12,9 +12,10 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from fipo_jax import processes
-from fipo_jax.assemble import STREAM_ROLLOUT, Run, verifier_of
+from fipo_jax import parts, processes
+from fipo_jax.assemble import Run
 from fipo_jax.evaluate import failures, no_answer
+from fipo_jax.judges import verifier_of
 from fipo_jax.rewards.score import Job, Scored, overlong_penalty
 from fipo_jax.rollout.http import EngineError
 from fipo_jax.types import Prompt, Rollout, unbegun
@@ -182,7 +183,7 @@ def sample(
   Raises: ValueError when the first verifications of a run have failed one and all.
   """
   found, stopped, stop_asked = 0, False, processes.StopPoll()
-  key = jax.random.fold_in(run.key(step, STREAM_ROLLOUT), draw)
+  key = jax.random.fold_in(run.key(step, parts.STREAM_ROLLOUT), draw)
   if have:
     pending, prompts = _with_begun(have, pending, prompts, run.cfg.rollout.samples_per_prompt, key), []
   under_way: list[tuple[concurrent.futures.Future, list[Group]]] = []  # in the same order on all processes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fipo_jax import assemble, console
+from fipo_jax import console, parts
 from fipo_jax.models import hf
 from fipo_jax.train import checkpoint, stored_arrays
 
@@ -20,8 +20,8 @@ def export(cfg, out: str, *, step: int | str | None = None, dtype: str | None = 
   """
   folder = checkpoint.folder_of(cfg.workdir, cfg.checkpoint.folder)
   found = checkpoint.choose(folder, step)
-  cfg = assemble.with_model(cfg)
-  tokenizer, model = assemble.open_model(cfg)
+  cfg = parts.with_model(cfg)
+  tokenizer, model = parts.open_model(cfg)
   policy = model.policy()
   params = stored_arrays.open_all(
     folder / str(found) / "state", policy.abstract(), room_bytes=room_bytes, order=lambda n: sorted(range(n), key=str)

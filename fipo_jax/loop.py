@@ -19,6 +19,7 @@ from fipo_jax import (
   describe,
   goodput,
   metrics,
+  parts,
   paths,
   processes,
   stalls,
@@ -27,7 +28,7 @@ from fipo_jax import (
 )
 from fipo_jax import evaluate as evaluate_lib
 from fipo_jax.alarms import Alarm
-from fipo_jax.assemble import STREAM_CONTROL, Run, build, sampling_of
+from fipo_jax.assemble import Run, build
 from fipo_jax.collect import DataExhausted, collect, score
 from fipo_jax.models import hf
 from fipo_jax.report import write
@@ -201,7 +202,7 @@ def learn(run: Run, groups: list[list[Rollout]], step: int, progress, look: Look
       instead = {}
       if run.control:
         logp = run.steps.score(run.state.params, batch, p.used)["logp"]
-        batch, instead = run.control(batch, logp, jax.random.fold_in(run.key(step, STREAM_CONTROL), n))
+        batch, instead = run.control(batch, logp, jax.random.fold_in(run.key(step, parts.STREAM_CONTROL), n))
       look(run, Minibatch(step, n, len(minibatches), minibatch, p, batch))
       run.state, record = run.steps.update(run.state, batch, p.used)
       if instead:
@@ -286,7 +287,7 @@ def evaluate(run: Run, progress, log=None) -> dict[str, float]:
       own = evaluate_lib.evaluate(
         run.engine, judge, list(s.prompts),
         samples_per_prompt=s.cfg.eval.samples_per_prompt, key=s.key(),
-        sampling=sampling_of(s.cfg, run.tokenizer, evaluation=True),
+        sampling=parts.sampling_of(s.cfg, run.tokenizer, evaluation=True),
         progress=progress.task(f"evaluate {s.name}".strip()), watch=lambda _: stop_asked(),
       )  # fmt: skip
       result = result or dict(own)

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from fipo_jax import assemble, config
+from fipo_jax import assemble, config, parts
 from fipo_jax.data.tokenizer import characters
 from fipo_jax.models import PRESETS, make_model
 
@@ -29,11 +29,11 @@ def test_no_two_uses_share_random_numbers():
     run = types.SimpleNamespace(cfg=make(), rollbacks=rollbacks)
     return tuple(np.asarray(jax.random.key_data(assemble.Run.key(run, step, stream))))
 
-  streams = (assemble.STREAM_ROLLOUT, assemble.STREAM_EVAL, assemble.STREAM_INIT, assemble.STREAM_CONTROL)
+  streams = (parts.STREAM_ROLLOUT, parts.STREAM_EVAL, parts.STREAM_INIT, parts.STREAM_CONTROL)
   assert len({key(step, stream, 0) for step in range(4) for stream in streams}) == 16
   of = lambda stream: len({key(1, stream, rollbacks) for rollbacks in range(3)})
   # Each attempt after a rollback samples anew; evaluations stay comparable.
-  assert of(assemble.STREAM_ROLLOUT) == of(assemble.STREAM_CONTROL) == 3 and of(assemble.STREAM_EVAL) == 1
+  assert of(parts.STREAM_ROLLOUT) == of(parts.STREAM_CONTROL) == 3 and of(parts.STREAM_EVAL) == 1
 
 
 def test_responses_are_drawn_as_the_section_says():
@@ -56,16 +56,16 @@ def test_the_schedule_ends_with_the_last_update():
     "steps": 5, "batch.prompts": 8, "batch.minibatch_prompts": 2, "optimizer.warmup_updates": 4,
     "optimizer.schedule": "cosine", "optimizer.learning_rate": 1.0,
   })  # fmt: skip
-  rate = assemble.open_optimizer(c, make_model(PRESETS["tiny"]))[1]
+  rate = parts.open_optimizer(c, make_model(PRESETS["tiny"]))[1]
   np.testing.assert_allclose([float(rate(u)) for u in (0, 3, 12, 20)], [0.25, 1.0, 0.5, 0.0], atol=1e-6)
 
 
 def test_nothing_is_said_by_zero_minus_one_or_an_empty_pair():
   off = {"dual_clip": 0.0, "delta_clamp": 0.0, "participation_ratio": 0.0, "weight_clip": ()}
   off["sequence_reject_count"] = -1
-  h = assemble.hyperparameters(make(**{f"algorithm.{name}": value for name, value in off.items()}))
+  h = parts.hyperparameters(make(**{f"algorithm.{name}": value for name, value in off.items()}))
   assert [h[name] for name in off] == [None] * 5
-  h = assemble.hyperparameters(make(**{"algorithm.sequence_reject_count": 0, "algorithm.dual_clip": 3.0}))
+  h = parts.hyperparameters(make(**{"algorithm.sequence_reject_count": 0, "algorithm.dual_clip": 3.0}))
   assert (h["sequence_reject_count"], h["dual_clip"], h["delta_clamp"], h["weight_clip"]) == (0, 3.0, 20.0, (1.0, 1.2))
 
 
@@ -124,7 +124,7 @@ def test_yarn_makes_room_for_longer_sequences(tmp_path):
   (tmp_path / "config.json").write_text(json.dumps(published | {"max_position_embeddings": 32}))
   characters("ab").save(tmp_path)
   fields = {"model.path": str(tmp_path), "data.max_prompt_tokens": 60}
-  opened = lambda tokens, longest=0: assemble.open_model(
+  opened = lambda tokens, longest=0: parts.open_model(
     make(**fields, **{"rollout.max_response_tokens": tokens, "model.max_position": longest})
   )[1].config
   assert opened(68).longest == 128

@@ -10,7 +10,7 @@ import numpy as np
 import pages
 import pytest
 
-from fipo_jax import assemble, command_line, config, loop
+from fipo_jax import assemble, command_line, config, loop, parts
 from fipo_jax.algorithms import ESTIMATORS, OBJECTIVES, check_given, make_advantages, make_objective
 from fipo_jax.data import SOURCES
 from fipo_jax.rollout import ENGINES, Sampling
@@ -71,13 +71,13 @@ def test_the_source_is_read(load):
 def test_the_objective_is_its_equation(load):
   c = load("plain")
   assemble.check_tables(c, {})
-  check_given("plain", {*assemble.hyperparameters(c), "std_ddof"})
+  check_given("plain", {*parts.hyperparameters(c), "std_ddof"})
   random = np.random.default_rng(0)
   logp, old, advantages = random.normal(size=(3, 2, 5)).astype(np.float32)
   segments = np.array([[1, 1, 1, 2, 2], [1, 1, 0, 0, 0]])
   mask = np.array([[0, 1, 1, 0, 1], [0, 1, 0, 0, 0]], np.float32)
   batch = Batch(segments, segments, segments, mask, advantages, old, old, mask)
-  objective = make_objective("plain", **assemble.hyperparameters(c))
+  objective = make_objective("plain", **parts.hyperparameters(c))
   loss = lambda x: (record := objective(x, batch).loss).total / record.count
   value, gradient = jax.jit(jax.value_and_grad(loss))(logp)
   np.testing.assert_allclose(value, -np.sum(advantages * logp * mask) / np.sum(mask), rtol=1e-6)
@@ -95,8 +95,8 @@ def test_the_engine_keeps_its_promises(load, model):  # noqa: F811
   """Groups, the pending ones first; the same draw for the same key and prompt; a stop token is the last."""
   c = load("chance")
   c.model.path = str(model)
-  tokenizer, network = assemble.open_model(c)
-  engine = assemble.open_engine(c, network, jax.make_mesh((1,) * 4, ("data", "fsdp", "context", "tensor")), tokenizer)
+  tokenizer, network = parts.open_model(c)
+  engine = parts.open_engine(c, network, jax.make_mesh((1,) * 4, ("data", "fsdp", "context", "tensor")), tokenizer)
   prompts = [Prompt(id, np.array([1], np.int32), "", "", "") for id in (3, 4)]
   sampling = Sampling(max_tokens=40, stop_ids=(2, 5))
   draw = lambda seed, **more: engine.generate(prompts, 3, key=jax.random.key(seed), sampling=sampling, **more)

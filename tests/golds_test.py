@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fipo_jax import assemble, config
+from fipo_jax import config, judges
 from fipo_jax.evaluation.sets import EvalSet
 from fipo_jax.rewards import golds
 from fipo_jax.rewards.score import Scorer
@@ -103,7 +103,7 @@ def open_scorer(*rows, heldout=(), check=True, **fields):
   cfg.data.path, cfg.reward.workers = "prompts.jsonl", 1
   cfg.update_from_flattened_dict({f"reward.{name}": value for name, value in fields.items()})
   sets = [EvalSet("", cfg, False, tuple(heldout))]
-  scorer, notes = assemble.open_scorer(cfg, Stream(*rows), sets, check=check)
+  scorer, notes = judges.open_scorer(cfg, Stream(*rows), sets, check=check)
   scorer.close()
   return notes
 

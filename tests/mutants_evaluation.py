@@ -148,8 +148,8 @@ ROWS = (
   ),
   (
     "eval_draws_as_in_training", "fipo_jax/evaluation/program.py",
-    "key=s.key(), sampling=assemble.sampling_of(s.cfg, who.tokenizer, evaluation=True)",
-    "key=s.key(), sampling=assemble.sampling_of(s.cfg, who.tokenizer, evaluation=False)",
+    "key=s.key(), sampling=parts.sampling_of(s.cfg, who.tokenizer, evaluation=True)",
+    "key=s.key(), sampling=parts.sampling_of(s.cfg, who.tokenizer, evaluation=False)",
     "program_test.py::test_greedy_is_the_published_implementations", "greedy figures are sampled",
   ),
   (

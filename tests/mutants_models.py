@@ -247,7 +247,7 @@ ROWS = (
     "stops_test.py::test_characters_of_several_tokens_and_special_ones", "a stop string of such letters is missed",
   ),
   (
-    "special_stop_string_as_text", "fipo_jax/assemble.py",
+    "special_stop_string_as_text", "fipo_jax/parts.py",
     "tokenizer.stop_ids, *special]", "tokenizer.stop_ids]",
     "assemble_test.py::test_responses_are_drawn_as_the_section_says", "<|im_end|> ends nothing in a base model",
   ),

@@ -399,7 +399,7 @@ ROWS = (
     "sources_test.py::test_published_names_of_the_dapo_check", "a published file has no verifier",
   ),
   (
-    "unknown_name_in_a_record", "fipo_jax/assemble.py",
+    "unknown_name_in_a_record", "fipo_jax/judges.py",
     "      if name not in VERIFIERS:\n", "      if False:\n",
     "golds_test.py::test_a_verifier_that_a_record_misnames_is_refused_with_file_and_record",
     "it is refused after the first rollout",

@@ -10,28 +10,28 @@ ROWS = (
   ),
   (
     "same_numbers_after_a_rollback", "fipo_jax/assemble.py",
-    "return jax.random.fold_in(key, self.rollbacks) if self.rollbacks and stream != STREAM_EVAL else key",
+    "return jax.random.fold_in(key, self.rollbacks) if self.rollbacks and stream != parts.STREAM_EVAL else key",
     "return key",
     "assemble_test.py", "a rolled back run walks into the same collapse",
   ),
   (
-    "no_dual_clip_is_ten", "fipo_jax/assemble.py",
+    "no_dual_clip_is_ten", "fipo_jax/parts.py",
     "dual_clip=a.dual_clip or None,", "dual_clip=a.dual_clip or 10.0,",
     "assemble_test.py", "dual_clip=0 does not switch it off",
   ),
   (
-    "never_reject_is_always", "fipo_jax/assemble.py",
+    "never_reject_is_always", "fipo_jax/parts.py",
     "sequence_reject_count=None if a.sequence_reject_count < 0 else",
     "sequence_reject_count=0 if a.sequence_reject_count < 0 else",
     "assemble_test.py", "-1 drops every dual-clipped response",
   ),
   (
-    "total_updates", "fipo_jax/assemble.py",
+    "total_updates", "fipo_jax/parts.py",
     "total_updates=cfg.steps * (cfg.batch.prompts // cfg.batch.minibatch_prompts),", "total_updates=cfg.steps,",
     "assemble_test.py", "the cosine schedule ends after an eighth of the run",
   ),
   (
-    "evaluated_as_trained", "fipo_jax/assemble.py",
+    "evaluated_as_trained", "fipo_jax/parts.py",
     "c = cfg.eval if evaluation else cfg.rollout", "c = cfg.rollout",
     "assemble_test.py", "held-out accuracy is that of another temperature and top_p",
   ),

@@ -107,7 +107,7 @@ ROWS = (
     "extending_test.py::test_the_estimator_is_its_equation", "the example is not what it says",
   ),
   (
-    "extending_engine_refused", "fipo_jax/assemble.py",
+    "extending_engine_refused", "fipo_jax/parts.py",
     "  }.get(r.engine, {})  # fmt: skip", "  }[r.engine]  # fmt: skip",
     "extending_test.py::test_the_engine_keeps_its_promises", "a row of one's own in ENGINES ends in a KeyError",
   ),

@@ -8,7 +8,7 @@ import pytest
 from losses_test import TERMS, packed, responses, row, value_and_grad
 from tolerances import close
 
-from fipo_jax import assemble, config
+from fipo_jax import config, parts
 from fipo_jax.algorithms import (
   ESTIMATORS,
   OBJECTIVES,
@@ -156,7 +156,7 @@ def test_an_estimator_is_chosen_without_a_new_objective():
 
 
 def test_every_row_is_given_what_it_asks_for_and_half_a_row_is_refused(monkeypatch):
-  given = {*assemble.hyperparameters(config.default()), "std_ddof"}
+  given = {*parts.hyperparameters(config.default()), "std_ddof"}
   for name in OBJECTIVES:
     for estimator in ("", *ESTIMATORS):
       if not estimator or OBJECTIVES[name].advantages is not advantages.rewards_themselves:

@@ -8,7 +8,7 @@ import pytest
 from golden_other_kinds import load
 from tolerances import close
 
-from fipo_jax import assemble, config
+from fipo_jax import config, parts
 from fipo_jax.algorithms import make_objective
 from fipo_jax.algorithms.presets import PRESETS
 
@@ -20,7 +20,7 @@ def objective(preset, **changes):
   cfg.algorithm.update(PRESETS[preset])
   for field, value in changes.items():
     cfg.algorithm[field] = value
-  return make_objective(cfg.algorithm.name, **assemble.hyperparameters(cfg))
+  return make_objective(cfg.algorithm.name, **parts.hyperparameters(cfg))
 
 
 def equal(ours, reference):

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from fipo_jax import assemble, loop, processes, sharding
+from fipo_jax import loop, parts, processes, sharding
 from fipo_jax.models import hf
 from tests import loop_test
 from tests.loop_test import ROOT, flags_of, lines, model, rounding, small, without_time  # noqa: F401
@@ -132,9 +132,9 @@ def check_shares(folder, number):
 def check_saved_is_exported(cfg, step):
   """What many processes saved and exported is the same on the eight devices here, bit for bit."""
   mesh = sharding.make_mesh(cfg.mesh)
-  _, built = assemble.open_model(cfg)
-  saver = assemble.open_checkpointer(cfg)
-  state, _ = saver.restore(step, assemble.open_steps(cfg, built, mesh)[2])
+  _, built = parts.open_model(cfg)
+  saver = parts.open_checkpointer(cfg)
+  state, _ = saver.restore(step, parts.open_steps(cfg, built, mesh)[2])
   saver.close()
   exported = hf.load(f"{cfg.workdir}/export", built, mesh)
   jax.tree.map(np.testing.assert_array_equal, *(jax.tree.map(np.asarray, t) for t in (state.params, exported)))

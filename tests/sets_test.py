@@ -11,9 +11,10 @@ import pyarrow.parquet
 import pytest
 
 from fipo_jax import config, prompts
-from fipo_jax.assemble import sampling_of, verifier_of
 from fipo_jax.data.tokenizer import characters
 from fipo_jax.evaluation import program, sets
+from fipo_jax.judges import verifier_of
+from fipo_jax.parts import sampling_of
 from tests.prompts_test import lines, numbered
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent

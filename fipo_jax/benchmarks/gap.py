@@ -8,7 +8,7 @@ import json
 import jax
 import numpy as np
 
-from fipo_jax import assemble, config
+from fipo_jax import config, parts
 from fipo_jax.algorithms.terms import sampler_weight
 from fipo_jax.data.tokenizer import Tokenizer
 from fipo_jax.models import hf, make_model
@@ -67,7 +67,7 @@ def sampled_and_scored(model, params, mesh, tokenizer, cache: str, tokens: int) 
   packed = batching.pack(
     groups, row_tokens=-(-(longest + tokens) // 128) * 128, micro_rows=rows, num_micro=GAP_SAMPLES * len(prompts)
   )  # fmt: skip
-  steps, _, _ = assemble.open_steps(config.default(), model, mesh)
+  steps, _, _ = parts.open_steps(config.default(), model, mesh)
   with jax.set_mesh(mesh):
     logp = steps.score(params, to_mesh(mesh, packed.batch, None, "rows", "tokens"), packed.used)["logp"]
   logp = np.asarray(logp)

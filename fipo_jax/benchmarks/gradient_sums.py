@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fipo_jax import assemble, config, metrics
+from fipo_jax import assemble, config, metrics, parts
 from fipo_jax.algorithms import make_objective
 from fipo_jax.collect import collect
 from fipo_jax.models import logprobs, make_model
@@ -159,7 +159,7 @@ def _error(got, exact, kinds, over=None) -> dict[str, float]:
 def _total(run, dtype: str, sum_dtype: str = "float32"):
   """(parameters, rows [R, T]) -> the loss, summed over tokens."""
   cfg, model = run.cfg, make_model(dataclasses.replace(run.model.config, dtype=dtype, sum_dtype=sum_dtype))
-  objective = make_objective(cfg.algorithm.name, terms=assemble.open_terms(cfg), **assemble.hyperparameters(cfg))
+  objective = make_objective(cfg.algorithm.name, terms=parts.open_terms(cfg), **parts.hyperparameters(cfg))
 
   def total(params, rows):
     hidden = model.hidden(params, rows.tokens, rows.positions, rows.segments)

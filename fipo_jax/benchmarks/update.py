@@ -7,7 +7,7 @@ import dataclasses
 import jax
 import numpy as np
 
-from fipo_jax import assemble, config
+from fipo_jax import config, parts
 from fipo_jax.algorithms.presets import PRESETS
 from fipo_jax.benchmarks.timing import SMALL_QWEN2, timed
 from fipo_jax.models import make_model
@@ -55,7 +55,7 @@ def train(cfg, micro_batches: int) -> dict:
 
 def optimizer_step(cfg, model, mesh, num_micro: int, prompt_tokens: int) -> dict:
   """Times the update program of a config on random weights and full rows of one sequence each."""
-  steps, optimizer, abstract = assemble.open_steps(cfg, model, mesh)
+  steps, optimizer, abstract = parts.open_steps(cfg, model, mesh)
   layout = state.layout(abstract)
   with jax.set_mesh(mesh):
     params = jax.jit(model.init, out_shardings=layout.params)(jax.random.key(0))

@@ -23,6 +23,8 @@ from fipo_jax import (
   collect,
   console,
   describe,
+  judges,
+  parts,
   paths,
   processes,
   prompts,
@@ -91,7 +93,7 @@ def choose(cfg, *, run: str, step: int | str | None, model: str) -> tuple[ml_col
     for name in ("path", "preset", "alphabet", "max_position", "base_experiment"):
       cfg.model[name] = own.model[name]
   found = checkpoint.choose(checkpoint.folder_of(cfg.workdir, cfg.checkpoint.folder), step)
-  return assemble.with_model(cfg), Weights("checkpoint", f"step_{found}", found)
+  return parts.with_model(cfg), Weights("checkpoint", f"step_{found}", found)
 
 
 def evaluate(cfg, weights: Weights, out: str = "") -> dict[str, Any]:
@@ -112,7 +114,7 @@ def evaluate(cfg, weights: Weights, out: str = "") -> dict[str, Any]:
   console.say(describe.mesh(mesh))
   longest = cfg.copy_and_resolve_references()
   longest.rollout.max_response_tokens = max(s.cfg.rollout.max_response_tokens for s in sets_lib.of(cfg))
-  tokenizer, model = assemble.open_model(longest)
+  tokenizer, model = parts.open_model(longest)
   console.say(describe.model(cfg, model, tokenizer))
   with console.phase("reading prompts"):
     stream, sets, notes, overlap = read_prompts(cfg, tokenizer)
@@ -120,11 +122,11 @@ def evaluate(cfg, weights: Weights, out: str = "") -> dict[str, Any]:
     console.say(note)
   assemble.check_inputs_alike(cfg, model, stream, sets)
   with console.phase("trying the verifiers"):
-    scorer, about_golds = assemble.open_scorer(cfg, stream if any(not s.own for s in sets) else None, sets, check=False)
+    scorer, about_golds = judges.open_scorer(cfg, stream if any(not s.own for s in sets) else None, sets, check=False)
   with scorer, jax.set_mesh(mesh):
     for note in about_golds:
       console.say(note)
-    engine = assemble.open_engine(longest, model, mesh, tokenizer)
+    engine = parts.open_engine(longest, model, mesh, tokenizer)
     with console.phase("loading the model"):
       params = load(cfg, weights, model, mesh)
     facts = {"weights": weights.kind, "path": cfg.model.path or cfg.model.preset, "sha256": fingerprint.of(params)}
@@ -194,7 +196,7 @@ def load(cfg, weights: Weights, model, mesh) -> Any:
   policy = model.policy()
   if weights.kind != "checkpoint":
     with jax.set_mesh(mesh):
-      return model.policy_params(assemble.fresh_params(cfg, model, mesh))
+      return model.policy_params(parts.fresh_params(cfg, model, mesh))
   place = lambda shape, to: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=to)
   folder = checkpoint.folder_of(cfg.workdir, cfg.checkpoint.folder)
   return checkpoint.read_params(folder, weights.step, jax.tree.map(place, policy.abstract(), policy.shardings(mesh)))
@@ -202,11 +204,11 @@ def load(cfg, weights: Weights, model, mesh) -> Any:
 
 def specify(s: EvalSet, tokenizer) -> dict[str, Any]:
   """Everything beside the weights and the seed that figures of this set depend on; what a comparison holds equal."""
-  c, sampling = s.cfg, assemble.sampling_of(s.cfg, tokenizer, evaluation=True)
+  c, sampling = s.cfg, parts.sampling_of(s.cfg, tokenizer, evaluation=True)
   digest = lambda text: hashlib.sha256(text.encode()).hexdigest()[:16]
   listed = lambda value: list(value) if isinstance(value, tuple) else value
   source = {"path": listed(c.eval.path)} if c.eval.path else {"source": c.data.source, "name": c.data.name}
-  own_file = any(assemble.verifier_of(c, p) in ("file", "weighted") for p in s.prompts) and c.reward.file
+  own_file = any(judges.verifier_of(c, p) in ("file", "weighted") for p in s.prompts) and c.reward.file
   texts = "\0".join(f"{p.id}\0{p.text}\0{p.answer}" for p in s.prompts)
   return {
     "prompts": {**source, "number": len(s.prompts), "sha256": digest(texts)},
@@ -214,7 +216,7 @@ def specify(s: EvalSet, tokenizer) -> dict[str, Any]:
     "sampling": {name: listed(value) for name, value in dataclasses.asdict(sampling).items()},
     "template": {name: c.data[name] for name in ("instruction", "instruct_messages", "system", "chat_template")},
     "limits": {"max_prompt_tokens": c.data.max_prompt_tokens, "max_response_tokens": c.rollout.max_response_tokens},
-    "verifier": sorted({assemble.verifier_of(c, p) for p in s.prompts}),
+    "verifier": sorted({judges.verifier_of(c, p) for p in s.prompts}),
     "reward": {
       "file_sha256": hashlib.sha256(paths.read(own_file)).hexdigest()[:16] if own_file else "",
       "weights": c.reward.weights.to_dict(), "timeout_s": c.reward.timeout_s,
@@ -260,7 +262,7 @@ def sample(who: Evaluator, s: EvalSet, file: Samples) -> list[list[Rollout]]:
     groups = []
     if rest:
       groups = who.engine.generate(
-        rest, n, key=s.key(), sampling=assemble.sampling_of(s.cfg, who.tokenizer, evaluation=True),
+        rest, n, key=s.key(), sampling=parts.sampling_of(s.cfg, who.tokenizer, evaluation=True),
         progress=tell, watch=watch,
       )  # fmt: skip
     for future in under_way:

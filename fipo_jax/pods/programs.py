@@ -15,8 +15,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fipo_jax import assemble
 from fipo_jax import config as config_lib
+from fipo_jax import parts
 from fipo_jax.evaluation import sets as sets_lib
 from fipo_jax.models import PRESETS, attention_splash, hf, make_model
 from fipo_jax.models.transformer import NUMERICS, TILED, Model, ModelConfig
@@ -117,9 +117,9 @@ def make_plan(cfg, chip: Chip, devices, slots: int = 0, rollout: bool = True, bo
 def _trainer(cfg, model: Model, mesh) -> tuple[Steps | None, Any, int]:
   """(programs, abstract state, bytes of it on a device); the first two None where the devices are only described."""
   if described := isinstance(mesh.devices.flat[0], Described):  # which have no memories to name
-    steps, abstract = None, state_lib.abstract(model, assemble.open_optimizer(cfg, model)[0], mesh)
+    steps, abstract = None, state_lib.abstract(model, parts.open_optimizer(cfg, model)[0], mesh)
   else:
-    steps, _, abstract = assemble.open_steps(cfg, model, mesh)
+    steps, _, abstract = parts.open_steps(cfg, model, mesh)
   leaves = jax.tree_util.tree_leaves_with_path(abstract)
   here = [x for path, x in leaves if not (cfg.optimizer.offload and state_lib.is_offloaded(path, x.sharding))]
   size = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in here)

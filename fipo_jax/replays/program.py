@@ -25,6 +25,7 @@ from fipo_jax import (
   describe,
   loop,
   metrics,
+  parts,
   paths,
   processes,
   sharding,
@@ -171,7 +172,7 @@ class Machine:
     self._past, self._under, self._stack = past, under, stack
     self.compared: list[compare.Compared] = []
     self._rows: dict[int, dict[str, Any]] = {}
-    self._here, line = fitted(assemble.with_model(under(first)) if first > 1 else under(first))
+    self._here, line = fitted(parts.with_model(under(first)) if first > 1 else under(first))
     if line:
       console.say(line)
     cfg = self._placed(under(first))
