@@ -24,7 +24,7 @@ BRIEF = {"steps": 2, "checkpoint.every": 1, "checkpoint.keep": 1, "checkpoint.ke
 # One prompt in three is mixed, so groups wait in the checkpoint; one response in seven gets no verdict.
 RAISES = "  if sum(map(ord, response)) % 7 == 0 and response != f'Answer: {answer}': raise ValueError('?')\n"
 FAILING = SOME.replace("  return ", f"{RAISES}  return ")
-LONG = BRIEF | {"verifier": FAILING, "steps": 4, "checkpoint.keep_every": 2, "eval.every": 3}
+LONG = BRIEF | {"verifier": FAILING, "steps": 5, "checkpoint.keep_every": 3, "eval.every": 4}
 FILTERED = {"algorithm.weight_clip": (0.8, 0.9), "algorithm.clip_low": 0.0}
 
 
@@ -51,6 +51,7 @@ def replayed(model, tmp_path_factory):  # noqa: F811
   """A run of two steps, and its second made again, beside another process that has it, as it was and changed."""
   folder = tmp_path_factory.mktemp("brief")
   loop.train(small(model, folder / "run", **BRIEF))
+  (folder_of(folder / "run") / "3.orbax-checkpoint-tmp-1").mkdir()  # a save that is being made
   with workdir.hold(folder / "run"):
     trees = [tree(folder / "run")]
     found, said = again(folder / "run", 2, folder / "out", **FILTERED)
@@ -265,11 +266,11 @@ def test_verdicts_that_were_none_are_taken_from_the_record():
 
 @pytest.fixture(scope="session")
 def made(model, tmp_path_factory):  # noqa: F811
-  """The workdir of a run that was stopped and started again after step 3; it has kept the checkpoints of 2 and 4."""
+  """The workdir of a run that had ended at step 4 and went on; it has kept the checkpoints of 3 and 5."""
   folder = tmp_path_factory.mktemp("long") / "run"
-  loop.train(small(model, folder, **LONG | {"steps": 3}))
+  loop.train(small(model, folder, **LONG | {"steps": 4}))
   loop.train(small(model, folder, **LONG))
-  assert steps_in(folder_of(folder)) == [2, 4]
+  assert steps_in(folder_of(folder)) == [3, 5]
   return folder
 
 
@@ -277,21 +278,21 @@ def made(model, tmp_path_factory):  # noqa: F811
 def test_over_a_restart_an_evaluation_groups_that_wait_and_missing_verdicts(made, tmp_path):
   """Verifiers that would find a verdict today are not asked where there was none."""
   row = lines(made)[-1]
-  assert row["groups_reused"] > 0 and lines(made)[3]["eval/accuracy"] >= 0 and row["unverified"]
+  assert row["groups_reused"] > 0 and lines(made)[4]["eval/accuracy"] >= 0 and row["unverified"]
   verifier = made.parent / "verifier.py"
   broken = verifier.read_text()
   verifier.write_text(SOME)
   try:
-    found, said = again(made, 4, tmp_path / "out")
+    found, said = again(made, 5, tmp_path / "out")
   finally:
     verifier.write_text(broken)
-  assert found["equal"] and found["checkpoint"] == 2 and "steps 3 to 4: all" in said
-  assert "the run was started anew after step 3" in said and "its contents are others than then" in said
+  assert found["equal"] and found["checkpoint"] == 3 and "steps 4 to 5: all" in said
+  assert "the run was started anew after step 4" in said and "its contents are others than then" in said
 
 
 @pytest.mark.slow
 def test_from_the_beginning(made, tmp_path):
-  """No checkpoint is older than step 2; the evaluation before training is not made again."""
+  """No checkpoint is older than step 3; the evaluation before training is not made again."""
   found, said = again(made, 2, tmp_path)
   assert found["equal"] and found["checkpoint"] == 0 and "from the beginning" in said
 
@@ -319,7 +320,7 @@ def test_an_attempt_that_was_rolled_back_and_the_one_after(model, tmp_path):  # 
     loop.train(cfg)
   first, said = again(tmp_path / "run", 3, tmp_path / "first", attempt=1)
   assert first["equal"] and "attempt 1 of 2, which the alarm entropy_explosion ended at step 3 (back to step 2)" in said
-  assert first["metrics"]["alarms"]["replayed"] == ["entropy_explosion"]
+  assert "entropy_explosion" in first["metrics"]["alarms"]["replayed"]
   second, _ = again(tmp_path / "run", 3, tmp_path / "second")
   now, then = (found["metrics"]["weight_std"]["replayed"] for found in (second, first))
   assert second["equal"] and now == 0 < then
