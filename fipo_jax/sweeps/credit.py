@@ -17,6 +17,7 @@ import numpy as np
 from scipy import stats
 
 from fipo_jax import lines, paths
+from fipo_jax.sweeps import tries
 
 # "8-2=6-5=1 no\n": number sign number = result ...; "answer ..." after "Answer: ". What stands first after a "no" is a
 # choice: "try again" where it is the number that begins a line, "give up" where it is the A of "Answer: ".
@@ -184,16 +185,19 @@ def stability(runs: list[dict[str, Any]], figure: str) -> list[float]:
 COLUMNS = ("F", "abs F", "f", "entropy", "abs shift")
 
 
-def write_page(runs: list[str], out: pathlib.Path) -> list[pathlib.Path]:
+def write_page(runs: list[str], beside: list[str], out: pathlib.Path) -> list[pathlib.Path]:
   """Writes OUT.md, OUT.png and OUT.json (the figures of each run) and returns the paths.
 
-  Raises: ValueError as `read`.
+  beside: runs without Future-KL, for the table of tries alone.
+  Raises: ValueError as `read` and `tries.read`.
   """
   found = {run: rounded(summary(read(run))) for run in runs}
+  habits = {"/".join(pathlib.Path(run).parts[-2:]): tries.read(run) for run in [*runs, *beside]}
   made = [out.with_suffix(ending) for ending in (".md", ".png", ".json")]
-  made[0].write_text(markdown(list(found.values()), out.name, runs))
+  flags = [f"--run={run}" for run in runs] + [f"--beside={run}" for run in beside]
+  made[0].write_text(markdown(list(found.values()), habits, out.name, " ".join(flags)))
   draw(list(found.values()), made[1])
-  made[2].write_text(json.dumps(found, indent=1) + "\n")
+  made[2].write_text(json.dumps({"credit": found, "tries": rounded(habits)}, indent=1) + "\n")
   return made
 
 
@@ -201,7 +205,7 @@ def rounded(value: Any) -> Any:
   """Plain numbers of five digits."""
   if isinstance(value, dict):
     return {k: rounded(v) for k, v in value.items()}
-  if isinstance(value, list):
+  if isinstance(value, list | tuple):
     return [rounded(v) for v in value]
   return float(f"{value:.5g}") if isinstance(value, float | np.floating) else value
 
@@ -231,13 +235,13 @@ def by_weight(runs: list[dict[str, Any]]) -> list[str]:
   return sorted(f, key=lambda k: -f[k])
 
 
-def markdown(runs: list[dict[str, Any]], name: str, folders: list[str]) -> str:
+def markdown(runs: list[dict[str, Any]], habits: dict[str, Any], name: str, flags: str) -> str:
   tokens, responses = sum(r["tokens"] for r in runs), sum(r["responses"] for r in runs)
   text = [
     "# What does FIPO credit?", "", "For whoever wonders which tokens Future-KL makes heavier.", "",
     f"{tokens:,} sampled tokens of {responses:,} responses of {len(runs)} run(s) of the countdown miniature "
     "(`experiments/long_chain.py`), each with the Future-KL F and the weight f of the last update of its step. Made by",
-    "", "    python launch/credit.py " + " ".join(f"--run={f}" for f in folders) + " --out=docs/credit", "",
+    "", "    python launch/credit.py " + flags + " --out=docs/credit", "",
     "A number in front of brackets is the mean over runs, in them the range over runs. F[t] is the discounted sum of "
     "the log-probability shifts of token t and all that follow; f is exp F, kept within [1, 1.2] by the config; "
     "|shift| is how far the log-probability of the token itself has moved since the step began.", "",
@@ -277,6 +281,12 @@ def markdown(runs: list[dict[str, Any]], name: str, folders: list[str]) -> str:
   rows = [[f"|F| and {what}", spread(runs, key, what, form=".2f")] for what in others]
   rows.append(["|shift| and entropy", spread(runs, "rank correlation of |shift| with entropy", form=".2f")])
   text += _table(["pair", "correlation"], rows)
+  header, *rows = tries.table(habits)
+  text += [
+    "## What became of the tries", "",
+    f"The responses that runs have kept, of their first {tries.FIRST} steps and of their last {tries.LAST}. A try is a "
+    "line that gives each number a sign, works out the sum and says ok or no.", "", *_table(header, rows),
+  ]  # fmt: skip
   return "\n".join(text).rstrip() + "\n"
 
 
