@@ -18,7 +18,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from launch import interpreter  # noqa: F401, I001 - first: it may end the program
 
-from fipo_jax.sweeps import credit
+from fipo_jax.sweeps import credit_page
 
 
 def main(argv: list[str]) -> int:
@@ -28,7 +28,7 @@ def main(argv: list[str]) -> int:
   parser.add_argument("--out", required=True, help="the page without its ending")
   options = parser.parse_args(argv)
   try:
-    for path in credit.write_page(options.run, options.beside, pathlib.Path(options.out)):
+    for path in credit_page.write_page(options.run, options.beside, pathlib.Path(options.out)):
       print(path)
   except (ValueError, OSError) as e:
     if os.environ.get("FIPO_TRACEBACK"):

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from fipo_jax.sweeps import credit, tries
+from fipo_jax.sweeps import credit, credit_page, tries
 from launch import credit as launch_credit
 
 TEXT = "8-2=6+5=11 no\n8+2=10 ok\nCheck: 10-2=8 ok\nAnswer: 8+2"
@@ -66,9 +66,10 @@ def test_figures_of_samples_made_by_hand(tmp_path):
   np.testing.assert_allclose(many["kinds"]["ok"]["F"], 0.1)
   np.testing.assert_allclose(many["kinds"]["ok"]["f"], np.exp(0.1))
   assert many["kinds"]["sign"]["F"] == 0 and many["kinds"]["number"]["tokens"] == 20 * 7
+  assert many["kinds"]["ok"]["top of F"] + many["kinds"]["no"]["top of F"] == 1 and many["kinds"]["="]["top of F"] == 0
   assert many["alone"]["response"] == pytest.approx(0)
   assert many["alone"]["kind"] == pytest.approx(1) and many["nested"]["kind"] == pytest.approx(1)
-  assert many["rank correlation of |F|"]["entropy"] is None  # which does not vary here
+  assert many["rank correlation"]["abs F and entropy"] is None  # which does not vary here
 
 
 def test_variance_explained_is_that_of_least_squares():
@@ -95,7 +96,7 @@ def test_a_page_of_two_runs(tmp_path, capsys, monkeypatch):
     write_run(tmp_path / name, [sample(i, rng.normal(0, 0.1, len(TOKENS)), (-1) ** i) for i in range(40)])
     for name in ("a", "b")
   ]
-  monkeypatch.setattr(credit, "draw", lambda found, path: path.write_bytes(b"drawn"))  # which takes seconds
+  monkeypatch.setattr(credit_page, "draw", lambda found, path: path.write_bytes(b"drawn"))  # which takes seconds
   dapo = write_run(tmp_path / "c", [sample(1, np.zeros(len(TOKENS)), future_kl=None)])
   flags = [f"--run={runs[0]}", f"--run={runs[1]}", f"--beside={dapo}", f"--out={tmp_path / 'credit'}"]
   assert launch_credit.main(flags) == 0
@@ -141,7 +142,7 @@ def test_tries_of_a_run_at_first_and_at_the_end(tmp_path):
 @pytest.mark.slow
 def test_the_picture(tmp_path):
   run = write_run(tmp_path / "a", [sample(i, np.full(len(TOKENS), 0.1)) for i in range(40)])
-  credit.draw([credit.summary(credit.read(run))], tmp_path / "credit.png")
+  credit_page.draw([credit.summary(credit.read(run))], tmp_path / "credit.png")
   assert (tmp_path / "credit.png").read_bytes()[:4] == b"\x89PNG"
 
 
