@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import textwrap
 from typing import Any
 
 import numpy as np
@@ -116,22 +117,36 @@ def markdown(runs: list[dict[str, Any]], habits: dict[str, Any], name: str, flag
     f"The responses that runs have kept, of their first {tries.FIRST} steps and of their last {tries.LAST}. A try is a "
     "line that gives each number a sign, works out the sum and says ok or no.", "", *_table(header, rows),
   ]  # fmt: skip
-  return "\n".join(text).rstrip() + "\n"
+  return "\n".join(map(wrapped, text)).rstrip() + "\n"
 
 
 def in_short(runs: list[dict[str, Any]]) -> list[str]:
-  """What the tables say, in three sentences."""
+  """What the tables say, in four sentences."""
   order = by_weight(runs)
   named = lambda some: ", ".join(f"{k} {mean(runs, 'kinds', k, 'f'):.3f}" for k in some)
+  moved = max(order, key=lambda k: mean(runs, "kinds", k, "top of shifts"), default="no kind")
+  of = lambda figure: mean(runs, "kinds", moved, figure) or 0.0
+  share = sum(r["kinds"].get(moved, {}).get("tokens", 0) for r in runs) / sum(r["tokens"] for r in runs)
   response, position, kind = (mean(runs, "nested", name) for name in ("response", "position", "kind"))
   return [
     f"- **Which tokens.** The kinds of highest mean f: {named(order[:3])}; of the lowest: {named(order[-3:])}.",
+    f"- **Where it comes from.** The kind '{moved}', {share:.0%} of tokens, is {of('top of shifts'):.0%} of the "
+    f"hundredth with the largest shift, but {of('top of F'):.0%} of that with the highest F, which spreads a shift over "
+    "the tokens before it.",
     f"- **What decides.** Of the variance of f, {response:.0%} lies between responses; the position in them explains "
     f"{position - response:.0%} more, the kind of token another {kind - position:.0%}; {1 - kind:.0%} is left.",
     f"- **Which way.** Where the advantage is positive mean F is {spread(runs, 'F where good')}, mean f "
     f"{spread(runs, 'f where good')}; where it is negative, {spread(runs, 'F where bad')} and "
     f"{spread(runs, 'f where bad')}.",
   ]  # fmt: skip
+
+
+def wrapped(line: str) -> str:
+  """Prose in lines of at most 120 characters; tables, commands, headings and pictures as they are."""
+  if line.startswith(("|", " ", "#", "!")):
+    return line
+  indent = "  " * line.startswith("- ")
+  return textwrap.fill(line, 120, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def _table(header: list[str], rows: list[list[str]]) -> list[str]:
