@@ -131,8 +131,8 @@ def in_short(runs: list[dict[str, Any]]) -> list[str]:
   return [
     f"- **Which tokens.** The kinds of highest mean f: {named(order[:3])}; of the lowest: {named(order[-3:])}.",
     f"- **Where it comes from.** The kind '{moved}', {share:.0%} of tokens, is {of('top of shifts'):.0%} of the "
-    f"hundredth with the largest shift, but {of('top of F'):.0%} of that with the highest F, which spreads a shift over "
-    "the tokens before it.",
+    f"hundredth with the largest shift, but {of('top of F'):.0%} of that with the highest F, which spreads a shift "
+    "over the tokens before it.",
     f"- **What decides.** Of the variance of f, {response:.0%} lies between responses; the position in them explains "
     f"{position - response:.0%} more, the kind of token another {kind - position:.0%}; {1 - kind:.0%} is left.",
     f"- **Which way.** Where the advantage is positive mean F is {spread(runs, 'F where good')}, mean f "
