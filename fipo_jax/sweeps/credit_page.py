@@ -74,7 +74,9 @@ def markdown(runs: list[dict[str, Any]], habits: dict[str, Any], name: str, flag
     "", "    python launch/credit.py " + flags + " --out=docs/credit", "",
     "A number in front of brackets is the mean over runs, in them the range over runs. F[t] is the discounted sum of "
     "the log-probability shifts of token t and all that follow; f is exp F, kept within [1, 1.2] by the config; "
-    "the shift is how far the log-probability of the token itself has moved since the step began.", "",
+    "the shift is how far the log-probability of the token itself has moved since the step began. Each response is in "
+    "one update of its step, and these are in the last: what has moved them is what the policy has learned from "
+    "responses to other prompts.", "",
     *in_short(runs), "",
     f"![F and f by kind of token, by distance to the end, and what explains f]({name}.png)", "",
     "## By kind of token", "",
