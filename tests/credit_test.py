@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from fipo_jax.sweeps import credit
+from fipo_jax.sweeps import credit, credit_page, tries
 from launch import credit as launch_credit
 
 TEXT = "8-2=6+5=11 no\n8+2=10 ok\nCheck: 10-2=8 ok\nAnswer: 8+2"
@@ -38,6 +38,7 @@ def sample(step, F, advantage=1.0, tokens=TOKENS, **more):
   return {
     "step": step, "tokens": tokens, "advantage": advantage, "future_kl": list(F), "weight": list(weight),
     "entropy": [0.5] * n, "logp": [-0.4] * n, "sampler_logp": [-0.5] * n,
+    "prompt": "8 2 -> 10:", "response": "".join(tokens[:-1]), "accuracy": 1.0,
   } | more  # fmt: skip
 
 
@@ -65,9 +66,10 @@ def test_figures_of_samples_made_by_hand(tmp_path):
   np.testing.assert_allclose(many["kinds"]["ok"]["F"], 0.1)
   np.testing.assert_allclose(many["kinds"]["ok"]["f"], np.exp(0.1))
   assert many["kinds"]["sign"]["F"] == 0 and many["kinds"]["number"]["tokens"] == 20 * 7
+  assert many["kinds"]["ok"]["top of F"] + many["kinds"]["no"]["top of F"] == 1 and many["kinds"]["="]["top of F"] == 0
   assert many["alone"]["response"] == pytest.approx(0)
   assert many["alone"]["kind"] == pytest.approx(1) and many["nested"]["kind"] == pytest.approx(1)
-  assert many["rank correlation of |F|"]["entropy"] is None  # which does not vary here
+  assert many["rank correlation"]["abs F and entropy"] is None  # which does not vary here
 
 
 def test_variance_explained_is_that_of_least_squares():
@@ -94,18 +96,53 @@ def test_a_page_of_two_runs(tmp_path, capsys, monkeypatch):
     write_run(tmp_path / name, [sample(i, rng.normal(0, 0.1, len(TOKENS)), (-1) ** i) for i in range(40)])
     for name in ("a", "b")
   ]
-  monkeypatch.setattr(credit, "draw", lambda found, path: path.write_bytes(b"drawn"))  # which takes seconds
-  assert launch_credit.main([f"--run={runs[0]}", f"--run={runs[1]}", f"--out={tmp_path / 'credit'}"]) == 0
+  monkeypatch.setattr(credit_page, "draw", lambda found, path: path.write_bytes(b"drawn"))  # which takes seconds
+  dapo = write_run(tmp_path / "c", [sample(1, np.zeros(len(TOKENS)), future_kl=None)])
+  flags = [f"--run={runs[0]}", f"--run={runs[1]}", f"--beside={dapo}", f"--out={tmp_path / 'credit'}"]
+  assert launch_credit.main(flags) == 0
   text = (tmp_path / "credit.md").read_text()
+  assert " ".join(flags[:3]) in text and sum("/c |" in line for line in text.splitlines()) == 1
   assert "80 responses of 2 run(s)" in text and "| the response alone |" in text and "(credit.png)" in text
   assert " to " in next(line for line in text.splitlines() if line.startswith("| ok |"))  # the range over runs
-  assert set(json.loads((tmp_path / "credit.json").read_text())) == set(runs)
+  assert set(json.loads((tmp_path / "credit.json").read_text())["credit"]) == set(runs)
+
+
+def test_what_became_of_the_tries():
+  """One sum wrong by which 0 is seen; a check that does not count; an answer at once; one cut off before it answers."""
+  count = lambda response, accuracy=0.0: {
+    name: n for name, n in tries.counts("8 2 -> 10:", response, accuracy).items() if n
+  }  # fmt: skip
+  assert count("8-2=6-10=-4 no\n8-2=10-10=0 ok\nCheck: 10+2=8-8=0 ok\nAnswer: 8-2") == {
+    "responses": 1, "sums": 4, "wrong sums": 1, "no": 1, "ok": 1, "false ok": 1, "ended by ok": 1,
+  }  # fmt: skip
+  assert count("8+2=10-9=1 ok\nAnswer: 8+2", 1.0) == {
+    "responses": 1, "right": 1, "sums": 2, "ok": 1, "false ok": 1, "ended by ok": 1, "right after ok": 1,
+  }  # fmt: skip
+  assert count("8-2=6-10=-4 no\nAnswer: 8-2") == {"responses": 1, "sums": 2, "no": 1, "given up": 1}
+  assert count("Answer: 8+2", 1.0) == {"responses": 1, "right": 1, "at once": 1}
+  assert count("8-2=6-10=-4 no\n8+2") == {"responses": 1, "sums": 2, "no": 1}
+
+
+def test_tries_of_a_run_at_first_and_at_the_end(tmp_path):
+  zero = np.zeros(len(TOKENS))
+  found = "8-2=6-10=-4 no\n8+2=10-10=0 ok\nAnswer: 8+2"
+  late = [sample(step, zero, response="Answer: 8-2", accuracy=0.0) for step in (60, 100)]
+  samples = [sample(1, zero, response=found), *late]
+  first, last = tries.read(write_run(tmp_path / "run", samples))
+  assert first == {
+    "answers at once": 0.0, "gives up after a no": 0.0, "sums that are wrong": 0.0, "right": 1.0,
+    "ok though the signs are wrong": 0.0, "right after ok": 1.0,
+  }  # fmt: skip
+  assert last == {"answers at once": 1.0, "right": 0.0}
+  assert tries.table({"a": (first, last)})[1][:3] == ["a", "0.00 to 1.00", "0.00 to -"]
+  with pytest.raises(ValueError, match="log.samples"):
+    tries.read(str(tmp_path))
 
 
 @pytest.mark.slow
 def test_the_picture(tmp_path):
   run = write_run(tmp_path / "a", [sample(i, np.full(len(TOKENS), 0.1)) for i in range(40)])
-  credit.draw([credit.summary(credit.read(run))], tmp_path / "credit.png")
+  credit_page.draw([credit.summary(credit.read(run))], tmp_path / "credit.png")
   assert (tmp_path / "credit.png").read_bytes()[:4] == b"\x89PNG"
 
 

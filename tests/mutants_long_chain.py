@@ -105,4 +105,19 @@ ROWS = (
     "  return float(stats.spearmanr(a, b).statistic)", "  return float(stats.pearsonr(a, b).statistic)",
     "credit_test.py::test_stability_over_runs", "one outlying kind decides how stable the order is",
   ),
+  (
+    "tries_forgive_wrong_sums", "fipo_jax/sweeps/tries.py",
+    "      value = int(result)\n", "      value += int(term)\n",
+    "credit_test.py::test_what_became_of_the_tries", "one wrong sum counts as all that follow it",
+  ),
+  (
+    "tries_believe_ok", "fipo_jax/sweeps/tries.py",
+    'verdict == "ok" and (reached != target or int(steps[-1][0]) != -target)', 'verdict == "ok" and value != 0',
+    "credit_test.py::test_what_became_of_the_tries", "an ok by a wrong sum counts as true",
+  ),
+  (
+    "tries_of_all_steps", "fipo_jax/sweeps/tries.py",
+    "range(last - LAST + 1, last + 1)", "range(last + 1)",
+    "credit_test.py::test_tries_of_a_run_at_first_and_at_the_end", "what a policy has become is mixed with what it was",
+  ),
 )  # fmt: skip
