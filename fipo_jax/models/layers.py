@@ -194,9 +194,17 @@ class Attention(nnx.Module):
       self.k_scale_h = nnx.Param(jnp.ones((h,), dtype), axes=(None,))
 
   def project(self, x, cos, sin):
-    """Normalised [..., D] -> queries [..., H, h], keys and values [..., K, h]; q and k rotated."""
-    x = enter(x, "heads")
-    biased = lambda y, name: y + getattr(self, name)[...].astype(y.dtype) if self.biased else y
+    """Normalised [..., D] -> queries [..., H, h], keys and values [..., K, h]; q and k rotated.
+
+    From the product to the rotated q and k nothing is rounded. In the compute dtype a compiler may skip a rounding in
+    one program and not in another: trainer and sampler then have other queries (experiments/results/sampler_gap.md).
+    """
+    x, dtype = enter(x, "heads"), x.dtype
+
+    def biased(y, name):
+      y = y.astype(jnp.float32)
+      return y + getattr(self, name)[...].astype(dtype).astype(jnp.float32) if self.biased else y
+
     if self.form != "stored":
       if self.form == "flat":
         qkv = matmul("...d,yd->...y", x, self.qkv_YD[...])
@@ -211,9 +219,10 @@ class Attention(nnx.Module):
       k = biased(matmul("...d,dke->...ke", x, self.k_DKh[...]), "k_bias_Kh")
       v = biased(matmul("...d,dke->...ke", x, self.v_DKh[...]), "v_bias_Kh")
     if self.normed:  # a scale is every head's: its gradient adds up over the devices that have them
-      q = rms_norm(q, enter(self.q_scale_h[...], "heads"), self.epsilon)
-      k = rms_norm(k, enter(self.k_scale_h[...], "kv_heads"), self.epsilon)
+      q = rms_norm(q, enter(self.q_scale_h[...], "heads").astype(dtype), self.epsilon)
+      k = rms_norm(k, enter(self.k_scale_h[...], "kv_heads").astype(dtype), self.epsilon)
     q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+    q, k, v = q.astype(dtype), k.astype(dtype), v.astype(dtype)
     return (activation(q, "heads", None), activation(k, "kv_heads", None), activation(v, "kv_heads", None))
 
   def output(self, context):
