@@ -16,6 +16,7 @@ import pytest
 from fipo_jax import config, loop, saved, workdir
 from fipo_jax.replays import compare, dump, fields, past, program
 from fipo_jax.rewards.score import Job, Scorer
+from fipo_jax.rollout.native import NativeEngine
 from fipo_jax.train.checkpoint import folder_of, steps_in
 from tests.loop_test import ROOT, SOME, VERIFIER, lines, model, small  # noqa: F401
 from tests.tolerances import close
@@ -331,13 +332,23 @@ def test_an_attempt_that_was_rolled_back_and_the_one_after(model, tmp_path):  # 
 
 
 @pytest.mark.slow
-def test_responses_that_were_begun(model, tmp_path):  # noqa: F811
+def test_responses_that_were_begun(model, tmp_path, monkeypatch):  # noqa: F811
   """rollout.unfinished=continue: a checkpoint holds them, and they are gone on with."""
-  more = BRIEF | {"verifier": SOME, "rollout.unfinished": "continue", "rollout.slots": 8, "steps": 4}
-  loop.train(small(model, tmp_path / "run", **more))
-  rows = lines(tmp_path / "run")
-  step = next(r["step"] for r in rows if r["groups_continued"])
-  assert again(tmp_path / "run", step, tmp_path / "out")[0]["equal"]
+  generate = NativeEngine.generate
+
+  def cut_off(self, prompts, *args, pending=(), **how):
+    """Three tokens of the last group, where no group is gone on with."""
+    groups = generate(self, prompts, *args, pending=pending, **how | {"watch": None})
+    for i, r in enumerate(groups[-1] if not pending else []):
+      few = {name: getattr(r, name)[:3] for name in ("tokens", "logp", "raw_logp")}
+      groups[-1][i] = type(r)(**vars(r) | few | {"stop_reason": "unfinished"})
+    return groups
+
+  monkeypatch.setattr(NativeEngine, "generate", cut_off)
+  loop.train(small(model, tmp_path / "run", **BRIEF, **{"rollout.unfinished": "continue"}))
+  first, second = lines(tmp_path / "run")
+  assert first["groups_unfinished"] == second["groups_continued"] == 1
+  assert again(tmp_path / "run", 2, tmp_path / "out")[0]["equal"]
 
 
 @pytest.mark.slow
