@@ -142,9 +142,10 @@ function stack(lines) {  // areas, one upon the other, 0 where one is missing; e
 function marksOf(panel) {
   if (!state.marks || panel.kind === "own" || panel.kind === "path") return [];
   return data.events.flatMap(event => {
-    const tracks = data.tracks.filter(t => t.arm === event.arm && t.step.includes(event.step));
-    const track = tracks[tracks.length - 1], x = track && axisOf(track);
-    return x ? [{x: x[track.step.indexOf(event.step)], kind: event.kind, said: `${event.kind}: ${event.said}`}] : [];
+    const own = data.tracks.filter(track => track.arm === event.arm);  // the run's, then attempts
+    const track = own.find(t => t.rolled_back && t.step.includes(event.step) && event.kind !== "restart") || own[0];
+    const x = axisOf(track), row = track.step.findIndex(step => step >= event.step);
+    return x && row >= 0 ? [{x: x[row], kind: event.kind, said: `${event.kind}: ${event.said}`}] : [];
   });
 }
 

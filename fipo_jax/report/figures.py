@@ -218,7 +218,8 @@ def _rest(keys: list[str]) -> Group:
 def _last_rollout(rows: Sequence[Row]) -> dict[str, Any] | None:
   """How busy the engine was over the seconds of the newest rollout."""
   found = next(((row["step"], row["rollout/timeline"]) for row in reversed(rows) if row.get("rollout/timeline")), None)
-  if not found or not all(isinstance(point, list) and len(point) == 4 for point in found[1]):
+  whole = lambda point: isinstance(point, list) and len(point) == 4 and None not in map(_number, point)
+  if not found or not all(map(whole, found[1])):
     return None
   at, busy, rate, cache = zip(*found[1], strict=True)
   fastest = max(rate) or 1.0

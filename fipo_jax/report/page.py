@@ -17,8 +17,6 @@ import string
 import time
 from typing import Any
 
-from bokeh.resources import Resources
-
 from fipo_jax.report import compare, events, figures, summary, tokens
 from fipo_jax.report.compare import Arm
 from fipo_jax.report.read import Run
@@ -73,6 +71,8 @@ def _asset(name: str) -> str:
 @functools.cache
 def _bokeh() -> list[str]:
   """The library that draws, as scripts."""
+  from bokeh.resources import Resources  # takes as long to import as a short page to write
+
   resources = Resources(mode="inline", components=["bokeh", "bokeh-api"])
   scripts = resources.js_raw[:2]  # what follows sets how much it logs
   return [script.replace("</script", r"<\/script").replace("<!--", r"<\!--") for script in scripts]
@@ -147,10 +147,9 @@ def _differences(arms: list[Arm]) -> str:
 def _time(run: Run, *, several: bool) -> str:
   """Bars: where the wall time went, and which phases the iterations had."""
   found = []
-  spent = run.result.get("goodput") if run.result.get("steps") == run.step else None
-  if isinstance(spent, dict):
-    shares = [(said, spent.get(name) or 0.0) for name, said in summary.TIMES]
-    found.append(_bars(f"Since the first start: {summary.duration(spent.get('wall_s') or 0.0)}", shares))
+  if run.spent:
+    shares = [(said, run.spent.get(name) or 0.0) for name, said in summary.TIMES]
+    found.append(_bars(f"Since the first start: {summary.duration(run.spent['wall_s'])}", shares))
   if phases := summary.phases(run):
     whole = sum(seconds for _, seconds in phases)
     found.append(_bars(f"Iterations by phase: {summary.duration(whole)}", phases))

@@ -40,6 +40,12 @@ class Run:
     """Whether its last start has ended, as far as it could say so."""
     return bool(self.starts and self.starts[-1].get("ended"))
 
+  @property
+  def spent(self) -> dict[str, float]:
+    """Where its time went, of a run that has ended where its metrics end; else {}."""
+    found = self.result.get("goodput") if self.result.get("steps") == self.step else None
+    return found if isinstance(found, dict) and found.get("wall_s") else {}
+
 
 def run(folder) -> Run:
   """Reads a run, or what a replay has dumped.
@@ -61,9 +67,13 @@ def run(folder) -> Run:
     name=paths.absolute(folder).name or str(folder), rows=rows, samples=samples,
     attempts=_attempts(folder, rollbacks, notes),
     config=_json(folder / "config.json", {}, notes), result=_json(folder / "result.json", {}, notes),
-    starts=[s for s in _json(folder / "starts.json", [], notes) if isinstance(s, dict)], rollbacks=rollbacks,
-    notes=notes,
+    starts=starts(folder, notes), rollbacks=rollbacks, notes=notes,
   )  # fmt: skip
+
+
+def starts(folder, notes: list[str]) -> list[Row]:
+  """The records of its starts, oldest first; of an old version none."""
+  return [s for s in _json(paths.of(folder) / "starts.json", [], notes) if isinstance(s, dict)]
 
 
 def metrics(path, notes: list[str]) -> list[Row]:

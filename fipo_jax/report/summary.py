@@ -29,10 +29,9 @@ def tiles(run: Run) -> list[tuple[str, str]]:
   both = rows[:1] + rows[1:][-1:]
   ends = lambda key, form: " → ".join(f"{row[key]:{form}}" for row in both if _number(row, key) is not None)
   alarms = sum(event.kind == "alarm" for event in events.events(run))
-  spent = run.result.get("goodput") if run.result.get("steps") == run.step else None
-  seconds = (spent or {}).get("wall_s") or sum(_number(row, "seconds/step") or 0.0 for row in run.rows)
+  seconds = run.spent.get("wall_s") or sum(_number(row, "seconds/step") or 0.0 for row in run.rows)
   shares = [share for row in run.rows if (share := _number(row, "goodput")) is not None]
-  share = (spent or {}).get("share", shares[-1] if shares else None)
+  share = run.spent.get("share", shares[-1] if shares else None)
   return [
     ("steps", f"{run.step}"), ("held-out accuracy", ends("eval/accuracy", ".3f") or "–"),
     ("mean length, tokens", ends("eval/response_tokens", ",.1f") or "–"), ("alarms", f"{alarms}"),
@@ -210,13 +209,13 @@ TIMES = (
 
 
 def _time(run: Run) -> str:
-  spent = run.result.get("goodput")
+  spent = run.spent
   seconds = sum(_number(row, "seconds/step") or 0.0 for row in run.rows)
-  if not isinstance(spent, dict) or run.result.get("steps") != run.step:
+  if not spent:
     shares = [share for row in run.rows if (share := _number(row, "goodput")) is not None]
     kept = f"; {shares[-1]:.0%} of the time went into iterations that were kept" if shares else ""
     return f"{duration(seconds)} of iterations{kept}" if seconds else ""
-  said = f"{duration(spent['wall_s'])}, of which {spent['share']:.0%} went into iterations that were kept"
+  said = f"{duration(spent['wall_s'])}, of which {spent.get('share', 0.0):.0%} went into iterations that were kept"
   least = 0.005 * spent["wall_s"]
   rest = [f"{name[:-2]} {duration(spent[name])}" for name, _ in TIMES[1:] if spent.get(name, 0) >= least]
   return said + (f" ({', '.join(rest)})" if rest else "")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from fipo_jax import paths
+from fipo_jax import lines, paths
 from fipo_jax.report import page, read, tokens
 
 WATCHED = ("metrics", "samples", "tokens", "result.json", "starts.json", "rollbacks.json", "config.json")
@@ -68,20 +68,18 @@ def watch(
 
 def _begun(folders: Sequence) -> bool:
   """Whether all runs have something to draw. Raises FileNotFoundError for what is no run."""
-  for folder in folders:
-    try:
-      read.run(folder)
-    except (FileNotFoundError, ValueError):
-      if not paths.is_file(paths.of(folder) / "config.json"):
-        raise
+  for folder in map(paths.of, folders):
+    if not any(lines.exists(folder / f"{name}.jsonl") for name in ("metrics", "tokens")):
+      if not paths.is_file(folder / "config.json"):
+        read.run(folder)  # says what is wrong
       return False
   return True
 
 
 def _over(folder) -> bool:
   """Whether a run has ended; of one that does not say when it began, too."""
-  found = read.run(folder)
-  return found.ended or not found.starts
+  starts = read.starts(folder, [])
+  return not starts or bool(starts[-1].get("ended"))
 
 
 def _state(folder) -> list[tuple[str, int]]:
