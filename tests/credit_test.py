@@ -113,14 +113,16 @@ def test_what_became_of_the_tries():
     name: n for name, n in tries.counts("8 2 -> 10:", response, accuracy).items() if n
   }  # fmt: skip
   assert count("8-2=6-10=-4 no\n8-2=10-10=0 ok\nCheck: 10+2=8-8=0 ok\nAnswer: 8-2") == {
-    "responses": 1, "sums": 4, "wrong sums": 1, "no": 1, "ok": 1, "false ok": 1, "ended by ok": 1,
+    "responses": 1, "early": 4, "wrong early": 1, "no": 1, "ok": 1, "false ok": 1, "ended by ok": 1,
   }  # fmt: skip
   assert count("8+2=10-9=1 ok\nAnswer: 8+2", 1.0) == {
-    "responses": 1, "right": 1, "sums": 2, "ok": 1, "false ok": 1, "ended by ok": 1, "right after ok": 1,
+    "responses": 1, "right": 1, "early": 2, "ok": 1, "false ok": 1, "ended by ok": 1, "right after ok": 1,
   }  # fmt: skip
-  assert count("8-2=6-10=-4 no\nAnswer: 8-2") == {"responses": 1, "sums": 2, "no": 1, "given up": 1}
+  assert count("8-2=6-10=-4 no\nAnswer: 8-2") == {"responses": 1, "early": 2, "no": 1, "given up": 1}
   assert count("Answer: 8+2", 1.0) == {"responses": 1, "right": 1, "at once": 1}
-  assert count("8-2=6-10=-4 no\n8+2") == {"responses": 1, "sums": 2, "no": 1}
+  assert count("8-2=6-10=-4 no\n8+2") == {"responses": 1, "early": 2, "no": 1}
+  ten = count("8-2=6-10=-4 no\n" * 9 + "8-2=5-10=-5 no\n")
+  assert ten == {"responses": 1, "early": 6, "between": 10, "late": 4, "wrong late": 1, "no": 10}
 
 
 def test_tries_of_a_run_at_first_and_at_the_end(tmp_path):
@@ -130,7 +132,7 @@ def test_tries_of_a_run_at_first_and_at_the_end(tmp_path):
   samples = [sample(1, zero, response=found), *late]
   first, last = tries.read(write_run(tmp_path / "run", samples))
   assert first == {
-    "answers at once": 0.0, "gives up after a no": 0.0, "sums that are wrong": 0.0, "right": 1.0,
+    "answers at once": 0.0, "gives up after a no": 0.0, "wrong sums, tries 1 to 3": 0.0, "right": 1.0,
     "ok though the signs are wrong": 0.0, "right after ok": 1.0,
   }  # fmt: skip
   assert last == {"answers at once": 1.0, "right": 0.0}

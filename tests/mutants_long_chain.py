@@ -120,4 +120,9 @@ ROWS = (
     "range(last - LAST + 1, last + 1)", "range(last + 1)",
     "credit_test.py::test_tries_of_a_run_at_first_and_at_the_end", "what a policy has become is mixed with what it was",
   ),
+  (
+    "tries_late_is_early", "fipo_jax/sweeps/tries.py",
+    "number = len(verdicts) + 1", "number = 1",
+    "credit_test.py::test_what_became_of_the_tries", "that sums fail late in a response is not seen",
+  ),
 )  # fmt: skip

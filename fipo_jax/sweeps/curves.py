@@ -299,7 +299,7 @@ def markdown(sweeps: list[tuple[Sweep, list[Job]]], runs: list[dict[str, Any]], 
   lines += [
     "A thin line is a run (dotted: under way), a thick one the mean of an arm, a band Student's 95% interval over "
     f"seeds where there are three or more. At the end: the mean over the last {LAST} steps. Accuracy: of all responses "
-    "that were sampled, to problems that were not met before.", "",
+    "that were sampled, before they are trained on.", "",
   ]  # fmt: skip
   by_arm = {arm: {run["seed"]: run for run in done if run["arm"] == arm} for sweep, _ in sweeps for arm in sweep.arms}
   overrides = {arm: own for sweep, _ in sweeps for arm, own in sweep.arms.items()}

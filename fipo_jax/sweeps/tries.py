@@ -13,11 +13,13 @@ from typing import Any
 from fipo_jax import lines, paths
 
 FIRST, LAST = 10, 30  # steps that "at first" and "at the end" mean
+EARLY, LATE = 3, 9  # up to which try of a response, and from which on
 # Title of a column -> (what is counted, of what).
 FIGURES = {
   "answers at once": ("at once", "responses"),
   "gives up after a no": ("given up", "no"),
-  "sums that are wrong": ("wrong sums", "sums"),
+  f"wrong sums, tries 1 to {EARLY}": ("wrong early", "early"),
+  f"wrong sums from try {LATE} on": ("wrong late", "late"),
   "ok though the signs are wrong": ("false ok", "ok"),
   "right after ok": ("right after ok", "ended by ok"),
   "right": ("right", "responses"),
@@ -32,7 +34,7 @@ def counts(prompt: str, response: str, accuracy: float) -> dict[str, int]:
   prompt: "6 2 3 1 -> 2:".  accuracy: 1 where the answer is right.
   """
   target = int(prompt.partition("->")[2].strip(" :\n"))
-  found = dict.fromkeys({name for pair in FIGURES.values() for name in pair}, 0)
+  found = dict.fromkeys([name for pair in FIGURES.values() for name in pair] + ["between", "wrong between"], 0)
   body, label, _ = response.partition("Answer:")
   verdicts = []
   for line in body.splitlines():
@@ -40,9 +42,11 @@ def counts(prompt: str, response: str, accuracy: float) -> dict[str, int]:
       continue
     first, steps, verdict = int(match[1]), _SUM.findall(match[2]), match[3]
     value = first
+    number = len(verdicts) + 1
+    when = "early" if number <= EARLY else "late" if number >= LATE else "between"
     for term, result in steps:
-      found["sums"] += 1
-      found["wrong sums"] += value + int(term) != int(result)
+      found[when] += 1
+      found[f"wrong {when}"] += value + int(term) != int(result)
       value = int(result)
     reached = first + sum(int(term) for term, _ in steps[:-1])  # the last one takes the target away
     found["false ok"] += verdict == "ok" and (reached != target or int(steps[-1][0]) != -target)
