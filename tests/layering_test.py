@@ -73,7 +73,7 @@ MAY_IMPORT = {
     "fipo_jax/tracing", "fipo_jax/workdir",
   ),
   "fipo_jax/export": (*MIDDLE, "fipo_jax/assemble", "fipo_jax/models/", "fipo_jax/train/"),
-  "fipo_jax/sweeps/": ("fipo_jax/config", "fipo_jax/changes", "fipo_jax/workdir", "fipo_jax/assemble"),
+  "fipo_jax/sweeps/": (*FILES, "fipo_jax/config", "fipo_jax/changes", "fipo_jax/workdir", "fipo_jax/assemble"),
   "fipo_jax/pods/": (
     *MIDDLE, "fipo_jax/models/", "fipo_jax/rewards/", "fipo_jax/rollout/", "fipo_jax/train/", "fipo_jax/assemble",
     "fipo_jax/collect", "fipo_jax/saved", "fipo_jax/evaluation/sets",

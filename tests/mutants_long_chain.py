@@ -3,8 +3,9 @@
 ROWS = (
   (
     "chain_verdict_of_the_truth", "fipo_jax/data/countdown.py",
-    "    found = value == target\n",
-    "    found = numbers[0] + sum(s * n for s, n in zip(signs, numbers[1:])) == target\n",
+    "    lines.append(f\"{line} {'ok' if found else 'no'}\")\n",
+    "    found = numbers[0] + sum(s * n for s, n in zip(signs, numbers[1:])) == target\n"
+    "    lines.append(f\"{line} {'ok' if found else 'no'}\")\n",
     "countdown_test.py::test_every_line_is_what_it_says", "demonstrations say ok to sums that do not say so",
   ),
   (
@@ -24,7 +25,7 @@ ROWS = (
   ),
   (
     "chain_check_forgets", "fipo_jax/data/countdown.py",
-    "      found = value == numbers[0]\n", "",
+    "      found = value == 0\n", "",
     "countdown_test.py::test_every_line_is_what_it_says", "a check that fails is said to be ok",
   ),
   (
@@ -68,5 +69,34 @@ ROWS = (
     '    near = [v for v in values[max(0, i - width // 2) : i + width // 2 + 1] if v is not None]\n',
     "    near = [v for v in values[max(0, i - width) : i + 1] if v is not None]\n",
     "curves_test.py::test_figures_by_hand", "curves lag behind the steps they are drawn at",
+  ),
+  (
+    "credit_reads_on_after_equals", "fipo_jax/sweeps/credit.py",
+    "      after_equals = False\n", "", "credit_test.py::test_the_kind_of_every_token", "copied numbers count as results",
+  ),
+  (
+    "credit_no_choice_after_no", "fipo_jax/sweeps/credit.py",
+    'found, after_no = found + here, "no" in here', "found += here",
+    "credit_test.py::test_the_kind_of_every_token", "going on and giving up, the choice itself, are not told apart",
+  ),
+  (
+    "credit_shift_turned", "fipo_jax/sweeps/credit.py",
+    'np.subtract(sample["logp"], sample["sampler_logp"])', 'np.subtract(sample["sampler_logp"], sample["logp"])',
+    "credit_test.py::test_figures_of_samples_made_by_hand", "what is reinforced is said to be weakened",
+  ),
+  (
+    "credit_from_the_start", "fipo_jax/sweeps/credit.py",
+    'columns["last"] += range(n - 1, -1, -1)', 'columns["last"] += range(n)',
+    "credit_test.py::test_figures_of_samples_made_by_hand", "the distance to the end is that from the start",
+  ),
+  (
+    "credit_one_round", "fipo_jax/sweeps/credit.py",
+    "for _ in range(rounds if len(coded) > 1 else 1):", "for _ in range(1):",
+    "credit_test.py::test_variance_explained_is_that_of_least_squares", "factors that go together explain too little",
+  ),
+  (
+    "credit_order_of_the_figures", "fipo_jax/sweeps/credit.py",
+    "  return float(stats.spearmanr(a, b).statistic)", "  return float(stats.pearsonr(a, b).statistic)",
+    "credit_test.py::test_stability_over_runs", "one outlying kind decides how stable the order is",
   ),
 )  # fmt: skip

@@ -17,7 +17,7 @@ from fipo_jax.data.sources import gym_dataset, short_question
 ALPHABET = "0123456789 +-=>\n:AnswerChcko"
 
 STYLES = ("direct", "tried", "checked")
-DEFAULT_MIX = {"direct": 0.35, "tried": 0.45, "checked": 0.2}
+DEFAULT_MIX = {"direct": 0.3, "tried": 0.6, "checked": 0.1}
 
 
 def countdown_solutions(
@@ -25,24 +25,25 @@ def countdown_solutions(
   seed: int,
   options: dict[str, Any] | None = None,
   mix: dict[str, float] | None = None,
-  step_error: float = 0.02,
+  step_error: float = 0.0,
   luck: float = 0.1,
-  give_up: float = 0.3,
+  give_up: float = 0.4,
   most_tries: int = 10,
 ) -> Records:
   """Countdown with + and - ("8 2 5 2 8 -> 11:") with a solution to imitate, in one of three styles.
 
-  A try gives every number but the first a sign, at random, in the order of the question, and works out the running sum:
+  A try gives every number but the first a sign, at random, in the order of the question, works out the running sum, and
+  takes the target away: what leaves 0 is ok.
 
-      8-2=6-5=1-2=-1-8=-9 no
-      8+2=10-5=5-2=3+8=11 ok
+      8-2=6-5=1-2=-1-8=-9-11=-20 no
+      8+2=10-5=5-2=3+8=11-11=0 ok
       Answer: 8+2-5-2+8
 
       direct    the answer alone, signs at random
       tried     tries until one says ok; after each no the solution gives up with probability `give_up`, and
                 answers with its last try
       checked   the same, half as ready to give up; an ok is followed by a line that undoes the try from the target
-                backwards ("Check: 11-8=3+2=5+5=10-2=8 ok"), and "no" there means another try
+                backwards ("Check: 11-8=3+2=5+5=10-2=8-8=0 ok"), and "no" there means another try
 
   Each sum of a line is wrong with probability `step_error`, and the line goes on from the wrong value: what follows
   (ok, no, another try) is true of what was written. A try is a known solution with probability `luck`, so that there
@@ -116,13 +117,13 @@ def _tries(
   lines = []
   for _ in range(most):
     signs = rng.choice(known) if rng.random() < luck else _signs(numbers, rng)
-    line, value = _sums(numbers[0], list(zip(signs, numbers[1:], strict=True)), rng, error)
-    found = value == target
+    line, value = _sums(numbers[0], [*zip(signs, numbers[1:], strict=True), (-1, target)], rng, error)
+    found = value == 0
     lines.append(f"{line} {'ok' if found else 'no'}")
     if found and check:
       back = [(-s, n) for s, n in zip(reversed(signs), reversed(numbers[1:]), strict=True)]
-      line, value = _sums(target, back, rng, error)
-      found = value == numbers[0]
+      line, value = _sums(target, [*back, (-1, numbers[0])], rng, error)
+      found = value == 0
       lines.append(f"Check: {line} {'ok' if found else 'no'}")
     if found or rng.random() < give_up:
       break

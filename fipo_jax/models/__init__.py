@@ -50,8 +50,9 @@ _UNTIED = {"vocab_size": 152064, "tie_embeddings": False}
 _MATH = {"rope_theta": 1e4, "max_position": 4096}
 
 PRESETS: dict[str, ModelConfig] = {
-  # About 1M parameters, for quickstarts; narrow matrices learn sooner from a wider start.
+  # About 1M and 0.4M parameters, for quickstarts and miniatures; narrow matrices learn sooner from a wider start.
   "tiny": _qwen2_5(3, 160, 480, 5, 5, vocab_size=256, rope_theta=1e4, max_position=4096, init_std=0.08),
+  "mini": _qwen2_5(3, 96, 288, 3, 3, vocab_size=256, rope_theta=1e4, max_position=4096, init_std=0.1),
   "qwen2_5_0_5b": _qwen2_5(24, 896, 4864, 14, 2),
   "qwen2_5_1_5b": _qwen2_5(28, 1536, 8960, 12, 2, max_position=131072),
   "qwen2_5_3b": _qwen2_5(36, 2048, 11008, 16, 2),
