@@ -31,13 +31,13 @@ def get_config():
   c.data.chat_template = False
   c.data.max_prompt_tokens = 16
   c.rollout.samples_per_prompt = 8
-  c.rollout.max_response_tokens = 320
+  c.rollout.max_response_tokens = 448
   c.rollout.slots = 64
-  c.reward.overlong_buffer_tokens = 64  # a fifth of the limit, as in DAPO
+  c.reward.overlong_buffer_tokens = 90  # a fifth of the limit, as in DAPO
   c.reward.overlong_factor = 0.5  # scores are 0.05 and 1 here, -1 and 1 there
   c.batch.prompts = 16
   c.batch.minibatch_prompts = 4
-  c.batch.row_tokens = 336
+  c.batch.row_tokens = 464
   c.batch.micro_rows = 4
   c.optimizer.learning_rate = 1e-4
   c.optimizer.warmup_updates = 8
