@@ -2,12 +2,13 @@
 
     python launch/run.py --config=experiments/long_chain.py [--config.algorithm.name=dapo|grpo]
 
-The question is "8 2 5 2 8 -> 11:", the answer the same numbers with signs between them. Whether signs are right is
-easy to see, which ones are is not: a try has a chance of 7 to 26%, the base model (long_chain_base.py) gives up after
-three or so, and its demonstrations never had more than ten. Going on until a sum fits takes 200 tokens on average and
-is right nine times in ten; so length can triple, a try at a time, as far as the policy finds that it pays.
-What is compared on it: experiments/sweeps/long_chain.py. Learning rate and updates per rollout are those that suited
-DAPO best, on other seeds and other problems.
+The question is "6 2 3 1 -> 2:", the answer the same numbers with signs between them. Whether signs are right is easy
+to see, which ones are is not: a try of 20 tokens has a chance of 18%, the base model (long_chain_base.py) gives up
+after two or so, and its demonstrations never had more than ten. Going on until a sum leaves 0 takes about 140 tokens on
+average, so length can triple, a try at a time, as far as the policy finds that it pays; it can also learn to try
+likelier signs first. There are 6,240 such games, so a third of those held out are met once in training as well.
+What is compared on it: experiments/sweeps/long_chain.py. The learning rate is the one that suited DAPO best, on another
+seed and other problems (sweeps/long_chain_tuning.py).
 """
 
 from experiments.long_chain_base import GAME
