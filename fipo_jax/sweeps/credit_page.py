@@ -69,7 +69,8 @@ def markdown(runs: list[dict[str, Any]], habits: dict[str, Any], name: str, flag
   tokens, responses = sum(r["tokens"] for r in runs), sum(r["responses"] for r in runs)
   text = [
     "# What does FIPO credit?", "", "For whoever wonders which tokens Future-KL makes heavier.", "",
-    f"{tokens:,} sampled tokens of {responses:,} responses of {len(runs)} run(s) of the countdown miniature "
+    f"{tokens:,} sampled tokens of {responses:,} responses of {len(runs)} run(s) of the countdown miniature, "
+    f"{' and '.join(str(r['steps']) for r in runs)} steps "
     "(`experiments/long_chain.py`), each with the Future-KL F and the weight f of the last update of its step. Made by",
     "", "    python launch/credit.py " + flags + " --out=docs/credit", "",
     "A number in front of brackets is the mean over runs, in them the range over runs. F[t] is the discounted sum of "
