@@ -26,6 +26,9 @@ HELP = ("-h", "-help", "--help", "--helpfull", "--helpshort", "-helpfull", "-hel
 PLAIN = (AttributeError, KeyError, TypeError, ValueError, OSError, flags.Error)
 
 
+FIELDS = "\nFields of the config, as --config.FIELD=VALUE, are listed with units and reasons in fipo_jax/config.py."
+
+
 class Mistake(ValueError):
   """A command line that cannot be."""
 
@@ -35,11 +38,7 @@ def prepare(argv: list[str], program: str) -> list[str]:
 
   Raises: Mistake.
   """
-  if any(argument in HELP for argument in argv[1:]):
-    print(f"{program.strip()}\n\nFlags:")
-    print(flags.FLAGS.module_help(sys.modules["__main__"]).strip() or flags.FLAGS.main_module_help())
-    print("\nFields of the config, as --config.FIELD=VALUE, are listed with units and reasons in fipo_jax/config.py.")
-    sys.exit(0)
+  _help(argv, program, FIELDS)
   found, named = [], False
   for argument in argv:
     name, _, value = argument.lstrip("-").partition("=")
@@ -94,13 +93,24 @@ def parse(argv: list[str], program: str) -> list[str]:
 
 
 def plain(argv: list[str]) -> list[str]:
-  """absl's parser for programs without a config: a mistake in the flags is one line, and ends the program."""
+  """absl's parser for programs that need no config: a mistake in the flags is one line, and ends the program."""
+  _help(argv, sys.modules["__main__"].__doc__ or "")
   try:
     app.define_help_flags()
     return flags.FLAGS(argv)
   except flags.Error as error:
     print(f"error: {_said(error)}", file=sys.stderr)
     sys.exit(processes.EXIT_MISTAKE)
+
+
+def _help(argv: list[str], program: str, more: str = "") -> None:
+  """On --help prints the program's docstring and flags, and ends it with code 0."""
+  if any(argument in HELP for argument in argv[1:]):
+    print(f"{program.strip()}\n\nFlags:")
+    print(flags.FLAGS.module_help(sys.modules["__main__"]).strip() or flags.FLAGS.main_module_help())
+    if more:
+      print(more)
+    sys.exit(0)
 
 
 def fail(message: str, *, code: int = processes.EXIT_MISTAKE) -> None:

@@ -74,6 +74,19 @@ def test_a_step_is_a_number_or_the_best():
       commands.step_of(wrong)
 
 
+PROGRAMS = sorted(p.stem for p in (ROOT / "launch").glob("*.py") if p.stem != "interpreter")
+
+
+@pytest.mark.parametrize("program", [p if p == "verify" else pytest.param(p, marks=pytest.mark.slow) for p in PROGRAMS])
+def test_help_is_no_error(program):
+  done = subprocess.run(
+    [sys.executable, f"launch/{program}.py", "--help"], cwd=ROOT, capture_output=True, text=True, timeout=600,
+    env={**os.environ, "JAX_PLATFORMS": "cpu"},
+  )  # fmt: skip
+  assert (done.returncode, done.stderr) == (0, "")
+  assert f"{program}.py" in done.stdout and len(done.stdout.splitlines()) > 5
+
+
 def evaluate(*arguments):
   return subprocess.run(
     [sys.executable, "launch/evaluate.py", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=600,

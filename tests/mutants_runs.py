@@ -422,6 +422,11 @@ ROWS = (
     "ends_test.py::test_a_step_is_a_number_or_the_best", "--step=last is a traceback",
   ),
   (
+    "ends_help_is_an_error", "fipo_jax/command_line.py",
+    '  _help(argv, sys.modules["__main__"].__doc__ or "")\n', "",
+    "ends_test.py::test_help_is_no_error", "a script takes a page of help for a failure",
+  ),
+  (
     "ends_comparison_is_not_written", "launch/evaluate.py",
     "def compare(files: list[str])", "def compare(files: list[str], paths=None)",
     "ends_test.py::test_a_comparison_is_printed_and_written", "as it was: the name of the flag hid the module",
