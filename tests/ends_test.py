@@ -34,6 +34,7 @@ def leaves(monkeypatch):
     raise SystemExit(code)
 
   monkeypatch.setattr(os, "_exit", exits)
+  monkeypatch.setattr(processes, "begun", lambda: False)  # other tests have trained in this process
   monkeypatch.delenv("FIPO_TRACEBACK", raising=False)
 
 
