@@ -345,9 +345,9 @@ The run of {steps} steps ended with the weights and the log of a run that was le
 again after a fault was at most the step at work and one whose save was under way. No process was left behind.
 
 Step: the newest in the log when the fault came. Codes: exit codes of the pods, in their order. Rule: the one of the
-manifest's failure policy that applied; `stopped` (code 75, or a pod that Kubernetes took away, whatever its code) is not
-counted, `default` (all else) is; empty: nothing was started again by a rule. Seconds: until all of them were gone, the next
-ones not yet begun; a frozen process is gone only after the grace. Resumed from: the newest checkpoint.
+manifest's failure policy that applied; `stopped` (code 75, or a pod that Kubernetes took away, whatever its code) is
+not counted, `default` (all else) is; empty: nothing was started again by a rule. Seconds: until all of them were gone,
+the next ones not yet begun; a frozen process is gone only after the grace. Resumed from: the newest checkpoint.
 
 | | fault | when | step | exit codes | rule | counts | resumed from | seconds |
 |---|---|---|---|---|---|---|---|---|

@@ -49,11 +49,11 @@ def refused(capsys, *arguments):
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda p: p.stem)
 def test_every_sweep_file_is_valid_in_every_arm(path, monkeypatch, tmp_path):
   monkeypatch.chdir(ROOT)
-  (tmp_path / "prompts").touch()
+  (tmp_path / "prompts.jsonl").touch()
   cfg = plan.parsed([f"--config={plan.read_sweep(str(path), {}).experiment}"])
   files = ["data.path"] if SOURCES[cfg.data.source].is_file else []
   files += [f"eval.sets.{name}.path" for name, own in cfg.eval.sets.items() if "path" in own]
-  found = plan.read_sweep(str(path), dict.fromkeys(files, str(tmp_path / "prompts")))  # the user's to name
+  found = plan.read_sweep(str(path), dict.fromkeys(files, str(tmp_path / "prompts.jsonl")))  # the user's to name
   jobs = plan.make_jobs(found)
   assert [(job.seed, job.arm) for job in jobs] == [(seed, arm) for seed in found.seeds for arm in found.arms]
   configs = {json.dumps(json.loads(job.cfg.to_json()) | {"seed": 0, "workdir": ""}) for job in jobs}
