@@ -102,7 +102,8 @@ def test_a_page_of_two_runs(tmp_path, capsys, monkeypatch):
   assert launch_credit.main(flags) == 0
   text = (tmp_path / "credit.md").read_text()
   assert " ".join(flags[:3]) in text and sum("/c |" in line for line in text.splitlines()) == 1
-  assert "80 responses of 2 run(s)" in text and "| the response alone |" in text and "(credit.png)" in text
+  assert "80 responses, each" in " ".join(text.split()) and "runs: 2," in text
+  assert "| the response alone |" in text and "(credit.png)" in text
   assert " to " in next(line for line in text.splitlines() if line.startswith("| ok |"))  # the range over runs
   assert set(json.loads((tmp_path / "credit.json").read_text())["credit"]) == set(runs)
 

@@ -69,9 +69,9 @@ def markdown(runs: list[dict[str, Any]], habits: dict[str, Any], name: str, flag
   tokens, responses = sum(r["tokens"] for r in runs), sum(r["responses"] for r in runs)
   text = [
     "# What does FIPO credit?", "", "For whoever wonders which tokens Future-KL makes heavier.", "",
-    f"{tokens:,} sampled tokens of {responses:,} responses of {len(runs)} run(s) of the countdown miniature, "
-    f"{' and '.join(str(r['steps']) for r in runs)} steps "
-    "(`experiments/long_chain.py`), each with the Future-KL F and the weight f of the last update of its step. Made by",
+    f"The countdown miniature (`experiments/long_chain.py`), runs: {len(runs)}, steps: "
+    f"{' and '.join(str(r['steps']) for r in runs)}. {tokens:,} sampled tokens of {responses:,} responses, each with "
+    "the Future-KL F and the weight f of the last update of its step. Made by",
     "", "    python launch/credit.py " + flags + " --out=docs/credit", "",
     "A number in front of brackets is the mean over runs, in them the range over runs. F[t] is the discounted sum of "
     "the log-probability shifts of token t and all that follow; f is exp F, kept within [1, 1.2] by the config; "
@@ -88,6 +88,9 @@ def markdown(runs: list[dict[str, Any]], habits: dict[str, Any], name: str, flag
     rows.append([kind, f"{share:.1%}", *(spread(runs, "kinds", kind, c, form=form) for c, form in COLUMNS.items())])
   text += _table(["kind, by f", "share", "mean F", "mean abs F", "mean f", *list(COLUMNS)[3:]], rows)
   text += [
+    'A try is a line such as "8-2=6-5=1 no": number, sign, =, result, blank, ok or no. "try again" is the first token '
+    'of a try after a "no", "give up" the A of "Answer:" there; "other" are lines that are no well-formed try, check '
+    "or answer.", "",
     "Top of F, top of shifts: whose tokens are the hundredth with the highest F, and the hundredth with the largest "
     "shift.", "",
   ]  # fmt: skip
@@ -140,7 +143,7 @@ def in_short(runs: list[dict[str, Any]]) -> list[str]:
     f"{position - response:.0%} more, the kind of token another {kind - position:.0%}; {1 - kind:.0%} is left.",
     f"- **Which way.** Where the advantage is positive mean F is {spread(runs, 'F where good')}, mean f "
     f"{spread(runs, 'f where good')}; where it is negative, {spread(runs, 'F where bad')} and "
-    f"{spread(runs, 'f where bad')}.",
+    f"{spread(runs, 'f where bad')}. (f is 1 wherever F is below 0, so mean f sees the positive side of F alone.)",
   ]  # fmt: skip
 
 
