@@ -93,14 +93,19 @@ def parse(argv: list[str], program: str) -> list[str]:
 
 
 def plain(argv: list[str]) -> list[str]:
-  """absl's parser for programs that need no config: a mistake in the flags is one line, and ends the program."""
-  _help(argv, sys.modules["__main__"].__doc__ or "")
+  """absl's parser for programs that need no config: a mistake in the flags is one line, and ends the program.
+
+  Where a config is given all the same, it is read as by `parse`.
+  """
+  program = sys.modules["__main__"].__doc__ or ""
+  _help(argv, program)
   try:
+    if any(re.match(r"--?config\b", argument) for argument in argv[1:]):
+      return parse(argv, program)
     app.define_help_flags()
     return flags.FLAGS(argv)
-  except flags.Error as error:
-    print(f"error: {_said(error)}", file=sys.stderr)
-    sys.exit(processes.EXIT_MISTAKE)
+  except (Mistake, flags.Error) as error:
+    fail(_said(error))
 
 
 def _help(argv: list[str], program: str, more: str = "") -> None:

@@ -10,7 +10,6 @@ Exit codes: 0, 2 (a mistake, in one line).
 from __future__ import annotations
 
 import argparse
-import os
 import pathlib
 import sys
 
@@ -18,25 +17,23 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from launch import interpreter  # noqa: F401, I001 - first: it may end the program
 
+from fipo_jax import commands
 from fipo_jax.sweeps import credit_page
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list[str]) -> None:
   parser = argparse.ArgumentParser(description="Writes what Future-KL credits, by kind of token.", allow_abbrev=False)
   parser.add_argument("--run", action="append", required=True, help="a run's folder; several are drawn together")
   parser.add_argument("--beside", action="append", default=[], help="a run of another objective, for the last table")
   parser.add_argument("--out", required=True, help="the page without its ending")
   options = parser.parse_args(argv)
-  try:
-    for path in credit_page.write_page(options.run, options.beside, pathlib.Path(options.out)):
-      print(path)
-  except (ValueError, OSError) as e:
-    if os.environ.get("FIPO_TRACEBACK"):
-      raise
-    print("error: " + " ".join(str(e).split()), file=sys.stderr)
-    return 2
-  return 0
+  commands.alone(lambda: write(options))
+
+
+def write(options) -> None:
+  for path in credit_page.write_page(options.run, options.beside, pathlib.Path(options.out)):
+    print(path)
 
 
 if __name__ == "__main__":
-  sys.exit(main(sys.argv[1:]))
+  main(sys.argv[1:])

@@ -11,7 +11,6 @@ Exit codes: 0, 2 (a mistake, in one line).
 from __future__ import annotations
 
 import argparse
-import os
 import pathlib
 import sys
 
@@ -19,25 +18,23 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from launch import interpreter  # noqa: F401, I001 - first: it may end the program
 
+from fipo_jax import commands
 from fipo_jax.sweeps import curves, plan
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list[str]) -> None:
   parser = argparse.ArgumentParser(description="Draws the curves of sweeps and writes a page.", allow_abbrev=False)
   parser.add_argument("--sweep", action="append", required=True, help="a sweep file; several are drawn together")
   parser.add_argument("--out", required=True, help="folder of the runs' files; .png and .md are written beside it")
   options = parser.parse_args(argv)
-  try:
-    sweeps = [plan.read_sweep(path, {}) for path in options.sweep]
-    for path in curves.write_page([(sweep, plan.make_jobs(sweep)) for sweep in sweeps], pathlib.Path(options.out)):
-      print(path)
-  except (ValueError, OSError) as e:
-    if os.environ.get("FIPO_TRACEBACK"):
-      raise
-    print("error: " + " ".join(str(e).split()), file=sys.stderr)
-    return 2
-  return 0
+  commands.alone(lambda: write(options))
+
+
+def write(options) -> None:
+  sweeps = [plan.read_sweep(path, {}) for path in options.sweep]
+  for path in curves.write_page([(sweep, plan.make_jobs(sweep)) for sweep in sweeps], pathlib.Path(options.out)):
+    print(path)
 
 
 if __name__ == "__main__":
-  sys.exit(main(sys.argv[1:]))
+  main(sys.argv[1:])

@@ -36,6 +36,12 @@ def pytest_configure():
   jax.config.update("jax_num_cpu_devices", 8)
 
 
+def pytest_runtest_setup():
+  from fipo_jax import processes
+
+  processes.begin(False)  # whether a test before has trained in this process decides no exit code
+
+
 def pytest_collection_finish():
   # Programs are traced as many small objects, few of them in cycles: rarer searches for those save a fifteenth.
   gc.freeze()

@@ -99,7 +99,7 @@ def test_a_page_of_two_runs(tmp_path, capsys, monkeypatch):
   monkeypatch.setattr(credit_page, "draw", lambda found, path: path.write_bytes(b"drawn"))  # which takes seconds
   dapo = write_run(tmp_path / "c", [sample(1, np.zeros(len(TOKENS)), future_kl=None)])
   flags = [f"--run={runs[0]}", f"--run={runs[1]}", f"--beside={dapo}", f"--out={tmp_path / 'credit'}"]
-  assert launch_credit.main(flags) == 0
+  launch_credit.main(flags)
   text = (tmp_path / "credit.md").read_text()
   assert " ".join(flags[:3]) in text and sum("/c |" in line for line in text.splitlines()) == 1
   assert "80 responses, each" in " ".join(text.split()) and "runs: 2," in text
@@ -151,6 +151,8 @@ def test_the_picture(tmp_path):
 
 def test_a_run_without_future_kl(tmp_path, capsys):
   run = write_run(tmp_path / "dapo", [sample(1, np.zeros(len(TOKENS)), future_kl=None, weight=None)])
-  assert launch_credit.main([f"--run={run}", f"--out={tmp_path / 'credit'}"]) == 2
+  with pytest.raises(SystemExit) as end:
+    launch_credit.main([f"--run={run}", f"--out={tmp_path / 'credit'}"])
+  assert end.value.code == 2
   error = capsys.readouterr().err
   assert error.count("\n") == 1 and "algorithm.name='fipo'" in error

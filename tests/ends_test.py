@@ -34,7 +34,6 @@ def leaves(monkeypatch):
     raise SystemExit(code)
 
   monkeypatch.setattr(os, "_exit", exits)
-  monkeypatch.setattr(processes, "begun", lambda: False)  # other tests have trained in this process
   monkeypatch.delenv("FIPO_TRACEBACK", raising=False)
 
 
@@ -86,6 +85,23 @@ def test_help_is_no_error(program):
   )  # fmt: skip
   assert (done.returncode, done.stderr) == (0, "")
   assert f"{program}.py" in done.stdout and len(done.stdout.splitlines()) > 5
+
+
+@pytest.mark.parametrize(
+  "program", ["plan", pytest.param("benchmark", marks=pytest.mark.slow), pytest.param("compile", marks=pytest.mark.slow)]
+)
+@pytest.mark.parametrize(("argument", "says"), [
+  ("--config.batch.promts=3", "--config.batch.promts: no such field; batch.prompts?"),
+  ("--config=experiments/none.py", "--config=experiments/none.py: no such file; there are "),
+])  # fmt: skip
+def test_a_config_that_is_not_needed_is_read_as_well(program, argument, says):
+  """These programs have a use without one, and once ended in a traceback for a misspelt field."""
+  more = {"benchmark": "--what=train"}.get(program, "--topology=v5p-128")
+  done = subprocess.run(
+    [sys.executable, f"launch/{program}.py", "--config=experiments/qwen2_5_cpu.py", more, argument], cwd=ROOT,
+    capture_output=True, text=True, timeout=600, env={**os.environ, "JAX_PLATFORMS": "cpu"},
+  )  # fmt: skip
+  assert done.returncode == 2 and done.stderr.startswith(f"error: {says}") and done.stderr.count("\n") == 1, done.stderr
 
 
 def evaluate(*arguments):

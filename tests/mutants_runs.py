@@ -423,8 +423,13 @@ ROWS = (
   ),
   (
     "ends_help_is_an_error", "fipo_jax/command_line.py",
-    '  _help(argv, sys.modules["__main__"].__doc__ or "")\n', "",
+    "  _help(argv, program)\n", "",
     "ends_test.py::test_help_is_no_error", "a script takes a page of help for a failure",
+  ),
+  (
+    "ends_config_of_a_plan_is_a_traceback", "fipo_jax/command_line.py",
+    're.match(r"--?config\\b", argument)', "False",
+    "ends_test.py::test_a_config_that_is_not_needed_is_read_as_well", "a misspelt field is a traceback with code 1",
   ),
   (
     "ends_comparison_is_not_written", "launch/evaluate.py",

@@ -9,7 +9,6 @@ from absl import flags
 from tolerances import close
 
 from fipo_jax import config as config_lib
-from fipo_jax import processes
 from fipo_jax.pods import answers, forecast, iteration, measured, plan, public
 from fipo_jax.pods.costs import Efficiencies
 from fipo_jax.pods.simulated import Lengths
@@ -275,7 +274,6 @@ def test_the_table_shows_each_figure_with_its_source():
 def test_mistakes_are_one_line(capsys, monkeypatch):
   given = dict(table=False, config=None, out=None, plot=None, results=[], check=[]) | dataclasses.asdict(plan.Asked())
   monkeypatch.setattr(flags, "FLAGS", type("Given", (), given | {"check": ["a"], "plot": "x.png"}))
-  monkeypatch.setattr(processes, "begun", lambda: False)  # other tests have trained in this process
   with pytest.raises(SystemExit):
     command.main(["plan"])
   assert "--check ends after its table" in capsys.readouterr().err
