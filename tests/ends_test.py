@@ -87,9 +87,9 @@ def test_help_is_no_error(program):
   assert f"{program}.py" in done.stdout and len(done.stdout.splitlines()) > 5
 
 
-@pytest.mark.parametrize(
-  "program", ["plan", pytest.param("benchmark", marks=pytest.mark.slow), pytest.param("compile", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("program", [
+  "plan", pytest.param("benchmark", marks=pytest.mark.slow), pytest.param("compile", marks=pytest.mark.slow),
+])  # fmt: skip
 @pytest.mark.parametrize(("argument", "says"), [
   ("--config.batch.promts=3", "--config.batch.promts: no such field; batch.prompts?"),
   ("--config=experiments/none.py", "--config=experiments/none.py: no such file; there are "),
