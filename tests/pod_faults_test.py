@@ -354,7 +354,8 @@ again after a fault was at most the step at work and one whose save was under wa
 Step: the newest in the log when the fault came. Codes: exit codes of the pods, in their order. Rule: the one of the
 manifest's failure policy that applied; `stopped` (code 75, or a pod that Kubernetes took away, whatever its code) is
 not counted, `default` (all else) is; empty: nothing was started again by a rule. Seconds: until all of them were gone,
-the next ones not yet begun; a frozen process is gone only after the grace. An abort of a process of many is 76 (docs/exit_codes.md).
+the next ones not yet begun; a frozen process is gone only after the grace. An abort of one of many is 76, see
+docs/exit_codes.md.
 Resumed from: the newest checkpoint.
 
 | | fault | when | step | exit codes | rule | counts | resumed from | seconds |
