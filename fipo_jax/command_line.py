@@ -33,6 +33,11 @@ class Mistake(ValueError):
   """A command line that cannot be."""
 
 
+def given(argv: list[str]) -> dict[str, str]:
+  """Flags of a command line that is not parsed yet: name -> what follows its first "=", "" where there is none."""
+  return {name: value for a in argv[1:] if a.startswith("-") for name, _, value in [a.lstrip("-").partition("=")]}
+
+
 def prepare(argv: list[str], program: str) -> list[str]:
   """The command line as absl and ml_collections read it. program: its docstring, for --help, which ends it with code 0.
 

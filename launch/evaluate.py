@@ -40,19 +40,16 @@ _PROCESSES = commands.define_processes()
 _run = ""  # what --run said; command_line turns it into --config, where there is none
 
 
-def named(argument: str, flag: str) -> bool:
-  return argument.startswith("-") and argument.lstrip("-").partition("=")[0] == flag
-
-
 def parse(argv):
   """absl's parser; a comparison has no config, and --run may stand beside one."""
   global _run
-  if any(named(a, "compare") for a in argv[1:]):
+  given = command_line.given(argv)
+  if "compare" in given:
     return command_line.plain(argv)
-  _run = next((a.partition("=")[2] for a in argv[1:] if named(a, "run")), "")
-  both = _run and any(named(a, "config") for a in argv[1:])
-  read = commands.parser(__doc__, lambda: commands.step_of(_STEP.value))
-  return read([a for a in argv if not (both and named(a, "run"))])
+  _run = given.get("run", "")
+  if _run and "config" in given:
+    argv = [a for a in argv if not a.startswith(("--run=", "-run="))]
+  return commands.parser(__doc__, lambda: commands.step_of(_STEP.value))(argv)
 
 
 def main(argv) -> None:

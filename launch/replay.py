@@ -35,15 +35,15 @@ _run = ""  # what --run said; command_line turns it into --config
 def parse(argv):
   """absl's parser; the config is that of the run."""
   global _run
-  named = {a.lstrip("-").partition("=")[0]: a.partition("=")[2] for a in argv[1:] if a.startswith("-")}
-  if not {"help", "h", "helpfull", "helpshort"} & {*named}:
-    if not named.get("run"):
+  given = command_line.given(argv)
+  if not {*command_line.HELP} & {*argv}:
+    if not given.get("run"):
       command_line.fail("--run=DIR: name the run whose step is to be made again.")
-    if wrong := {"config", "config.workdir"} & {*named}:
+    if wrong := {"config", "config.workdir"} & {*given}:
       command_line.fail(f"--{min(wrong)}: the run is that of --run, under its own config; name fields of it alone.")
-    if "step" not in named:
+    if "step" not in given:
       command_line.fail("--step=N: name the step to make again.")
-  _run = named.get("run", "")
+  _run = given.get("run", "")
   return commands.parser(__doc__)(argv)
 
 
