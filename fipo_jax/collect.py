@@ -24,6 +24,9 @@ Group = list[Rollout]
 KEEP_RATE_MEMORY = 0.5  # weight of the past in the keep rate that sizes the next draw
 LARGEST_DRAW = 2  # batches: one unlucky draw must not order an ocean
 MARGIN = 1.1  # on a draw whose surplus may wait: a second one would take as long as its longest response
+# The same where sampling ends once there are enough: what is too much goes on in the next step and costs nothing.
+# Slots stay full to the end, where a second draw would fill a few of them.
+LARGEST_ENDED_EARLY, MARGIN_ENDED_EARLY = 3, 1.5
 
 
 class DataExhausted(Exception):
@@ -97,11 +100,14 @@ def sample_groups(run: Run, step: int, progress) -> tuple[list[Group], dict[str,
   seen: list[Group] = []
   draws = continued = 0
   keep_rate = run.host.get("keep_rate", 1.0) if c.enabled else 1.0
+  largest, margin = LARGEST_DRAW, MARGIN if c.enabled and c.max_age else 1.0
+  if run.cfg.rollout.unfinished != "finish":
+    largest, margin = LARGEST_ENDED_EARLY, MARGIN_ENDED_EARLY
   for draw in range(c.max_draws if c.enabled else 1):
     if len(kept) >= want:
       break
-    need = (want - len(kept)) / max(keep_rate, 1e-6) * (MARGIN if c.enabled and c.max_age else 1)
-    need = max(min(math.ceil(need), LARGEST_DRAW * want) - len(pending), 0)
+    need = math.ceil((want - len(kept)) / max(keep_rate, 1e-6) * margin)
+    need = max(min(need, largest * want) - len(pending), 0)
     prompts = draw_prompts(run, need, drawn)
     if not prompts and not pending:
       break

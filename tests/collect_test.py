@@ -63,6 +63,8 @@ def make(mixed, *, want=4, size=1000, **fields):
 def plain(monkeypatch):
   """The sampler has filled in accuracies; rewards follow them. Draws have no margin, so that they can be counted."""
   monkeypatch.setattr(collect, "MARGIN", 1)
+  monkeypatch.setattr(collect, "MARGIN_ENDED_EARLY", 1)
+  monkeypatch.setattr(collect, "LARGEST_ENDED_EARLY", 2)
 
   def begin_score(run, groups):
     def finish():
@@ -321,7 +323,7 @@ def test_sampling_stops_when_there_is_enough_and_goes_on_in_the_next_step(how):
   run.cfg.rollout.unfinished = how
   run.engine, run.host["keep_rate"] = Streaming(run.engine.mixed), 0.25
   ids, values = sample(run, 1)
-  assert ids == [0, 2] and values["groups_unfinished"] == 0 and run.engine.asked == [4]  # at most LARGEST_DRAW batches
+  assert ids == [0, 2] and values["groups_unfinished"] == 0 and run.engine.asked == [4]  # at most two batches
   run.engine.mixed = lambda i: True
   ids, values = sample(run, 2)
   # Prompts 4 and 5 are judged at the look that brings 6, which is complete by then too.
@@ -332,6 +334,23 @@ def test_sampling_stops_when_there_is_enough_and_goes_on_in_the_next_step(how):
   assert [len(r.tokens) for _, g in again for r in g] == [kept, kept] and not again[0][1][0].finished
   ids, values = sample(run, 5)  # beyond max_age: unfinished groups have no age limit
   assert ids[0] == 7 and run.engine.continued[-1] == [(7, 0, kept), (7, 1, kept)] and values["groups_continued"] == 1
+
+
+@pytest.mark.parametrize("how", ["continue", "restart"])
+@pytest.mark.parametrize("enabled", [True, False])
+def test_where_sampling_ends_early_a_draw_has_enough_for_slots_that_stay_full(monkeypatch, how, enabled):
+  """Half as many again, up to three batches; what is not finished comes first in the next step."""
+  monkeypatch.setattr(collect, "MARGIN_ENDED_EARLY", 1.5)
+  monkeypatch.setattr(collect, "LARGEST_ENDED_EARLY", 3)
+  run = make(lambda i: True, want=4, enabled=enabled)
+  run.cfg.rollout.unfinished, run.engine = how, Streaming(run.engine.mixed)
+  ids, values = sample(run, 1)
+  assert ids == [0, 1, 2, 3] and run.engine.asked == [6] and values["draws"] == 1
+  assert [g[0].prompt.id for _, g in run.surplus + run.pending] == [4, 5]
+  if enabled:
+    run.host["keep_rate"] = 0.25
+    sample(run, 2)
+    assert run.engine.asked[1] == 3 * 4  # with the one that goes on; 18 would be needed
 
 
 def test_ages_count_from_the_first_token():

@@ -155,8 +155,14 @@ ROWS = (
   ),
   (
     "draw_without_a_bound", "fipo_jax/collect.py",
-    "min(math.ceil(need), LARGEST_DRAW * want)", "math.ceil(need)",
+    "min(need, largest * want)", "need",
     "collect_test.py::test_surplus_waits_and_is_used_first", "one unlucky draw orders an ocean",
+  ),
+  (
+    "a_draw_that_ends_early_is_small", "fipo_jax/collect.py",
+    'if run.cfg.rollout.unfinished != "finish":', "if False:",
+    "collect_test.py::test_where_sampling_ends_early_a_draw_has_enough_for_slots_that_stay_full",
+    "with unfinished=continue a second small draw runs at empty slots",
   ),
   (
     "max_age_border", "fipo_jax/collect.py",
