@@ -10,9 +10,9 @@ the runs of experiments/sweeps/long_chain.py, by launch/curves.py.
 EXPERIMENT = "experiments/long_chain.py"
 SEEDS = (0, 1)
 ARMS = {
+  "fipo_permuted": {"algorithm.control": "permuted"},
   "fipo_unfiltered": {"algorithm.participation_mask": "off", "algorithm.sequence_reject_count": -1},
   "fipo_7b": {"algorithm.weight_clip": (0.8, 1.2), "algorithm.safety_threshold": 3.0},  # presets.py, official_7b
-  "fipo_permuted": {"algorithm.control": "permuted"},
   "fipo_past": {"algorithm.control": "past"},
   "grpo": {"algorithm.name": "grpo"},
 }
