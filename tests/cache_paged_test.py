@@ -25,8 +25,12 @@ devices = cache_pallas_test.devices  # 64 chips of a v5p
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-  """Two pages of SMALL in bfloat16, four in int8: some slots have one block, others two or three."""
+  """Two pages of SMALL in bfloat16, four in int8: some slots have one block, others two or three.
+
+  Two pages are copied in a turn, or what is left of them one by one.
+  """
   monkeypatch.setattr(paged_kernel, "BLOCK_BYTES", 2 * 2 * 2 * 4 * 128 * 2)
+  monkeypatch.setattr(paged_kernel, "UNROLLED", 2)
 
 
 @pytest.mark.parametrize("change", [{}, {"share": False, "K": 1}])

@@ -23,6 +23,11 @@ ROWS = (
     "a slot's page gets the tokens of another slot, now and then",
   ),
   (
+    "tpu_kernel_every_turn_copies_the_same_pages", "fipo_jax/models/paged_kernel.py",
+    "one(n * UNROLLED + p, None)", "one(p, None)",
+    "cache_paged_test.py::test_in_the_simulator_of_a_tpu", "a response sees a few of its pages alone",
+  ),
+  (
     "tpu_kernel_multiplies_what_was_not_fetched", "fipo_jax/models/paged_kernel.py",
     "scales[...] = jnp.zeros_like(scales)", "pass",
     "cache_paged_test.py::test_in_the_simulator_of_a_tpu", "NaN, if the memory of the core held one",
