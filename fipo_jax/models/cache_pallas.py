@@ -1,5 +1,5 @@
-"""Keys and values of decoding in pages, on TPU, by JAX's oldest Pallas kernel for it, `paged_attention`: kept beside
-`cache_paged`, the default, because it has run on chips for years, and that one has been compiled and simulated alone.
+"""Keys and values of decoding in pages, on TPU, by JAX's oldest Pallas kernel for it, `paged_attention`: the default of
+bfloat16 pages, because it has run on chips for years; `cache_paged`, that of int8, has been compiled and simulated alone.
 
 The kernel takes a table of page numbers per slot and copies those pages, and no others, into on-chip memory. So a
 prompt's shared pages are stored once, but read once for each of its samples.
