@@ -1,7 +1,9 @@
-"""Keys and values of decoding in pages, on TPU, by JAX's oldest Pallas kernel for it, `paged_attention`: the default of
-bfloat16 pages, because it has run on chips for years; `cache_paged`, that of int8, has been compiled and simulated alone.
+"""Keys and values of decoding in pages, on TPU, by JAX's oldest Pallas kernel for it, `paged_attention`.
 
-The kernel takes a table of page numbers per slot and copies those pages, and no others, into on-chip memory. So a
+It is the default of bfloat16 pages, because it has run on chips for years; `cache_paged`, that of int8, has been
+compiled and simulated alone. Beside others: experiments/results/compile/attention.md.
+
+The kernel takes a table of page numbers per slot and copies those pages, in whole blocks, into on-chip memory. So a
 prompt's shared pages are stored once, but read once for each of its samples.
 
 One pool per device for keys and one for values, [K, rows, t, h], a page a row: layer by layer and inside a layer own,
