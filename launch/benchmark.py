@@ -4,7 +4,11 @@ The last line is one JSON object. Times are medians of five runs after one that 
 
     sampler     tok_s: tokens sampled per second; every response has the same length
     longtail    useful_tok_s: the same for responses of very different lengths; occupancy: share of slot steps used
-    real_sampler  tok_s: a Hugging Face checkpoint (--model=DIR) in bfloat16
+    real_sampler  tok_s: a Hugging Face checkpoint (--model=DIR), or random weights of a published size
+                (--model=Qwen2.5-0.5B), in bfloat16, --slots of it at once; of_bound: share of what a known GPU's memory
+                allows
+    phases      of the last step of a run on this machine (--run=DIR): seconds of rollout, scoring and update, and
+                those that the plan foretells for this GPU
     gap         bfloat16, bfloat16_int8, float32, float32_int8: by compute dtype and cache, log-probs of the trainer
                 against those of the sampler on what a checkpoint (--model=DIR) writes, and the weights that correct
                 for it; no times
@@ -41,6 +45,8 @@ from fipo_jax.benchmarks import BENCHMARKS
 def define_flags() -> None:
   flags.DEFINE_enum("what", None, sorted(BENCHMARKS), "Which part.", required=True)
   flags.DEFINE_string("model", "", "Hugging Face directory, for real_sampler and gap.")
+  flags.DEFINE_integer("slots", 32, "Prompts that decode at once, for real_sampler.", lower_bound=1)
+  flags.DEFINE_string("run", "", "Folder of a run, for phases.")
   flags.DEFINE_integer("tokens", 128, "Of a response, for gap.", lower_bound=1)
   help_ = "An experiment file, for train and sums; --config.FIELD=VALUE overrides."
   config_flags.DEFINE_config_file("config", None, help_)

@@ -96,7 +96,7 @@ MAY_IMPORT = {
   ),
   "launch/": ("fipo_jax/", "launch/interpreter"),
   "experiments/": ("fipo_jax/config", "fipo_jax/algorithms/presets"),
-  "experiments/gpu/": ("fipo_jax/models/tensor_files",),
+  "experiments/gpu/": ("fipo_jax/models/",),
   "experiments/results/compile/": ("fipo_jax/models/", "fipo_jax/pods/chips"),
   "tests/": ("fipo_jax/", "launch/", "experiments/"),
 }

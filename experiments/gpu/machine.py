@@ -149,13 +149,13 @@ class Stages:
   def left(self) -> float:
     return self.end - time.monotonic()
 
-  def run(self, name: str, limit_s: float, *command: str) -> int:
+  def run(self, name: str, limit_s: float, *command: str, env: dict[str, str] | None = None) -> int:
     """Its exit code; at the limit it gets SIGTERM, and after the grace SIGKILL, which counts as stopped, too."""
     started = time.monotonic()
     self.log.write(f"---- {name}: {' '.join(command)}\n")
     self.log.flush()
-    child = subprocess.Popen([sys.executable, *command], cwd=ROOT, env=environment(self.store), stdout=self.log,
-                             stderr=subprocess.STDOUT)  # fmt: skip
+    child = subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=self.log, stderr=subprocess.STDOUT,
+                             env=environment(self.store) | (env or {}))  # fmt: skip
     try:
       code = child.wait(max(limit_s, 1))
     except subprocess.TimeoutExpired:

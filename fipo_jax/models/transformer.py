@@ -36,7 +36,7 @@ def _with_context(policy):
 # What the backward pass of a layer may keep of the forward pass, beside its input.
 REMAT = {
   "none": jax.checkpoint_policies.everything_saveable,
-  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  "dots": _with_context(jax.checkpoint_policies.dots_with_no_batch_dims_saveable),
   "context": _with_context(jax.checkpoint_policies.nothing_saveable),
   "full": jax.checkpoint_policies.nothing_saveable,
 }

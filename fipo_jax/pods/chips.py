@@ -64,6 +64,12 @@ PEAK_TFLOP_S: dict[str, float] = {
   "TPU v4": 275, "TPU v5 lite": 197, "TPU v5e": 197, "TPU v5": 459, "TPU v6": 918, "TPU7x": 2310 / 2,
   "NVIDIA A100-SXM4": 312, "NVIDIA H100 80GB HBM3": 989, "NVIDIA H200": 989,
 }  # fmt: skip
+# One GPU, of which no topology is described, by what jax.Device.device_kind begins with. Source: NVIDIA's data sheets
+# of H100 and H200, SXM: memory's speed, NVLink's and PCIe's one way. Memory: as nvidia-smi says it.
+GPUS: dict[str, Chip] = {
+  kind: Chip("", "", 1, hbm_gib, tb_s, PEAK_TFLOP_S[kind], 450, 1, host_gb_s=64)
+  for kind, hbm_gib, tb_s in (("NVIDIA H100 80GB HBM3", 79.6, 3.35), ("NVIDIA H200", 140.4, 4.8))
+}
 # What a device of each kind is called by libtpu, and so by jax.Device.device_kind.
 _DEVICE_KINDS = {"v4": "TPU v4", "v5e": "TPU v5 lite", "v5p": "TPU v5", "v6e": "TPU v6 lite", "v7x": "TPU7x"}
 _3D = ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4), (4, 4, 4), (4, 4, 8), (4, 8, 8), (8, 8, 8))
@@ -75,6 +81,11 @@ TOPOLOGIES: dict[str, tuple[str, tuple[int, ...]]] = {
   for kind in kinds
   for shape in shapes
 }
+
+
+def gpu_of(device_kind: str) -> Chip | None:
+  """The row of GPUS that a device is, if any."""
+  return next((chip for kind, chip in GPUS.items() if device_kind.startswith(kind)), None)
 
 
 def topology_of(name: str) -> tuple[str, tuple[int, ...]]:
