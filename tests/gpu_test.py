@@ -81,6 +81,20 @@ def test_a_torn_piece_and_another_package_are_refused(model, tmp_path):
     machine.take(tmp_path / "pieces", tmp_path / "store")
 
 
+def test_a_package_may_be_what_the_machine_lacks_alone(tmp_path, capsys):
+  there = pack.needed((ROOT / "requirements.txt").read_text(), set())
+  found = {"python": f"{sys.version_info.major}.{sys.version_info.minor}", "packages": list(there)}
+  (tmp_path / "probe.json").write_text(json.dumps(found))
+  pack.main([f"--probe={tmp_path / 'probe.json'}", f"--out={tmp_path / 'pieces'}"])
+  assert "0 wheels: none is missing" in capsys.readouterr().out
+  assert machine.take(tmp_path / "pieces", tmp_path / "store") == []
+  machine.unpack(tmp_path / "store")
+  assert (tmp_path / "store/unpacked").exists() and not (tmp_path / "store/model").exists()
+  with pytest.raises(SystemExit):
+    pack.main([f"--out={tmp_path / 'pieces'}"])
+  assert "--model and --probe: one of them is needed" in capsys.readouterr().err
+
+
 def test_blocks_of_int8_numbers_are_themselves():
   rng = np.random.default_rng(1)
   q = rng.integers(-127, 128, (4, 64)).astype(np.int8)

@@ -34,7 +34,7 @@ MAY_IMPORT = {
   ),
   "fipo_jax/benchmarks/": (
     *MIDDLE, *STAGES, "fipo_jax/assemble", "fipo_jax/collect", "fipo_jax/parts", "fipo_jax/pods/chips",
-    "fipo_jax/pods/programs",
+    "fipo_jax/pods/phases", "fipo_jax/pods/programs",
   ),
   "fipo_jax/report/": FILES,
   "fipo_jax/processes": (),

@@ -51,7 +51,8 @@ ROWS = (
   ),
   (
     "gpu_a_failure_ends_all", "experiments/gpu/measure.py",
-    "    result = (not code and result_of(said)) or {}\n", "    if code:\n      return left\n    result = result_of(said)\n",
+    "    result = (not code and result_of(said)) or {}\n",
+    "    if code:\n      return left\n    result = result_of(said)\n",
     "gpu_measure_test.py::test_what_fails_or_lacks_something_ends_nothing_and_nothing_is_done_twice",
     "what does not fit hides what would",
   ),
@@ -91,5 +92,10 @@ ROWS = (
     "gpu_phases_swap_score_and_update", "fipo_jax/pods/phases.py",
     '"old_logp": ("score",), "update": ("update",)', '"old_logp": ("update",), "update": ("score",)',
     "gpu_measure_test.py::test_a_step_is_foretold_by_phase", "scoring looks three times as dear",
+  ),
+  (
+    "gpu_wheels_need_a_model", "experiments/gpu/machine.py",
+    '  if (store / "weights.json").exists():  # else the package is of wheels alone\n', "  if True:\n",
+    "gpu_test.py::test_a_package_may_be_what_the_machine_lacks_alone", "minutes go into weights nobody needs",
   ),
 )

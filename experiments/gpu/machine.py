@@ -100,10 +100,11 @@ def unpack(store: pathlib.Path) -> None:
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-index"]
     options = ["--no-deps", "--no-compile", "--upgrade", "--target", str(store / "site")]
     subprocess.run([*install, *options, *wheels], check=True)
-  subprocess.run([sys.executable, __file__, "model", f"--store={store}"], check=True, env=environment(store))
+  if (store / "weights.json").exists():  # else the package is of wheels alone
+    subprocess.run([sys.executable, __file__, "model", f"--store={store}"], check=True, env=environment(store))
   (store / "unpacked").touch()
   for path in (whole, store / "weights.bin"):
-    path.unlink()
+    path.unlink(missing_ok=True)
 
 
 def write_model(store: pathlib.Path) -> None:

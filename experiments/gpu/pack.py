@@ -119,16 +119,19 @@ def cut(whole: pathlib.Path, out: pathlib.Path, size: int) -> dict:
 
 def main(argv: list[str]) -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--model", type=pathlib.Path, required=True)
+  parser.add_argument("--model", type=pathlib.Path, help="without it only what the machine of --probe lacks is packed")
   parser.add_argument("--out", type=pathlib.Path, required=True)
   parser.add_argument("--probe", type=pathlib.Path)
   parser.add_argument("--piece_mib", type=float, default=55)
   given = parser.parse_args(argv)
   if given.piece_mib <= 0:
     parser.error(f"--piece_mib={given.piece_mib}: must be above 0; what one transfer may hold.")
+  if not given.model and not given.probe:
+    parser.error("--model and --probe: one of them is needed; there is nothing to pack.")
   with tempfile.TemporaryDirectory(dir=given.out.parent) as scratch:
     folder = pathlib.Path(scratch)
-    print(pack_weights(given.model, folder))
+    if given.model:
+      print(pack_weights(given.model, folder))
     if given.probe:
       probe = json.loads(given.probe.read_text())
       missing = needed((ROOT / "requirements.txt").read_text(), set(probe["packages"]))
@@ -141,7 +144,7 @@ def main(argv: list[str]) -> None:
     with tarfile.open(folder / "all.tar", "w") as tar:
       for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "all.tar"):
         tar.add(path, str(path.relative_to(folder)), filter=plain)
-      for name in BESIDE:
+      for name in BESIDE if given.model else ():
         if (given.model / name).is_file():
           tar.add(given.model / name, f"model/{name}", filter=plain)
     manifest = cut(folder / "all.tar", given.out, int(given.piece_mib * 2**20))

