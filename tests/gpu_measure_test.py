@@ -10,9 +10,10 @@ from jax.ad_checkpoint import checkpoint_name
 from tolerances import close
 
 from experiments.gpu import machine, measure
+from fipo_jax import config
 from fipo_jax.benchmarks import sampler
 from fipo_jax.models import PRESETS, attention_cudnn, make_model, transformer
-from fipo_jax.pods import chips, phases
+from fipo_jax.pods import chips, phases, programs
 from tests.check_test import write_run
 
 SAYS = "print('compiling'); print('{\"tok_s\": %d}')"
@@ -92,6 +93,16 @@ def test_dots_keeps_what_attention_made_too():
   assert not policy(name, name=transformer.INPUT)
   (product,) = jax.make_jaxpr(jnp.dot)(jnp.ones((2, 2)), jnp.ones((2, 2))).eqns
   assert policy(product.primitive, *(v.aval for v in product.invars), **product.params)
+
+
+def test_what_dots_keeps_is_in_the_memory_that_a_plan_foretells():
+  """Of Qwen2.5-1.5B, 24,576 numbers a token and layer, as the compiler keeps them: the input and context with it."""
+  c = config.default()
+  c.model.path, c.model.remat, c.batch.row_tokens, c.batch.micro_rows = "Qwen2.5-1.5B", "dots", 22_528, 4
+  plan = programs.make_plan(c, chips.CHIPS["v5p"], chips.describe_topology("v5p-8"), 4, rollout=False)
+  kinds = programs.kinds_of_memory(plan)
+  kept = sum(kinds[kind] for kind in ("layer inputs", "attention results", "kept products"))
+  close(kept * 2**30, 28 * 22_528 * 24_576 * 2.0, dtype="float64")
 
 
 def test_a_step_is_foretold_by_phase(tmp_path, monkeypatch):

@@ -98,4 +98,9 @@ ROWS = (
     '  if (store / "weights.json").exists():  # else the package is of wheels alone\n', "  if True:\n",
     "gpu_test.py::test_a_package_may_be_what_the_machine_lacks_alone", "minutes go into weights nobody needs",
   ),
+  (
+    "gpu_dots_keeps_nothing_in_a_plan", "fipo_jax/pods/programs.py",
+    'if c.remat == "dots" else 0', "if False else 0",
+    "gpu_measure_test.py::test_what_dots_keeps_is_in_the_memory_that_a_plan_foretells", "it is said to fit",
+  ),
 )

@@ -151,17 +151,21 @@ def train_program(plan: Plan) -> Program:
 def kinds_of_memory(plan: Plan) -> dict[str, float]:
   """GiB of a chip that a train step holds by design; what the compiler places beside that are its temporaries.
 
-  gradients: float32 sums over micro-batches, and those of one, in the compute dtype, with the narrow parameters.
+  gradients: float32 sums over micro-batches, and those of one, in the compute dtype, with the narrow parameters. kept
+  products: q, k, v, attention's output matrix, gate and up of every layer, under remat "dots".
   """
   c, cfg = plan.model.config, plan.cfg
   size = jnp.dtype(c.dtype).itemsize
   numbers = plan.params_bytes / jnp.dtype(c.param_dtype).itemsize
   width = c.num_layers * cfg.batch.micro_rows * cfg.batch.row_tokens / plan.chips * size  # heads are cut over tensor
   inputs = 0 if c.offload_inputs else width * plan.mesh.shape["tensor"] * c.d_model
-  kept = width * c.num_heads * c.head_dim if c.remat == "context" else 0
+  kept = width * c.num_heads * c.head_dim if c.remat in ("context", "dots") else 0
+  cut = (c.num_heads + 2 * c.num_kv_heads) * c.head_dim + 2 * c.d_mlp  # over tensor
+  products = width * (cut + plan.mesh.shape["tensor"] * c.d_model) if c.remat == "dots" else 0
   bytes_of = {
     "parameters": plan.params_bytes, "optimizer": plan.state_bytes - plan.params_bytes,
     "gradients": numbers * (4 + 2 * size), "layer inputs": inputs, "attention results": kept,
+    "kept products": products,
   }  # fmt: skip
   return {kind: value / GIB for kind, value in bytes_of.items()}
 
