@@ -39,7 +39,7 @@ def test_what_fails_or_lacks_something_ends_nothing_and_nothing_is_done_twice(tm
   ]
   left, found = measured(tmp_path, *stages)
   assert left == [] and list(found) == ["bad", "slow", "good"] and found["good"] == {"exit_code": 0, "tok_s": 7}
-  assert found["bad"] == {"exit_code": 1, "error": "no room for 70 GiB"} and found["slow"]["exit_code"] == -15
+  assert found["bad"] == {"exit_code": 1, "error": "no room for 70 GiB"} and found["slow"]["error"] == "stopped at its limit of 1 s"
   said = capsys.readouterr().out
   assert "lacks: needs model in --store, which is not there" in said and "good: tok_s 7" in said
   assert "bad: failed, exit code 1: no room for 70 GiB" in said
@@ -76,6 +76,9 @@ def test_every_stage_is_a_command_of_the_repository(tmp_path):
     (run,) = (s for s in stages if s.name == "fipo_run")
     assert run.command[-1] == "--config.steps=2" and run.needs == "model"
   assert measure.result_of('x\n{"a": 1}\n{torn\nend') == {"a": 1} and measure.result_of("nothing") is None
+  lines = ["x", "jaxlib.JaxRuntimeError: RESOURCE_EXHAUSTED: Out of memory", "-" * 20, "for simplicity", ""]
+  assert measure.why(1, lines, 9).endswith("RESOURCE_EXHAUSTED: Out of memory") and measure.why(1, ["a", ""], 9) == "a"
+  assert measure.why(1, [], 9) == "it said nothing"
 
 
 def test_memory_bounds_a_sampler_by_weights_and_cache_of_every_token_step():

@@ -17,6 +17,7 @@ import dataclasses
 import json
 import pathlib
 import shutil
+import signal
 import sys
 import time
 
@@ -136,13 +137,21 @@ def measure(runner: machine.Stages, todo: list[Stage], again: bool = False) -> l
       said = log.read()
     result = (not code and result_of(said)) or {}
     if code:
-      result["error"] = next((line for line in reversed(said.splitlines()) if line.strip()), "")[:300]
+      result["error"] = why(code, said.splitlines()[1:], limit)
     found[stage.name] = {"exit_code": code, **result}
     partial = kept.with_name("measured.new")
     partial.write_text(json.dumps(found, indent=1))
     partial.rename(kept)
     print(f"{stage.name}: {line_of(found[stage.name])}", flush=True)
   return left
+
+
+def why(code: int, lines: list[str], limit_s: float) -> str:
+  """One line: the limit, what ran out of memory, or what was said last."""
+  if code in (-signal.SIGTERM, machine.STOPPED):
+    return f"stopped at its limit of {limit_s:.0f} s"
+  memory = [line for line in lines if "RESOURCE_EXHAUSTED" in line or "OutOfMemory" in line]
+  return (memory or [line for line in lines if line.strip()] or ["it said nothing"])[-1][:300]
 
 
 def line_of(result: dict) -> str:
