@@ -39,7 +39,8 @@ def test_what_fails_or_lacks_something_ends_nothing_and_nothing_is_done_twice(tm
   ]
   left, found = measured(tmp_path, *stages)
   assert left == [] and list(found) == ["bad", "slow", "good"] and found["good"] == {"exit_code": 0, "tok_s": 7}
-  assert found["bad"] == {"exit_code": 1, "error": "no room for 70 GiB"} and found["slow"]["error"] == "stopped at its limit of 1 s"
+  assert found["bad"] == {"exit_code": 1, "error": "no room for 70 GiB"}
+  assert found["slow"]["error"] == "stopped at its limit of 1 s"
   said = capsys.readouterr().out
   assert "lacks: needs model in --store, which is not there" in said and "good: tok_s 7" in said
   assert "bad: failed, exit code 1: no room for 70 GiB" in said
