@@ -53,7 +53,7 @@ TINY_STEP = (
 TINY_FIPO = (
   "--config=experiments/quickstart.py", "--config.steps=3", "--config.checkpoint.every=3", "--config.eval.every=0",
   "--config.batch.prompts=8", "--config.batch.minibatch_prompts=2", "--config.batch.micro_rows=8",
-  "--config.rollout.slots=64",
+  "--config.rollout.slots=64", "--config.model.base_experiment=",
 )  # fmt: skip
 COLUMNS = ("tok_s", "mfu", "peak_gib", "of_bound", "seconds", "compile_s", "device")
 
