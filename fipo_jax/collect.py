@@ -79,6 +79,8 @@ def sample_groups(run: Run, step: int, progress) -> tuple[list[Group], dict[str,
   lost. After dynamic_sampling.max_draws it trains on what there is, or ends the run; with no group at all it
   always ends.
 
+      prompts of a draw = min(⌈margin · missing groups / keep rate⌉, largest · batch.prompts) − unfinished groups
+
   Where it is cut short, run.begun has what was sampled, by draw. A process that is given it goes the same way from the
   beginning of the step, draws the same prompts, and samples only what is missing.
 

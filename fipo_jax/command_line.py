@@ -105,7 +105,7 @@ def plain(argv: list[str]) -> list[str]:
   program = sys.modules["__main__"].__doc__ or ""
   _help(argv, program)
   try:
-    if any(re.match(r"--?config\b", argument) for argument in argv[1:]):
+    if any(name.partition(".")[0] == "config" for name in given(argv)):
       return parse(argv, program)
     app.define_help_flags()
     return flags.FLAGS(argv)

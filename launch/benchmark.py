@@ -44,7 +44,7 @@ from fipo_jax.benchmarks import BENCHMARKS
 
 def define_flags() -> None:
   flags.DEFINE_enum("what", None, sorted(BENCHMARKS), "Which part.", required=True)
-  flags.DEFINE_string("model", "", "Hugging Face directory, for real_sampler and gap.")
+  flags.DEFINE_string("model", "", "Hugging Face directory, for gap and real_sampler; there a published size, too.")
   flags.DEFINE_integer("slots", 32, "Prompts that decode at once, for real_sampler.", lower_bound=1)
   flags.DEFINE_string("run", "", "Folder of a run, for phases.")
   flags.DEFINE_integer("tokens", 128, "Of a response, for gap.", lower_bound=1)

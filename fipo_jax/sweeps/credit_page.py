@@ -70,8 +70,8 @@ def markdown(runs: list[dict[str, Any]], habits: dict[str, Any], name: str, flag
   text = [
     "# What does FIPO credit?", "", "For whoever wonders which tokens Future-KL makes heavier.", "",
     f"The countdown miniature (`experiments/long_chain.py`), runs: {len(runs)}, steps: "
-    f"{' and '.join(str(r['steps']) for r in runs)}. {tokens:,} sampled tokens of {responses:,} responses, each with "
-    "the Future-KL F and the weight f of the last update of its step. Made by",
+    f"{' and '.join(dict.fromkeys(str(r['steps']) for r in runs))}. {tokens:,} sampled tokens of {responses:,} "
+    "responses, each with the Future-KL F and the weight f of the last update of its step. Made by",
     "", "    python launch/credit.py " + flags + " --out=docs/credit", "",
     "A number in front of brackets is the mean over runs, in them the range over runs. F[t] is the discounted sum of "
     "the log-probability shifts of token t and all that follow; f is exp F, kept within [1, 1.2] by the config; "
